@@ -1,0 +1,129 @@
+"""The audit log: a hash-chained, append-only record of every decision, and its verifier.
+
+Content and chain are kept apart, so that content can be erased while the chain still proves what
+was there: `traces-*.jsonl` holds one trace a line, `chain-*.jsonl` one entry a line with the
+digest of its trace and the hash of the entry before. Each writer owns one pair of files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+GENESIS = "0" * 64
+
+
+def _canonical(value: dict[str, Any]) -> str:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+class ChainWriter:
+    """Appends traces and their chain entries; one fsync a batch, not one a record."""
+
+    def __init__(self, directory: Path, writer: str) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self._traces = (directory / f"traces-{writer}.jsonl").open("x", encoding="utf-8")
+        self._chain = (directory / f"chain-{writer}.jsonl").open("x", encoding="utf-8")
+        self._writer = writer
+        self._sequence = 0
+        self._previous = GENESIS
+
+    def append(self, traces: Sequence[dict[str, Any]]) -> list[str]:
+        """Write `traces` durably and return the chain hash of each, in order."""
+        hashes = []
+        for trace in traces:
+            line = _canonical(trace)
+            body = {
+                "content": _sha256(line),
+                "previous": self._previous,
+                "sequence": self._sequence,
+                "trace_id": trace["trace_id"],
+                "writer": self._writer,
+            }
+            self._previous = _sha256(_canonical(body))
+            self._sequence += 1
+            self._traces.write(line + "\n")
+            self._chain.write(_canonical({**body, "hash": self._previous}) + "\n")
+            hashes.append(self._previous)
+        # Content first: an entry in the chain never points at a trace that is not on disk.
+        for handle in (self._traces, self._chain):
+            handle.flush()
+            os.fsync(handle.fileno())
+        return hashes
+
+    def close(self) -> None:
+        """Release the files."""
+        self._traces.close()
+        self._chain.close()
+
+
+@dataclass
+class Verification:
+    """What the verifier found."""
+
+    records: int = 0
+    faults: list[str] = field(default_factory=list)
+
+    @property
+    def verified(self) -> bool:
+        """Whether every chain is whole and every trace is what was recorded."""
+        return not self.faults
+
+
+def verify(directory: Path) -> Verification:
+    """Recompute every chain under `directory` against its traces, offline."""
+    result = Verification()
+    chains = {path.name.removeprefix("chain-") for path in directory.glob("chain-*.jsonl")}
+    contents = {path.name.removeprefix("traces-") for path in directory.glob("traces-*.jsonl")}
+    for name in sorted(chains ^ contents):
+        result.faults.append(f"{name}: a chain or its traces are missing")
+    for name in sorted(chains & contents):
+        _verify_pair(directory, name, result)
+    return result
+
+
+def _verify_pair(directory: Path, name: str, result: Verification) -> None:
+    entries = _read_lines(directory / f"chain-{name}")
+    lines = _read_lines(directory / f"traces-{name}")
+    if len(entries) != len(lines):
+        result.faults.append(f"{name}: {len(entries)} chain entries for {len(lines)} traces")
+    previous = GENESIS
+    for position, (entry_line, line) in enumerate(zip(entries, lines, strict=False)):
+        result.records += 1
+        try:
+            entry = json.loads(entry_line)
+            claimed = entry.pop("hash")
+        except (ValueError, KeyError, AttributeError):
+            result.faults.append(f"{name} line {position + 1}: not a chain entry")
+            return
+        if entry.get("previous") != previous or entry.get("sequence") != position:
+            result.faults.append(f"{name} line {position + 1}: the chain is broken")
+        if _sha256(_canonical(entry)) != claimed:
+            result.faults.append(f"{name} line {position + 1}: the entry was altered")
+        if entry.get("content") != _sha256(line):
+            result.faults.append(f"{name} line {position + 1}: the trace was altered")
+        previous = claimed
+
+
+def _read_lines(path: Path) -> list[str]:
+    return (
+        path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        if path.stat().st_size
+        else []
+    )
+
+
+def read_traces(directory: Path) -> Iterator[dict[str, Any]]:
+    """Every trace under `directory`, writer by writer, in the order written."""
+    for path in sorted(directory.glob("traces-*.jsonl")):
+        for line in _read_lines(path):
+            yield json.loads(line)

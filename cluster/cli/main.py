@@ -1,0 +1,130 @@
+"""The `headrace` command."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+
+from cluster.errors import HeadraceError
+
+#: The scripts may be called from any folder.
+_REPOSITORY = Path(__file__).resolve().parents[2]
+_CONFIG = _REPOSITORY / "configs" / "local" / "demo.yaml"
+_WORKDIR = _REPOSITORY / ".headrace" / "demo"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse and run one verb; a mistake the user can mend is one line and exit code 2."""
+    options = _parser().parse_args(arguments)
+    try:
+        result: int = options.run(options)
+    except HeadraceError as error:
+        print(f"headrace: {error}", file=sys.stderr)
+        return 2
+    return result
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="headrace", description="Turn traffic into models you own."
+    )
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    demo = verbs.add_parser("demo", help="turn the wheel once: traffic in, a better model out")
+    demo.add_argument("--data", help="MultiDoGO folder; without it, a generated retail workload")
+    demo.add_argument("--report", type=Path, help="where to write the JSON report")
+    demo.add_argument("--serve", action="store_true", help="leave the cluster up afterwards")
+    demo.add_argument("--port", type=int, default=8000, help="HTTP port of the gateway")
+    demo.add_argument("--config", type=Path, default=_CONFIG)
+    demo.set_defaults(run=_demo)
+    down = verbs.add_parser("down", help="stop the cluster that a demo left up")
+    down.set_defaults(run=_down)
+    verify = verbs.add_parser("verify", help="verify an audit log offline")
+    verify.add_argument("folder", type=Path, nargs="?", default=_WORKDIR / "state" / "audit")
+    verify.add_argument("--json", action="store_true")
+    verify.set_defaults(run=_verify)
+    adapters = verbs.add_parser("adapters", help="list adapter versions of the running cluster")
+    adapters.add_argument("--json", action="store_true")
+    adapters.set_defaults(run=_adapters)
+    for verb in (demo, down, adapters):
+        verb.add_argument("--workdir", type=Path, default=_WORKDIR)
+    return parser
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from cluster.wheel.demo import run
+
+    return run(
+        config=options.config,
+        workdir=options.workdir,
+        data=options.data,
+        port=options.port,
+        report=options.report,
+        serve=options.serve,
+    )
+
+
+def _down(options: argparse.Namespace) -> int:
+    from cluster import runtime
+
+    stopped = runtime.stop(options.workdir.resolve())
+    print("stopped" if stopped else "nothing was running")
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from cluster.audit import verify
+
+    if not options.folder.is_dir():
+        raise HeadraceError(f"{options.folder} is not an audit folder")
+    found = verify(options.folder)
+    if options.json:
+        print(
+            json.dumps(
+                {"records": found.records, "verified": found.verified, "faults": found.faults}
+            )
+        )
+    else:
+        print(
+            f"{found.records} records, " + ("chain verified" if found.verified else "NOT verified")
+        )
+        for fault in found.faults[:20]:
+            print(f"  {fault}")
+    return 0 if found.verified else 1
+
+
+def _adapters(options: argparse.Namespace) -> int:
+    from cluster import runtime
+
+    cluster = runtime.require_cluster(options.workdir.resolve())
+    # Ray prints its advice on standard output, where a reader of ours expects only the answer.
+    with redirect_stdout(sys.stderr):
+        runtime.attach(cluster)
+        # Ray reads its authentication settings when it is imported, so it comes after them.
+        from cluster.control.client import ControlClient
+
+        records = ControlClient().adapter_versions()
+    if options.json:
+        rows = [
+            {
+                "name": r.id.name,
+                "version": r.id.version,
+                "state": r.state,
+                "reason": r.reason,
+                "accuracy": r.manifest.evaluation.accuracy,
+                "path": r.path,
+                "digest": r.digest,
+            }
+            for r in records
+        ]
+        print(json.dumps(rows))
+    for record in () if options.json else records:
+        accuracy = record.manifest.evaluation.accuracy
+        print(f"{record.id!s:<24} {record.state:<10} accuracy {accuracy:.3f}  {record.reason}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

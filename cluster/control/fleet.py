@@ -1,0 +1,38 @@
+"""The engine fleet over Ray Serve: one call to every live replica of the engine deployment."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from ray import serve
+
+from cluster.control.protocol import ENGINE_DEPLOYMENT, SERVE_APP, Proof, ServedAdapter
+
+_CALL_TIMEOUT_S = 60.0
+
+
+class ServeFleet:
+    """Implements `cluster.control.protocol.Fleet`."""
+
+    def __init__(self) -> None:
+        self._handle: Any = None
+
+    async def _broadcast(self, method: str, *args: object, timeout_s: float) -> list[Any]:
+        if self._handle is None:
+            self._handle = serve.get_deployment_handle(ENGINE_DEPLOYMENT, SERVE_APP)
+        response = self._handle.broadcast(method, *args)
+        results = await asyncio.wait_for(response.results_async(), timeout_s)
+        return list(results)
+
+    async def prepare(self, adapter: ServedAdapter) -> list[Proof]:
+        """Load and probe `adapter` on each replica."""
+        return await self._broadcast("prepare", adapter, timeout_s=_CALL_TIMEOUT_S)
+
+    async def drain(self, int_id: int, timeout_s: float) -> bool:
+        """Wait until no replica has a request of `int_id` in flight."""
+        return all(await self._broadcast("drain", int_id, timeout_s, timeout_s=timeout_s + 10))
+
+    async def remove(self, int_id: int) -> bool:
+        """Unload `int_id` and check each replica's own list."""
+        return all(await self._broadcast("remove", int_id, timeout_s=_CALL_TIMEOUT_S))

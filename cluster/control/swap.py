@@ -1,0 +1,86 @@
+"""The proven swap: prepare everywhere, check the proofs, flip, drain, remove.
+
+Owns the order of the steps. It touches no database and no Ray; the flip is the caller's.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+from cluster.control.protocol import Fleet, Proof, ServedAdapter, SwapReport
+from cluster.errors import SwapError
+
+logger = logging.getLogger(__name__)
+
+#: Nats a token. The same weights in the trainer's library and in the engine's, both in bfloat16,
+#: measured 0.0002 to 0.0005; another adapter for the same kind of task measured 0.2.
+MAX_DIFFERENCE = 0.05
+DRAIN_TIMEOUT_S = 30.0
+
+
+def check_proofs(adapter: ServedAdapter, proofs: list[Proof]) -> float:
+    """The worst difference shown.
+
+    Raises:
+        SwapError: no replica answered, or one holds other weights than the trainer's.
+    """
+    if not proofs:
+        raise SwapError(f"no engine replica answered for {adapter.label}")
+    for proof in proofs:
+        if proof.digest != adapter.digest:
+            raise SwapError(f"replica {proof.replica} read other files than {adapter.label} has")
+        if not proof.mean_difference <= MAX_DIFFERENCE:
+            raise SwapError(
+                f"replica {proof.replica}: {adapter.label} is {proof.mean_difference:.3f} nats a "
+                f"token away from its trainer (at most {MAX_DIFFERENCE})"
+            )
+    return max(proof.mean_difference for proof in proofs)
+
+
+async def swap(
+    fleet: Fleet,
+    new: ServedAdapter,
+    old: ServedAdapter | None,
+    flip: Callable[[], None],
+) -> SwapReport:
+    """Bring `new` into service in place of `old`.
+
+    Raises:
+        SwapError: `new` was not proved on every replica; `old` serves on and `new` is unloaded.
+    """
+    started = time.monotonic()
+    try:
+        proofs = await fleet.prepare(new)
+        difference = check_proofs(new, proofs)
+    except Exception as error:  # whatever the fleet met, the serving version must stay as it was
+        await _discard(fleet, new)
+        if isinstance(error, SwapError):
+            raise
+        raise SwapError(f"{new.label} could not be loaded: {error}") from error
+    prepared = time.monotonic()
+    flip()
+    flipped = time.monotonic()
+    removed = True
+    if old is not None:
+        drained = await fleet.drain(old.int_id, DRAIN_TIMEOUT_S)
+        removed = drained and await fleet.remove(old.int_id)
+    return SwapReport(
+        adapter=new.name,
+        previous=old.label if old else None,
+        current=new.label,
+        replicas=len(proofs),
+        proof_difference=difference,
+        prepare_s=prepared - started,
+        flip_s=flipped - prepared,
+        drain_s=time.monotonic() - flipped,
+        removed=removed,
+    )
+
+
+async def _discard(fleet: Fleet, adapter: ServedAdapter) -> None:
+    try:
+        await fleet.remove(adapter.int_id)
+    except Exception:  # a failing clean-up must not hide why the swap failed
+        logger.exception("could not unload %s after a failed swap", adapter.label)

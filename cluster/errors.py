@@ -1,0 +1,40 @@
+"""The error tree. Messages are written for the reader who has to act on them.
+
+HeadraceError
+  UserError (ValueError)        the caller can mend it
+    ConfigError                 a configuration file or value
+    DataError                   a data file, a dataset or a manifest
+    ArtifactError               an adapter directory that cannot be trusted
+  ConflictError                 the state does not allow this now
+  SwapError                     a version could not be proved on every replica
+"""
+
+from __future__ import annotations
+
+
+class HeadraceError(Exception):
+    """Base of every error raised on purpose."""
+
+
+class UserError(HeadraceError, ValueError):
+    """Something the caller gave is wrong; the message says what to change."""
+
+
+class ConfigError(UserError):
+    """A configuration file is missing, unreadable or holds a wrong value."""
+
+
+class DataError(UserError):
+    """A data file, a dataset or its manifest is missing or broken."""
+
+
+class ArtifactError(UserError):
+    """An adapter directory is incomplete, altered or not what its manifest says."""
+
+
+class ConflictError(HeadraceError):
+    """The request is well formed, but the present state does not allow it."""
+
+
+class SwapError(HeadraceError):
+    """A new version was not proved on every replica; the serving version is untouched."""

@@ -1,0 +1,1 @@
+"""The registry: keys, adapter versions, datasets, runs, labels and events, in SQL."""

@@ -1,0 +1,115 @@
+"""The label queue: traces waiting for an expert, claims with a lease, and the labels given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy import func, or_, select
+from sqlalchemy.orm import Session
+
+from cluster.errors import ConflictError
+from cluster.registry.schema import Label
+from cluster.types import checked_name
+
+LEASE_S = 600.0
+QUEUED, CLAIMED, LABELLED = "queued", "claimed", "labelled"
+
+
+class LabelTask(BaseModel):
+    """What an expert sees of a trace; text is masked."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    trace_id: str
+    reason: str
+    adapter: str
+    version: str
+    text: str
+    answer: str
+    confidence: float
+    prompt: tuple[dict[str, str], ...]
+    metadata: dict[str, str] = Field(default_factory=dict)
+
+
+class GivenLabel(BaseModel):
+    """An expert's verdict on one trace."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    trace_id: str = Field(max_length=64)
+    adapter: str = Field(max_length=63)
+    answer: str = Field(max_length=8192)
+    rationale: str = Field(default="", max_length=2048)
+    annotator: str = Field(max_length=64)
+
+
+def enqueue(tx: Session, tasks: Iterable[LabelTask], now: float) -> int:
+    """Add the tasks whose trace is not there yet; returns how many were new."""
+    added = 0
+    for task in tasks:
+        if tx.get(Label, task.trace_id) is None:
+            tx.add(
+                Label(
+                    trace_id=task.trace_id,
+                    reason=task.reason,
+                    state=QUEUED,
+                    task=task.model_dump(mode="json"),
+                    created_at=now,
+                    labelled_at=None,
+                )
+            )
+            tx.flush()
+            added += 1
+    return added
+
+
+def claim(tx: Session, annotator: str, limit: int, now: float) -> list[LabelTask]:
+    """Up to `limit` tasks for `annotator`, theirs for `LEASE_S` seconds."""
+    free = or_(Label.state == QUEUED, (Label.state == CLAIMED) & (Label.claimed_until < now))
+    rows = list(tx.scalars(select(Label).where(free).order_by(Label.created_at).limit(limit)))
+    for row in rows:
+        row.state, row.claimed_by, row.claimed_until = CLAIMED, annotator, now + LEASE_S
+    return [LabelTask.model_validate(row.task) for row in rows]
+
+
+def submit(tx: Session, labels: Iterable[GivenLabel], now: float) -> int:
+    """Store the labels; the same label twice is one label.
+
+    Raises:
+        ConflictError: a trace is not in the queue, or another annotator holds it.
+    """
+    count = 0
+    for label in labels:
+        row = tx.get(Label, label.trace_id)
+        if row is None:
+            raise ConflictError(f"trace {label.trace_id} is not in the label queue")
+        if row.state == CLAIMED and row.claimed_by != label.annotator and row.claimed_until > now:
+            raise ConflictError(f"trace {label.trace_id} is claimed by another annotator")
+        row.state, row.adapter, row.answer = LABELLED, checked_name(label.adapter), label.answer
+        row.rationale, row.annotator, row.labelled_at = label.rationale, label.annotator, now
+        count += 1
+    return count
+
+
+def labelled(tx: Session, adapter: str) -> list[dict[str, Any]]:
+    """The labels given for `adapter`, as the dataset job reads them."""
+    rows = tx.scalars(select(Label).where(Label.adapter == adapter, Label.state == LABELLED))
+    return [
+        {
+            "trace_id": row.trace_id,
+            "answer": row.answer,
+            "annotator": row.annotator,
+            "reason": row.reason,
+        }
+        for row in rows
+    ]
+
+
+def counts(tx: Session) -> dict[str, int]:
+    """How many tasks stand in each state and came for each reason."""
+    result = {QUEUED: 0, CLAIMED: 0, LABELLED: 0}
+    for state, number in tx.execute(select(Label.state, func.count()).group_by(Label.state)):
+        result[str(state)] = int(number)
+    for reason, number in tx.execute(select(Label.reason, func.count()).group_by(Label.reason)):
+        result[f"reason.{reason}"] = int(number)
+    return result

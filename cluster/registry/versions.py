@@ -1,0 +1,139 @@
+"""Adapter versions and dataset versions: registered once, moved between states, listed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from cluster.adapters import AdapterManifest
+from cluster.dataset import DatasetManifest
+from cluster.errors import ConflictError
+from cluster.registry.schema import Adapter, Dataset, Event
+from cluster.types import AdapterVersion, VersionState
+
+
+@dataclass(frozen=True)
+class AdapterRecord:
+    """A registered adapter version."""
+
+    id: AdapterVersion
+    int_id: int
+    state: VersionState
+    path: str
+    digest: str
+    reason: str
+    manifest: AdapterManifest
+
+
+def _record(row: Adapter) -> AdapterRecord:
+    return AdapterRecord(
+        AdapterVersion(row.name, row.version),
+        row.int_id,
+        VersionState(row.state),
+        row.path,
+        row.digest,
+        row.reason,
+        AdapterManifest.model_validate(row.manifest),
+    )
+
+
+def register(tx: Session, manifest: AdapterManifest, path: Path, digest: str, now: float) -> None:
+    """Enter a published version as a candidate.
+
+    Raises:
+        ConflictError: that version is already registered.
+    """
+    if _find(tx, manifest.id) is not None:
+        raise ConflictError(f"{manifest.id} is already registered; versions are immutable")
+    tx.add(
+        Adapter(
+            name=manifest.name,
+            version=manifest.version,
+            state=VersionState.CANDIDATE,
+            path=str(path),
+            digest=digest,
+            reason="",
+            manifest=manifest.model_dump(mode="json"),
+            created_at=now,
+        )
+    )
+
+
+def _find(tx: Session, version: AdapterVersion) -> Adapter | None:
+    return tx.scalars(
+        select(Adapter).where(Adapter.name == version.name, Adapter.version == version.version)
+    ).first()
+
+
+def get(tx: Session, version: AdapterVersion) -> AdapterRecord:
+    """The record of `version`.
+
+    Raises:
+        ConflictError: it is not registered.
+    """
+    row = _find(tx, version)
+    if row is None:
+        raise ConflictError(f"{version} is not registered")
+    return _record(row)
+
+
+def set_state(
+    tx: Session, version: AdapterVersion, state: VersionState, reason: str, now: float
+) -> None:
+    """Move `version` to `state` and note it as an event; the gate's reason stays on record."""
+    row = _find(tx, version)
+    if row is None:
+        raise ConflictError(f"{version} is not registered")
+    row.state = state
+    if state in (VersionState.PASSED, VersionState.REJECTED):
+        row.reason = reason
+    tx.add(Event(at=now, kind=f"adapter.{state}", subject=str(version), detail={"reason": reason}))
+
+
+def listed(tx: Session) -> list[AdapterRecord]:
+    """Every version, by name and number."""
+    rows = tx.scalars(select(Adapter).order_by(Adapter.name, Adapter.version))
+    return [_record(row) for row in rows]
+
+
+def live(tx: Session) -> dict[str, AdapterRecord]:
+    """The live version of each adapter that has one."""
+    rows = tx.scalars(select(Adapter).where(Adapter.state == VersionState.LIVE))
+    return {row.name: _record(row) for row in rows}
+
+
+def next_version(tx: Session, name: str) -> int:
+    """The number the next version of `name` gets."""
+    last = tx.scalar(select(func.max(Adapter.version)).where(Adapter.name == name))
+    return (last or 0) + 1
+
+
+def register_dataset(
+    tx: Session, manifest: DatasetManifest, path: Path, digest: str, now: float
+) -> None:
+    """Enter a published dataset version.
+
+    Raises:
+        ConflictError: that version is already registered.
+    """
+    if tx.get(Dataset, (manifest.name, manifest.version)) is not None:
+        raise ConflictError(f"dataset {manifest.name}@{manifest.version} is already registered")
+    tx.add(
+        Dataset(
+            name=manifest.name,
+            version=manifest.version,
+            path=str(path),
+            digest=digest,
+            manifest=manifest.model_dump(mode="json"),
+            created_at=now,
+        )
+    )
+
+
+def datasets(tx: Session) -> list[DatasetManifest]:
+    """Every dataset version, by name and number."""
+    rows = tx.scalars(select(Dataset).order_by(Dataset.name, Dataset.version))
+    return [DatasetManifest.model_validate(row.manifest) for row in rows]

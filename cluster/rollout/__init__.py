@@ -1,0 +1,1 @@
+"""Rollout decisions: pure functions from evidence to a verdict."""

@@ -1,0 +1,286 @@
+"""The Ray runtime on one machine: start a head, attach to it, start the control plane, stop it.
+
+The only module that reads or sets environment variables. What it starts it stops by process
+group, never by name, so that another Ray on the machine is left alone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from cluster.errors import ConfigError, ConflictError, HeadraceError
+from cluster.storage import write_atomic
+
+_STATE = "runtime.json"
+_START_TIMEOUT_S = 90.0
+_STOP_TIMEOUT_S = 20.0
+
+#: Ray Serve's documented throughput switches, without HAProxy and direct ingress: both of those
+#: bind every interface, and this runtime serves the loopback interface only.
+_SERVE_FLAGS = {
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+    "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0",
+    "RAY_SERVE_ENABLE_HA_PROXY": "0",
+}
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "WANDB_SILENT": "true",
+    "DS_LOG_LEVEL": "warning",
+    # The dashboard's metrics need no Grafana here; without this each job warns about it.
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    # Starting a worker process costs seconds of a small machine: start none ahead of need, and
+    # keep the idle ones of a job for its next task.
+    "RAY_prestart_worker_first_driver": "0",
+    "RAY_idle_worker_killing_time_threshold_ms": "20000",
+    # Ray's new behaviour for GPU visibility, opted into so that each process does not warn.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+@dataclass(frozen=True)
+class LocalCluster:
+    """A Ray head started here."""
+
+    address: str
+    dashboard: str
+    pid: int
+    token_path: str
+
+
+def environment(token_path: Path) -> dict[str, str]:
+    """The environment of every process of the cluster: token authentication on."""
+    return {
+        **os.environ,
+        **_QUIET,
+        **_SERVE_FLAGS,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token_path),
+    }
+
+
+def require_free_port(port: int) -> None:
+    """Raise where something listens on `port` of the loopback interface.
+
+    Raises:
+        ConflictError: the port is taken.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise ConflictError(
+                f"port {port} is taken: stop what listens there, or choose another with --port"
+            ) from error
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for item in sockets:
+        item.bind(("127.0.0.1", 0))
+    ports = [int(item.getsockname()[1]) for item in sockets]
+    for item in sockets:
+        item.close()
+    return ports
+
+
+def start(workdir: Path, *, num_cpus: int) -> LocalCluster:
+    """Start a Ray head of `num_cpus` logical CPUs whose state is kept in `workdir`.
+
+    Raises:
+        ConflictError: one started from this `workdir` still runs.
+        HeadraceError: Ray did not come up.
+    """
+    if running(workdir) is not None:
+        raise ConflictError(f"a cluster from {workdir} is still up: stop it with ./scripts/down")
+    workdir.mkdir(parents=True, exist_ok=True)
+    token_path = workdir / "auth_token"
+    token_path.touch(mode=0o600)
+    token_path.write_text(secrets.token_hex(32), encoding="ascii")
+    gcs, dashboard, agent, agent_grpc, metrics, client = _free_ports(6)
+    log = (workdir / "ray.log").open("w", encoding="utf-8")
+    process = subprocess.Popen(  # noqa: S603 - our own command line, no shell
+        [
+            str(Path(sys.executable).parent / "ray"),
+            *("start", "--head", "--block", "--disable-usage-stats"),
+            *("--node-ip-address=127.0.0.1", f"--port={gcs}", f"--num-cpus={num_cpus}"),
+            *("--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"),
+            f"--dashboard-agent-listen-port={agent}",
+            f"--dashboard-agent-grpc-port={agent_grpc}",
+            f"--metrics-export-port={metrics}",
+            f"--ray-client-server-port={client}",
+            f"--object-store-memory={1 << 30}",
+        ],
+        env=environment(token_path),
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        preexec_fn=_die_with_parent,  # noqa: PLW1509 - no thread runs before Ray is started
+    )
+    log.close()
+    cluster = LocalCluster(
+        f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", process.pid, str(token_path)
+    )
+    write_atomic(workdir / _STATE, json.dumps(asdict(cluster)))
+    _await_dashboard(process, dashboard, workdir)
+    return cluster
+
+
+def _die_with_parent() -> None:
+    """Runs in the child: Linux ends the head when whoever started it is gone, however it went."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+
+
+def _await_dashboard(process: subprocess.Popen[bytes], port: int, workdir: Path) -> None:
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            break
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.2)
+    stop(workdir)
+    raise HeadraceError(f"Ray did not start; its output is in {workdir / 'ray.log'}")
+
+
+def running(workdir: Path) -> LocalCluster | None:
+    """The cluster started from `workdir`, if its head still runs."""
+    path = workdir / _STATE
+    if not path.is_file():
+        return None
+    cluster = LocalCluster(**json.loads(path.read_text(encoding="utf-8")))
+    return cluster if _is_ray(cluster.pid) else None
+
+
+def _is_ray(pid: int) -> bool:
+    """Whether `pid` is a Ray head: a recycled process id must not be stopped."""
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+    return b"ray" in command and b"--head" in command
+
+
+def stop(workdir: Path) -> bool:
+    """Stop the cluster started from `workdir`; whether there was one."""
+    cluster = running(workdir)
+    (workdir / _STATE).unlink(missing_ok=True)
+    if cluster is None:
+        return False
+    members = _descendants(cluster.pid)
+    _signal_group(cluster.pid, signal.SIGTERM)
+    deadline = time.monotonic() + _STOP_TIMEOUT_S
+    while time.monotonic() < deadline and any(_alive(pid) for pid in members):
+        _reap(cluster.pid)
+        time.sleep(0.1)
+    for pid in members:
+        _signal(pid, signal.SIGKILL)
+    _reap(cluster.pid)
+    return True
+
+
+def _descendants(root: int) -> list[int]:
+    """`root` and every process below it; Ray's workers leave the process group."""
+    parents: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                fields = (entry / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+            except OSError:
+                continue
+            parents.setdefault(int(fields[1]), []).append(int(entry.name))
+    found = [root]
+    for pid in found:
+        found.extend(parents.get(pid, []))
+    return found
+
+
+def _alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def _reap(pid: int) -> None:
+    try:
+        os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        return  # started by another process
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return
+
+
+def _signal_group(pid: int, number: signal.Signals) -> None:
+    try:
+        os.killpg(pid, number)
+    except ProcessLookupError:
+        return
+
+
+def attach(cluster: LocalCluster) -> None:
+    """Connect this process to `cluster`."""
+    os.environ.update(environment(Path(cluster.token_path)))
+    import ray
+
+    from cluster.control.protocol import NAMESPACE
+
+    ray.init(
+        address=cluster.address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR"
+    )
+
+
+def require_cluster(workdir: Path) -> LocalCluster:
+    """The running cluster of `workdir`.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    cluster = running(workdir)
+    if cluster is None:
+        raise ConfigError(f"no cluster runs from {workdir}: start one with ./scripts/demo --serve")
+    return cluster
+
+
+def start_control(database: str, *, max_rank: int) -> None:
+    """Start the control plane as a named, detached actor that Ray restarts if it dies."""
+    import ray
+
+    from cluster.control.actor import ControlPlane
+    from cluster.control.fleet import ServeFleet
+    from cluster.control.protocol import ACTOR_NAME, NAMESPACE
+
+    actor = ray.remote(ControlPlane).options(
+        name=ACTOR_NAME,
+        namespace=NAMESPACE,
+        lifetime="detached",
+        max_restarts=-1,
+        max_concurrency=1000,
+        num_cpus=0.1,
+    )
+    handle = actor.remote(database, ServeFleet(), max_rank)
+    ray.get(handle.table.remote(), timeout=60)

@@ -1,0 +1,126 @@
+"""Files that other processes read: atomic publication, content digests, confined paths.
+
+A directory is published by rename and is readable once its `STABLE` marker is there; nothing
+rewrites it afterwards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from cluster.errors import ArtifactError, ConflictError, DataError
+
+STABLE = "STABLE"
+_CHUNK = 1 << 20
+
+
+def staging(final: Path) -> Path:
+    """A fresh directory beside `final`, to be filled and then handed to `publish`."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
+
+
+def publish(source: Path, final: Path) -> str:
+    """Move `source` to `final` in one step, mark it stable, and return its digest.
+
+    Raises:
+        ConflictError: `final` is already there; published directories are immutable.
+    """
+    if final.exists():
+        raise ConflictError(f"{final} is already published; versions are immutable")
+    digest = tree_digest(source)
+    for path in source.rglob("*"):
+        if path.is_file():
+            _sync(path)
+    source.chmod(0o755)
+    source.rename(final)
+    write_atomic(final / STABLE, digest + "\n")
+    return digest
+
+
+def require_stable(path: Path) -> str:
+    """The digest that `path` was published with, checked against its present content.
+
+    Raises:
+        ArtifactError: not published, or altered since.
+    """
+    marker = path / STABLE
+    if not marker.is_file():
+        raise ArtifactError(f"{path} is not a published directory: its {STABLE} marker is missing")
+    expected = marker.read_text(encoding="ascii").strip()
+    actual = tree_digest(path)
+    if actual != expected:
+        raise ArtifactError(f"{path} was altered after it was published: digest {actual[:12]}")
+    return expected
+
+
+def tree_digest(root: Path) -> str:
+    """SHA-256 over the names and contents of all files below `root`, the marker excepted."""
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*")):
+        if path.is_symlink():
+            raise ArtifactError(f"{path} is a symbolic link: published directories hold none")
+        if path.is_file() and path != root / STABLE:
+            digest.update(f"{path.relative_to(root).as_posix()}\0{path.stat().st_size}\0".encode())
+            digest.update(bytes.fromhex(file_digest(path)))
+    return digest.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of one file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as handle:
+        while chunk := handle.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write `text` so that a reader sees the old file or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    with os.fdopen(handle, "w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(name, path)
+
+
+def read_json(path: Path, limit: int = 64 << 20) -> object:
+    """The JSON value in `path`.
+
+    Raises:
+        DataError: missing, over `limit` bytes, or not JSON.
+    """
+    if not path.is_file():
+        raise DataError(f"{path} does not exist")
+    if path.stat().st_size > limit:
+        raise DataError(f"{path} is over {limit} bytes")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON: {error}") from error
+
+
+def confined(root: Path, *parts: str) -> Path:
+    """`root/parts...`, which must stay below `root`.
+
+    Raises:
+        ArtifactError: the parts climb out of `root`.
+    """
+    path = root.joinpath(*parts).resolve()
+    if not path.is_relative_to(root.resolve()):
+        raise ArtifactError(f"path {'/'.join(parts)!r} leaves {root}")
+    return path
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,1 @@
+"""The wheel, turned once: the demo's steps from traffic to a better model in production."""

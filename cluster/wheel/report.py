@@ -1,0 +1,128 @@
+"""The report of a run, computed from the traces, the registry and the load generator's tally."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from cluster.dataset import DatasetManifest
+from cluster.registry.versions import AdapterRecord
+from cluster.types import VersionState
+
+#: The published shares of a retail orchestration layer's activity, in percent.
+PUBLISHED_SHARES = {
+    "routing": 29,
+    "governance": 22,
+    "context": 19,
+    "monitoring": 14,
+    "policy": 8,
+    "data_prep": 5,
+    "audit": 3,
+}
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The value below which `share` of `values` lie (nearest rank); 0 where there are none."""
+    ordered = sorted(values)
+    if not ordered:
+        return 0.0
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def stage_table(traces: Iterable[dict[str, Any]], audit_ms: Sequence[float]) -> dict[str, Any]:
+    """Per-stage requests, latency and share, and the means of orchestration and inference.
+
+    A record cannot hold how long its own write took, so the audit stage's times are `audit_ms`,
+    as the gateway measured them around the write and told its clients.
+    """
+    times: dict[str, list[float]] = defaultdict(list)
+    inference: list[float] = []
+    seen: dict[str, int] = defaultdict(int)
+    complete = 0
+    for trace in traces:
+        by_stage: dict[str, float] = defaultdict(float)
+        for span in trace["spans"]:
+            by_stage[span["stage"]] += span["ms"]
+        complete += set(PUBLISHED_SHARES) <= by_stage.keys()
+        inference.append(by_stage.pop("generation", 0.0))
+        by_stage.pop("audit", None)
+        for stage, ms in by_stage.items():
+            times[stage].append(ms)
+        for span in {span["stage"] for span in trace["spans"]}:
+            seen[span] += 1
+    times["audit"] = list(audit_ms)
+    means = {stage: sum(times[stage]) / max(1, len(times[stage])) for stage in PUBLISHED_SHARES}
+    total = sum(means.values()) or 1.0
+    return {
+        "stages": {
+            stage: {
+                "requests": seen[stage],
+                "p50_ms": round(percentile(times[stage], 0.50), 2),
+                "p99_ms": round(percentile(times[stage], 0.99), 2),
+                "share": round(means[stage] / total, 4),
+                "published_share": published / 100,
+            }
+            for stage, published in PUBLISHED_SHARES.items()
+        },
+        "orchestration_ms": round(sum(means.values()), 2),
+        "inference_ms": round(sum(inference) / max(1, len(inference)), 2),
+        "traces_with_all_stages": complete,
+    }
+
+
+def adapter_rows(records: Iterable[AdapterRecord]) -> list[dict[str, Any]]:
+    """One row for each version that is not a refused one."""
+    rows = []
+    for record in records:
+        if record.state == VersionState.REJECTED:
+            continue
+        found = record.manifest.evaluation
+        rows.append(
+            {
+                "name": record.id.name,
+                "version": record.id.version,
+                "state": record.state.value,
+                "base_accuracy": round(found.base_accuracy, 4),
+                "accuracy": round(found.accuracy, 4),
+                "heldout_rows": found.heldout_rows,
+                "unseen_text_accuracy": round(found.unseen_accuracy, 4),
+                "unseen_text_rows": found.unseen_rows,
+                "slot_f1": round(found.slot_f1, 4),
+                "previous": found.previous,
+                "previous_accuracy": found.previous_accuracy and round(found.previous_accuracy, 4),
+                "gate": "passed",
+                "gate_reason": record.reason,
+                "train_seconds": record.manifest.seconds,
+                "dataset": record.manifest.dataset,
+            }
+        )
+    return rows
+
+
+def rejected_rows(records: Iterable[AdapterRecord]) -> list[dict[str, Any]]:
+    """One row for each version the gate refused."""
+    return [
+        {
+            "name": str(record.id),
+            "reason": record.reason,
+            "accuracy": round(record.manifest.evaluation.accuracy, 4),
+            "dataset": record.manifest.dataset,
+        }
+        for record in records
+        if record.state == VersionState.REJECTED
+    ]
+
+
+def dataset_rows(manifests: Iterable[DatasetManifest]) -> list[dict[str, Any]]:
+    """One row for each dataset version."""
+    return [
+        {
+            "name": manifest.name,
+            "version": manifest.version,
+            "rows": manifest.rows,
+            "from_traces": manifest.from_traces,
+            "dropped": manifest.dropped,
+        }
+        for manifest in manifests
+    ]

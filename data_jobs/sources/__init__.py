@@ -1,0 +1,1 @@
+"""Where labelled customer turns come from."""

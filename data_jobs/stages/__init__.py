@@ -1,0 +1,1 @@
+"""Row transformations of the dataset pipeline: pure functions from row to row."""

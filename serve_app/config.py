@@ -1,0 +1,163 @@
+"""Configuration of the serving graph. Imports neither Ray nor an engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from cluster.config import BaseModelRef, ConfigModel
+
+
+class Autoscaling(ConfigModel):
+    """Ray Serve autoscaling of one deployment."""
+
+    min_replicas: int = Field(default=1, ge=0)
+    max_replicas: int = Field(default=1, ge=1)
+    target_ongoing_requests: float = Field(default=4.0, gt=0)
+    upscale_delay_s: float = Field(default=10.0, ge=0)
+    downscale_delay_s: float = Field(default=120.0, ge=0)
+
+
+class StageConfig(ConfigModel):
+    """How one stage is deployed and what happens when it is late or down."""
+
+    autoscaling: Autoscaling = Autoscaling()
+    num_cpus: float = Field(default=0.1, ge=0)
+    """Logical CPUs of a replica."""
+    max_batch: int = Field(default=32, ge=1, le=1024)
+    """Most envelopes handed over in one call."""
+    max_in_flight: int = Field(default=2, ge=1)
+    """Calls one gateway keeps open to the stage."""
+    budget_ms: float = Field(default=5000.0, gt=0)
+    """Longest a hand-off may take before the failure rule applies."""
+    on_failure: Literal["open", "closed"] = "closed"
+    """`open`: the request goes on without the stage; `closed`: it is refused with 503."""
+
+
+class EngineConfig(ConfigModel):
+    """The vLLM engine deployment."""
+
+    autoscaling: Autoscaling = Autoscaling(target_ongoing_requests=16)
+    num_cpus: float = 1.0
+    num_gpus: float = 0.0
+    max_ongoing_requests: int = 256
+    max_model_len: int = 512
+    max_num_seqs: int = 64
+    max_loras: int = 5
+    """Adapters in one batch: those live, plus the versions that overlap during a swap."""
+    max_cpu_loras: int = 16
+    max_lora_rank: int = 32
+    kv_cache_gib: int = 1
+    reconcile_s: float = 5.0
+    """How often a replica compares what it holds with what the registry wants."""
+
+
+class GatewayConfig(ConfigModel):
+    """The HTTP edge."""
+
+    autoscaling: Autoscaling = Autoscaling(target_ongoing_requests=64)
+    num_cpus: float = 0.5
+    host: str = "127.0.0.1"
+    port: int = 8000
+    max_ongoing_requests: int = 512
+    max_body_bytes: int = 1 << 20
+    max_messages: int = 128
+    max_tokens_default: int = 96
+    key_cache_s: float = 5.0
+    """How long a resolved key is trusted without asking again; also how fast one is revoked."""
+    request_timeout_s: float = 120.0
+
+
+class RoutingConfig(ConfigModel):
+    """The router's artefact and its floor."""
+
+    artefact: str
+    """Published router directory; written by the data job."""
+    min_confidence: float = 0.0
+    """Below this the base model answers instead of an adapter."""
+
+
+class ContextConfig(ConfigModel):
+    """Retrieval and stitching."""
+
+    index: str
+    """Published document index; written by the data job."""
+    top_k: int = 2
+    min_similarity: float = 0.45
+    budget_tokens: dict[str, int] = Field(default_factory=dict)
+    """Adapter name to the words of context its prompt may carry; 0 for tasks that need none."""
+    default_budget_tokens: int = 0
+
+
+class MonitoringConfig(ConfigModel):
+    """What counts as an edge case."""
+
+    min_confidence: float = 0.80
+    """Mean token probability below which an answer is an edge case."""
+    min_weakest: float = 0.60
+    """Least token probability below which it is one."""
+    max_novelty: float = 0.75
+    """Distance from everything the router knows above which it is one."""
+    sample_share: float = Field(default=0.1, ge=0, le=1)
+    """Share of all other requests sampled for labelling."""
+
+
+class VipRoute(ConfigModel):
+    """Send requests of certain users to another adapter, whatever the router chose."""
+
+    type: Literal["vip_route"]
+    attribute: str
+    equals: str
+    adapter: str
+
+
+class DiscountCap(ConfigModel):
+    """Offer no discount above a percentage unless the user has an attribute."""
+
+    type: Literal["discount_cap"]
+    max_percent: int = Field(ge=0, le=100)
+    unless_attribute: str
+    equals: str
+
+
+Rule = Annotated[VipRoute | DiscountCap, Field(discriminator="type")]
+
+
+class PolicyConfig(ConfigModel):
+    """Business rules in the order they apply."""
+
+    rules: tuple[Rule, ...] = ()
+
+
+class StageTable(ConfigModel):
+    """Deployment settings of each stage."""
+
+    data_prep: StageConfig = StageConfig()
+    governance: StageConfig = StageConfig()
+    routing: StageConfig = StageConfig()
+    policy: StageConfig = StageConfig()
+    context: StageConfig = StageConfig(on_failure="open")
+    monitoring: StageConfig = StageConfig(on_failure="open")
+    audit: StageConfig = StageConfig()
+
+
+class ServeConfig(ConfigModel):
+    """Everything the graph is built from."""
+
+    base_model: BaseModelRef
+    state: str
+    """Directory of traces and audit logs."""
+    gateway: GatewayConfig = GatewayConfig()
+    stages: StageTable = StageTable()
+    engine: EngineConfig = EngineConfig()
+    routing: RoutingConfig
+    context: ContextConfig
+    policy: PolicyConfig = PolicyConfig()
+    monitoring: MonitoringConfig = MonitoringConfig()
+
+    @property
+    def audit_dir(self) -> Path:
+        """Where traces and their chains are written."""
+        return Path(self.state) / "audit"

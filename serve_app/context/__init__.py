@@ -1,0 +1,1 @@
+"""The document index behind the context stage."""

@@ -1,0 +1,1 @@
+"""The engine: vLLM behind our own protocol, and the adapters it holds."""

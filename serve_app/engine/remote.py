@@ -1,0 +1,49 @@
+"""The engine seen from the gateway: a Serve handle behind the engine protocol."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from serve_app.protocol import AdapterGone, Delta, Generation, GenerationRequest, PromptTooLong
+
+
+@dataclass(frozen=True)
+class EngineFault:
+    """An expected error on its way over the wire."""
+
+    kind: Literal["gone", "too_long"]
+    message: str
+
+    @classmethod
+    def of(cls, error: AdapterGone | PromptTooLong) -> EngineFault:
+        """The wire form of `error`."""
+        return cls("gone" if isinstance(error, AdapterGone) else "too_long", str(error))
+
+    def raised(self) -> AdapterGone | PromptTooLong:
+        """The error this stands for."""
+        return AdapterGone(self.message) if self.kind == "gone" else PromptTooLong(self.message)
+
+
+class RemoteEngine:
+    """Implements `serve_app.protocol.Engine` over a deployment handle."""
+
+    def __init__(self, handle: Any) -> None:
+        self._complete = handle.complete
+        self._stream = handle.options(stream=True).stream
+
+    async def complete(self, request: GenerationRequest) -> Generation:
+        """See `serve_app.protocol.Engine.complete`."""
+        result = await self._complete.remote(request)
+        if isinstance(result, EngineFault):
+            raise result.raised()
+        assert isinstance(result, Generation)
+        return result
+
+    async def stream(self, request: GenerationRequest) -> AsyncIterator[Delta | Generation]:
+        """See `serve_app.protocol.Engine.stream`."""
+        async for item in self._stream.remote(request):
+            if isinstance(item, EngineFault):
+                raise item.raised()
+            yield item

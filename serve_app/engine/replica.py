@@ -1,0 +1,115 @@
+"""One engine replica: serves generations and follows the registry's desired set of adapters.
+
+A replica that starts late or restarts holds everything live before it takes traffic.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from ray import serve
+
+from cluster.config import BaseModelRef
+from cluster.control.client import AsyncControlClient
+from cluster.control.protocol import Proof, ServedAdapter
+from cluster.control.swap import check_proofs
+from cluster.storage import require_stable
+from serve_app.config import EngineConfig
+from serve_app.engine.remote import EngineFault
+from serve_app.protocol import (
+    AdapterGone,
+    Delta,
+    Generation,
+    GenerationRequest,
+    PromptTooLong,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class EngineReplica:
+    """The engine deployment's class; made into a deployment by `serve_app.graph`."""
+
+    def __init__(self, model: BaseModelRef, config: EngineConfig) -> None:
+        # Here, so that the processes that only build the graph never import vLLM.
+        from serve_app.engine.vllm import VLLMEngine
+
+        self._replica = serve.get_replica_context().replica_id.unique_id
+        self._engine = VLLMEngine(model, config, self._replica)
+        self._control = AsyncControlClient()
+        self._config = config
+        self._changing = asyncio.Lock()
+        self._unwanted: set[int] = set()
+        self._follower: asyncio.Task[None] | None = None
+
+    async def reconfigure(self, _user_config: dict[str, object]) -> None:
+        """Serve awaits this before the replica takes traffic: load all that is live."""
+        await self._reconcile()
+        if self._follower is None:
+            self._follower = asyncio.ensure_future(self._follow())
+
+    async def complete(self, request: GenerationRequest) -> Generation | EngineFault:
+        """The whole answer. Expected faults are values: no traceback crosses the wire for them."""
+        try:
+            return await self._engine.complete(request)
+        except (AdapterGone, PromptTooLong) as error:
+            return EngineFault.of(error)
+
+    async def stream(
+        self, request: GenerationRequest
+    ) -> AsyncIterator[Delta | Generation | EngineFault]:
+        """The answer as it comes, or one fault."""
+        try:
+            async for item in self._engine.stream(request):
+                yield item
+        except (AdapterGone, PromptTooLong) as error:
+            yield EngineFault.of(error)
+
+    async def prepare(self, adapter: ServedAdapter) -> Proof:
+        """Load `adapter` and show that it is what the trainer made."""
+        async with self._changing:
+            digest = await asyncio.to_thread(require_stable, Path(adapter.path))
+            difference = await self._engine.load(adapter)
+        return Proof(self._replica, adapter.int_id, digest, len(adapter.golden), difference)
+
+    async def drain(self, int_id: int, timeout_s: float) -> bool:
+        """Refuse new requests of a version and wait for those in flight."""
+        return await self._engine.residents.drain(int_id, timeout_s)
+
+    async def remove(self, int_id: int) -> bool:
+        """Unload a version; whether the engine confirms it."""
+        async with self._changing:
+            return await self._engine.unload(int_id)
+
+    async def _follow(self) -> None:
+        while True:
+            await asyncio.sleep(self._config.reconcile_s)
+            try:
+                await self._reconcile()
+            except Exception:  # the control plane may be restarting; what is loaded serves on
+                logger.exception("could not reconcile the adapters; trying again")
+
+    async def _reconcile(self) -> None:
+        desired = {adapter.int_id: adapter for adapter in await self._control.desired()}
+        held = self._engine.residents.held
+        for int_id in desired.keys() - held.keys():
+            check_proofs(desired[int_id], [await self.prepare(desired[int_id])])
+        # Twice unwanted and idle: a swap that is removing a version itself is given its time.
+        unwanted = held.keys() - desired.keys()
+        for int_id in unwanted & self._unwanted:
+            if await self._engine.residents.drain(int_id, 0.0):
+                await self.remove(int_id)
+        self._unwanted = set(unwanted)
+
+    async def check_health(self) -> None:
+        """Serve's health hook."""
+        await self._engine.check_health()
+
+    async def close(self) -> None:
+        """Stop following and stop the engine."""
+        if self._follower is not None:
+            self._follower.cancel()
+        await self._engine.close()

@@ -1,0 +1,74 @@
+"""Which adapter versions a replica holds, and how many requests each has in flight."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from cluster.control.protocol import ServedAdapter
+from serve_app.protocol import AdapterGone
+
+
+class Residents:
+    """Admits requests to resident versions only, and lets one drain."""
+
+    def __init__(self) -> None:
+        self._held: dict[int, ServedAdapter] = {}
+        self._in_flight: dict[int, int] = {}
+        self._draining: set[int] = set()
+        self._idle = asyncio.Condition()
+
+    @property
+    def held(self) -> dict[int, ServedAdapter]:
+        """The versions held, by engine id."""
+        return dict(self._held)
+
+    def add(self, adapter: ServedAdapter) -> None:
+        """Take requests for `adapter` from now on."""
+        self._held[adapter.int_id] = adapter
+        self._draining.discard(adapter.int_id)
+
+    def discard(self, int_id: int) -> None:
+        """Forget a version; nothing may be in flight for it."""
+        assert not self._in_flight.get(int_id), f"{int_id} still has requests in flight"
+        self._held.pop(int_id, None)
+        self._draining.discard(int_id)
+
+    @contextmanager
+    def using(self, adapter: ServedAdapter) -> Iterator[None]:
+        """Hold `adapter` for the length of one request.
+
+        Raises:
+            AdapterGone: it is not resident, or draining.
+        """
+        key = adapter.int_id
+        if self._held.get(key) != adapter or key in self._draining:
+            raise AdapterGone(adapter.label)
+        self._in_flight[key] = self._in_flight.get(key, 0) + 1
+        try:
+            yield
+        finally:
+            self._in_flight[key] -= 1
+            if not self._in_flight[key]:
+                del self._in_flight[key]
+                if key in self._draining:
+                    asyncio.ensure_future(self._notify())  # noqa: RUF006 - awaits only the lock
+
+    async def _notify(self) -> None:
+        async with self._idle:
+            self._idle.notify_all()
+
+    def in_flight(self, int_id: int) -> int:
+        """Requests of this version now in the engine."""
+        return self._in_flight.get(int_id, 0)
+
+    async def drain(self, int_id: int, timeout_s: float) -> bool:
+        """Refuse new requests of the version and wait until the last one is done."""
+        self._draining.add(int_id)
+        try:
+            async with asyncio.timeout(timeout_s), self._idle:
+                await self._idle.wait_for(lambda: not self._in_flight.get(int_id))
+        except TimeoutError:
+            return False
+        return True

@@ -1,0 +1,210 @@
+"""vLLM's `AsyncLLM` behind the engine protocol. The only module that imports vLLM."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import nullcontext
+from typing import Any
+
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.lora.request import LoRARequest
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from cluster.config import BaseModelRef
+from cluster.control.protocol import ServedAdapter
+from serve_app.config import EngineConfig
+from serve_app.engine.probes import probe_differences
+from serve_app.engine.residents import Residents
+from serve_app.protocol import (
+    Delta,
+    Generation,
+    GenerationRequest,
+    PromptTooLong,
+    Sampling,
+)
+
+_PROBE_OPTIONS = 5
+
+
+class VLLMEngine:
+    """One engine, one base model, several adapters; implements `serve_app.protocol.Engine`."""
+
+    def __init__(self, model: BaseModelRef, config: EngineConfig, replica: str) -> None:
+        self._llm = AsyncLLM.from_engine_args(
+            AsyncEngineArgs(
+                model=model.path,
+                dtype=model.dtype,
+                max_model_len=config.max_model_len,
+                max_num_seqs=config.max_num_seqs,
+                enable_lora=True,
+                max_loras=config.max_loras,
+                max_cpu_loras=config.max_cpu_loras,
+                max_lora_rank=config.max_lora_rank,
+                # Any LoRA makes vLLM run eagerly on CPU; asking for it saves the compiler's start.
+                enforce_eager=config.num_gpus == 0,
+                disable_log_stats=True,
+                seed=0,
+            )
+        )
+        self._tokenizer: Any = self._llm.get_tokenizer()
+        self._max_length = config.max_model_len
+        self._replica = replica
+        self._base = model.path.rstrip("/").rpartition("/")[2]
+        self.residents = Residents()
+
+    # -- generation -------------------------------------------------------------------------
+
+    def _tokens(self, request: GenerationRequest) -> list[int]:
+        ids: list[int] = self._tokenizer.apply_chat_template(
+            list(request.messages), add_generation_prompt=True, tokenize=True, return_dict=True
+        )["input_ids"]
+        room = self._max_length - request.sampling.max_tokens
+        if len(ids) > room:
+            raise PromptTooLong(
+                f"the prompt has {len(ids)} tokens and {request.sampling.max_tokens} more were "
+                f"asked for; the context window is {self._max_length}"
+            )
+        return ids
+
+    async def complete(self, request: GenerationRequest) -> Generation:
+        """See `serve_app.protocol.Engine.complete`."""
+        final: Generation | None = None
+        async for item in self._run(request, RequestOutputKind.FINAL_ONLY):
+            if isinstance(item, Generation):
+                final = item
+        assert final is not None
+        return final
+
+    def stream(self, request: GenerationRequest) -> AsyncIterator[Delta | Generation]:
+        """See `serve_app.protocol.Engine.stream`."""
+        return self._run(request, RequestOutputKind.DELTA)
+
+    async def _run(
+        self, request: GenerationRequest, kind: RequestOutputKind
+    ) -> AsyncIterator[Delta | Generation]:
+        started = time.perf_counter()
+        ids = self._tokens(request)
+        adapter = request.adapter
+        text, tokens, logprobs, reason = "", 0, _Logprobs(), "stop"
+        first_ms: float | None = None
+        holding = self.residents.using(adapter) if adapter else nullcontext()
+        with holding:
+            async for output in self._llm.generate(
+                {"prompt_token_ids": ids},
+                _parameters(request.sampling, kind),
+                request_id=request.request_id,
+                lora_request=_lora(adapter) if adapter else None,
+            ):
+                piece = output.outputs[0]
+                if first_ms is None:
+                    first_ms = (time.perf_counter() - started) * 1000
+                text += piece.text
+                tokens += len(piece.token_ids)
+                logprobs.add(piece)
+                reason = piece.finish_reason or reason
+                if kind is RequestOutputKind.DELTA and piece.text:
+                    yield Delta(piece.text)
+        total = (time.perf_counter() - started) * 1000
+        yield Generation(
+            text=text,
+            version=adapter.label if adapter else self._base,
+            prompt_tokens=len(ids),
+            completion_tokens=tokens,
+            finish_reason=reason,
+            mean_logprob=logprobs.mean,
+            min_logprob=logprobs.least,
+            # A whole answer arrives at once: the engine does not say when its first token came.
+            first_token_ms=first_ms if kind is RequestOutputKind.DELTA else None,
+            total_ms=total,
+            replica=self._replica,
+        )
+
+    # -- adapters ---------------------------------------------------------------------------
+
+    async def load(self, adapter: ServedAdapter) -> float:
+        """Load `adapter` and return its mean absolute difference from the trainer's probes.
+
+        The version becomes resident only after its probes ran.
+        """
+        await self._llm.add_lora(_lora(adapter))
+        difference = await self._probe(adapter)
+        self.residents.add(adapter)
+        return difference
+
+    async def _probe(self, adapter: ServedAdapter) -> float:
+        results = await asyncio.gather(
+            *(self._run_probe(adapter, number) for number in range(len(adapter.golden)))
+        )
+        differences = [value for result in results for value in result]
+        return sum(differences) / len(differences) if differences else float("inf")
+
+    async def _run_probe(self, adapter: ServedAdapter, number: int) -> list[float]:
+        probe, output = adapter.golden[number], None
+        # Prompt log-probabilities would need one pass only, but with LoRA on CPU they kill the
+        # engine as soon as another request shares the batch (vLLM 0.32, bgmv_shrink).
+        async for output in self._llm.generate(  # noqa: B007 - the last one is used
+            {"prompt_token_ids": list(probe.prompt_token_ids)},
+            SamplingParams(
+                max_tokens=len(probe.target_token_ids),
+                temperature=0.0,
+                logprobs=_PROBE_OPTIONS,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            ),
+            request_id=f"probe-{adapter.label}-{number}-{time.monotonic_ns()}",
+            lora_request=_lora(adapter),
+        ):
+            pass
+        assert output is not None
+        return probe_differences(probe, output.outputs[0])
+
+    async def unload(self, int_id: int) -> bool:
+        """Remove a version; whether the engine's own list confirms it."""
+        self.residents.discard(int_id)
+        await self._llm.remove_lora(int_id)
+        return int_id not in await self._llm.list_loras()
+
+    # -- life cycle -------------------------------------------------------------------------
+
+    async def check_health(self) -> None:
+        """Raise where the engine is dead."""
+        await self._llm.check_health()
+
+    async def close(self) -> None:
+        """Stop the engine's processes."""
+        await asyncio.to_thread(self._llm.shutdown)
+
+
+class _Logprobs:
+    """Running sum and minimum of the chosen tokens' log-probabilities."""
+
+    def __init__(self) -> None:
+        self._sum, self._count, self.least = 0.0, 0, 0.0
+
+    def add(self, piece: Any) -> None:
+        for token, options in zip(piece.token_ids, piece.logprobs or (), strict=False):
+            value = float(options[token].logprob)
+            self._sum, self._count = self._sum + value, self._count + 1
+            self.least = min(self.least, value)
+
+    @property
+    def mean(self) -> float:
+        return self._sum / self._count if self._count else 0.0
+
+
+def _lora(adapter: ServedAdapter) -> LoRARequest:
+    return LoRARequest(adapter.label, adapter.int_id, adapter.path)
+
+
+def _parameters(sampling: Sampling, kind: RequestOutputKind) -> SamplingParams:
+    return SamplingParams(
+        max_tokens=sampling.max_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        seed=sampling.seed,
+        stop=list(sampling.stop) or None,
+        logprobs=0,
+        output_kind=kind,
+    )

@@ -1,0 +1,84 @@
+"""Domain errors to OpenAI-shaped HTTP errors: the one place where the two meet."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+
+from cluster.errors import ConflictError, UserError
+from serve_app.protocol import Block
+
+
+class Refused(Exception):
+    """A request answered with an error; carries what the client will read."""
+
+    def __init__(self, block: Block, trace_id: str | None = None) -> None:
+        super().__init__(block.message)
+        self.block = block
+        self.trace_id = trace_id
+
+
+_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "invalid_request_error",
+    429: "rate_limit_error",
+}
+
+
+def error_body(block: Block) -> dict[str, Any]:
+    """`{"error": {...}}` as OpenAI clients expect it."""
+    kind = _TYPES.get(
+        block.status, "server_error" if block.status >= 500 else "invalid_request_error"
+    )
+    return {
+        "error": {
+            "message": block.message,
+            "type": kind,
+            "param": block.param,
+            "code": block.code,
+        }
+    }
+
+
+def respond(block: Block, trace_id: str | None = None) -> JSONResponse:
+    """The HTTP answer to a refused request."""
+    headers = {"x-headrace-trace-id": trace_id} if trace_id else {}
+    if block.status in (429, 503):
+        headers["Retry-After"] = "1"
+    return JSONResponse(error_body(block), block.status, headers)
+
+
+def invalid(error: ValidationError | RequestValidationError) -> Block:
+    """The first problem of a body that does not fit its model."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"] if part != "body")
+    code = "unsupported_parameter" if first["type"] == "extra_forbidden" else "invalid_value"
+    return Block(400, code, f"{where or 'body'}: {first['msg']}", where or None)
+
+
+def install(app: FastAPI) -> None:
+    """Register the handlers on `app`."""
+
+    @app.exception_handler(Refused)
+    async def refused(_request: Request, error: Refused) -> JSONResponse:
+        return respond(error.block, error.trace_id)
+
+    @app.exception_handler(ConflictError)
+    async def conflict(_request: Request, error: ConflictError) -> JSONResponse:
+        return respond(Block(409, "conflict", str(error)))
+
+    @app.exception_handler(UserError)
+    async def user(_request: Request, error: UserError) -> JSONResponse:
+        return respond(Block(400, "invalid_value", str(error)))
+
+    @app.exception_handler(HTTPException)
+    async def http(_request: Request, error: HTTPException) -> JSONResponse:
+        return respond(Block(error.status_code, "http_error", str(error.detail)))

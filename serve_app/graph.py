@@ -1,0 +1,193 @@
+"""Builds the serving graph: the only file of this package that constructs and connects.
+
+Stages and engines stay plain classes; here each becomes a Ray Serve deployment with its own
+autoscaling. Ray's deployment options appear nowhere else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from cluster.audit import ChainWriter
+from cluster.control.client import AsyncControlClient
+from cluster.control.protocol import ENGINE_DEPLOYMENT, RoutingTable
+from serve_app.config import Autoscaling, ServeConfig, StageConfig
+from serve_app.engine.remote import RemoteEngine
+from serve_app.engine.replica import EngineReplica
+from serve_app.gateway.app import create_app
+from serve_app.gateway.auth import Authenticator
+from serve_app.gateway.road import Road
+from serve_app.handoff import Handoff
+from serve_app.protocol import STAGES, Envelope, Stage
+
+_WATCH_S = 20.0
+_STREAM_LIMIT_S = 300.0
+
+
+def base_name(config: ServeConfig) -> str:
+    """The base model's public name: its directory's."""
+    return Path(config.base_model.path).name
+
+
+def make_stage(name: str, config: ServeConfig) -> Stage:
+    """The stage called `name`, ready to be awaited.
+
+    Raises:
+        ValueError: there is no such stage.
+    """
+    if name == "data_prep":
+        from serve_app.stages.data_prep import DataPrep
+
+        return DataPrep()
+    if name == "governance":
+        from serve_app.stages.governance import Governance
+
+        return Governance()
+    if name == "routing":
+        from cluster.embedding import MiniLM
+        from serve_app.routing.router import Router
+        from serve_app.stages.routing import Routing
+
+        router = Router(Path(config.routing.artefact))
+        return Routing(MiniLM(), router, config.routing, base_name(config))
+    if name == "policy":
+        from serve_app.stages.policy import Policy
+
+        return Policy(config.policy)
+    if name == "context":
+        from serve_app.context.index import DocumentIndex
+        from serve_app.stages.context import Context
+
+        return Context(DocumentIndex(Path(config.context.index)), config.context)
+    if name == "monitoring":
+        from serve_app.stages.monitoring import Monitoring
+
+        return Monitoring(config.monitoring)
+    if name == "audit":
+        from serve_app.stages.audit import Audit
+
+        writer = ChainWriter(config.audit_dir, serve.get_replica_context().replica_id.unique_id)
+        return Audit(writer, AsyncControlClient().enqueue_labels)
+    raise ValueError(f"unknown stage {name!r}; the stages are {', '.join(STAGES)}")
+
+
+class StageReplica:
+    """One replica of a stage."""
+
+    def __init__(self, name: str, config: ServeConfig) -> None:
+        self._stage = make_stage(name, config)
+
+    async def __call__(self, batch: list[Envelope]) -> list[Envelope]:
+        """Hand the batch to the stage."""
+        return await self._stage(batch)
+
+
+class Gateway:
+    """One replica of the HTTP edge."""
+
+    def __init__(
+        self, config: ServeConfig, engine: DeploymentHandle, stages: dict[str, DeploymentHandle]
+    ) -> None:
+        self._config = config
+        self._control = AsyncControlClient()
+        self._table = RoutingTable(0)
+        hops = {
+            name: Handoff(name, _caller(handle), getattr(config.stages, name))
+            for name, handle in stages.items()
+        }
+        self._road = Road(dict(hops), RemoteEngine(engine), lambda: self._table)
+        self._follower: asyncio.Task[None] | None = None
+
+    async def __serve_build_asgi_app__(self) -> Any:
+        """Serve calls this once the replica is constructed."""
+        self._table = await self._control.table()
+        self._follower = asyncio.ensure_future(self._follow())
+        return create_app(
+            road=self._road,
+            authenticate=Authenticator(self._control.resolve_key, self._config.gateway.key_cache_s),
+            labels=self._control,
+            table=lambda: self._table,
+            base_model=base_name(self._config),
+            config=self._config.gateway,
+        )
+
+    async def _follow(self) -> None:
+        """Keep the routing table current; the last one known serves while the control is away."""
+        while True:
+            try:
+                table = await self._control.watch(self._table.generation, _WATCH_S)
+                if table.generation > self._table.generation:
+                    self._table = table
+            except Exception:  # restarts of the control plane must not stop the gateway
+                await asyncio.sleep(1.0)
+                self._control = AsyncControlClient()
+
+
+def _caller(handle: DeploymentHandle) -> Any:
+    async def call(batch: list[Envelope]) -> list[Envelope]:
+        result: list[Envelope] = await handle.remote(batch)
+        return result
+
+    return call
+
+
+def _scaling(autoscaling: Autoscaling) -> dict[str, Any]:
+    return {
+        "min_replicas": autoscaling.min_replicas,
+        "max_replicas": autoscaling.max_replicas,
+        "initial_replicas": max(1, autoscaling.min_replicas),
+        "target_ongoing_requests": autoscaling.target_ongoing_requests,
+        "upscale_delay_s": autoscaling.upscale_delay_s,
+        "downscale_delay_s": autoscaling.downscale_delay_s,
+    }
+
+
+def _stage_deployment(name: str, config: ServeConfig) -> Any:
+    stage: StageConfig = getattr(config.stages, name)
+    deployment = serve.deployment(
+        StageReplica,
+        name=name,
+        autoscaling_config=_scaling(stage.autoscaling),
+        ray_actor_options={"num_cpus": stage.num_cpus},
+        max_ongoing_requests=64,
+        graceful_shutdown_timeout_s=5,
+    )
+    return deployment.bind(name, config)
+
+
+def build_graph(config: ServeConfig) -> Any:
+    """The Serve application: gateway over seven stages and the engine."""
+    engine = serve.deployment(
+        EngineReplica,
+        name=ENGINE_DEPLOYMENT,
+        autoscaling_config=_scaling(config.engine.autoscaling),
+        ray_actor_options={
+            "num_cpus": config.engine.num_cpus,
+            "num_gpus": config.engine.num_gpus,
+            # vLLM reads its CPU settings from the environment of the process that starts it.
+            "runtime_env": {
+                "env_vars": {"VLLM_CPU_KVCACHE_SPACE": str(config.engine.kv_cache_gib)}
+            },
+        },
+        # Makes Serve await `reconfigure` before a replica takes traffic.
+        user_config={},
+        max_ongoing_requests=config.engine.max_ongoing_requests,
+        # A swap never waits for this; it bounds how long a stopped replica may finish streams.
+        graceful_shutdown_timeout_s=_STREAM_LIMIT_S if config.engine.num_gpus else 10,
+        health_check_timeout_s=60,
+    ).bind(config.base_model, config.engine)
+    stages = {name: _stage_deployment(name, config) for name in STAGES}
+    gateway = serve.deployment(
+        serve.ingress()(Gateway),
+        name="gateway",
+        autoscaling_config=_scaling(config.gateway.autoscaling),
+        ray_actor_options={"num_cpus": config.gateway.num_cpus},
+        max_ongoing_requests=config.gateway.max_ongoing_requests,
+        graceful_shutdown_timeout_s=10,
+    )
+    return gateway.bind(config, engine, stages)

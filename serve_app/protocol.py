@@ -1,0 +1,224 @@
+"""What travels through the graph: the envelope, the stage contract, the engine contract.
+
+Plain dataclasses that pickle fast; no Ray, no HTTP, no engine library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from cluster.control.protocol import ServedAdapter
+
+#: The stages in the order of their first step; governance is passed twice.
+STAGES = (
+    "data_prep",
+    "governance",
+    "routing",
+    "policy",
+    "context",
+    "monitoring",
+    "audit",
+)
+
+
+@dataclass
+class Span:
+    """One stage's step on one envelope; times in milliseconds."""
+
+    stage: str
+    ms: float
+    batch: int
+    outcome: str = "ok"
+
+
+@dataclass
+class Block:
+    """Why a request was stopped, as the client will read it."""
+
+    status: int
+    code: str
+    message: str
+    param: str | None = None
+
+
+@dataclass
+class Route:
+    """Where the request goes and why. `adapter` None is the base model."""
+
+    adapter: str | None
+    intent: str
+    confidence: float
+    novelty: float
+    """Cosine distance to the nearest known example, 0 to 2."""
+    reason: str
+    instead_of: str | None = None
+    """The router's choice, where a policy overrode it."""
+
+
+@dataclass
+class Snippet:
+    """A retrieved passage and its cosine similarity to the request."""
+
+    document: str
+    text: str
+    score: float
+
+
+@dataclass
+class Sampling:
+    """How to generate; the client's wishes, already bounded."""
+
+    max_tokens: int = 64
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+
+@dataclass
+class Generation:
+    """What the engine wrote. Log-probabilities are summed up, not kept by token."""
+
+    text: str
+    version: str
+    prompt_tokens: int
+    completion_tokens: int
+    finish_reason: str
+    mean_logprob: float
+    min_logprob: float
+    first_token_ms: float | None
+    total_ms: float
+    replica: str
+
+
+@dataclass
+class Verdicts:
+    """What monitoring made of the answer."""
+
+    confidence: float
+    """Geometric mean of the token probabilities, 0 to 1."""
+    weakest: float
+    """Probability of the least likely token."""
+    reasons: list[str] = field(default_factory=list)
+    """Why this is an edge case; empty when it is none."""
+    sampled: bool = False
+
+
+@dataclass
+class Envelope:
+    """One request on its road. Stages fill it in; nothing in it is an HTTP or engine type."""
+
+    trace_id: str
+    received_at: float
+    tenant: str
+    attributes: dict[str, str]
+    model: str
+    messages: list[dict[str, str]]
+    sampling: Sampling
+    metadata: dict[str, str] = field(default_factory=dict)
+    stream: bool = False
+
+    vault: dict[str, str] = field(default_factory=dict)
+    masked: dict[str, int] = field(default_factory=dict)
+    embedding: list[float] = field(default_factory=list)
+    route: Route | None = None
+    rules: list[str] = field(default_factory=list)
+    conflicts: list[str] = field(default_factory=list)
+    max_discount: int | None = None
+    snippets: list[Snippet] = field(default_factory=list)
+    prompt: list[dict[str, str]] = field(default_factory=list)
+    generation: Generation | None = None
+    answer: str = ""
+    verdicts: Verdicts | None = None
+    block: Block | None = None
+    spans: list[Span] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+class Stage(Protocol):
+    """A batch in, the same batch out, in order.
+
+    A stage mutates and returns its own copies. One envelope's trouble is written on that envelope
+    (`block`, `warnings`); raising fails the whole batch and is left to faults.
+    """
+
+    async def __call__(self, batch: list[Envelope]) -> list[Envelope]:
+        """Do this stage's work on each envelope."""
+        ...
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """One prompt for the engine. `adapter` None is the base model alone."""
+
+    request_id: str
+    messages: tuple[dict[str, str], ...]
+    sampling: Sampling
+    adapter: ServedAdapter | None
+
+
+@dataclass(frozen=True)
+class Delta:
+    """A piece of a streamed answer; the last thing a stream yields is a `Generation`."""
+
+    text: str
+
+
+class Engine(Protocol):
+    """A generation engine that holds several adapters. Errors are the ones named here."""
+
+    async def complete(self, request: GenerationRequest) -> Generation:
+        """The whole answer.
+
+        Raises:
+            AdapterGone: this replica no longer takes requests for that version; resolve again.
+            PromptTooLong: prompt and answer do not fit the context.
+        """
+        ...
+
+    def stream(self, request: GenerationRequest) -> AsyncIterator[Delta | Generation]:
+        """The answer as it comes, then its `Generation`; errors as in `complete`."""
+        ...
+
+
+class AdapterGone(Exception):
+    """The version is not resident here any more."""
+
+
+class PromptTooLong(ValueError):
+    """The prompt and the tokens asked for exceed the context window."""
+
+
+def trace_record(envelope: Envelope, at: float) -> dict[str, Any]:
+    """The durable trace of an envelope: every decision, text masked, no vault."""
+    generation, verdicts, route = envelope.generation, envelope.verdicts, envelope.route
+    return {
+        "trace_id": envelope.trace_id,
+        "received_at": envelope.received_at,
+        "recorded_at": at,
+        "tenant": envelope.tenant,
+        "attributes": envelope.attributes,
+        "requested_model": envelope.model,
+        "metadata": envelope.metadata,
+        "stream": envelope.stream,
+        "messages": envelope.messages,
+        "masked": envelope.masked,
+        "route": vars(route) if route else None,
+        "rules": envelope.rules,
+        "conflicts": envelope.conflicts,
+        "context": [vars(snippet) for snippet in envelope.snippets],
+        "prompt": envelope.prompt,
+        "generation": vars(generation) if generation else None,
+        "answer": envelope.answer,
+        "verdicts": vars(verdicts) if verdicts else None,
+        "block": vars(envelope.block) if envelope.block else None,
+        "spans": [vars(span) for span in envelope.spans],
+        "warnings": envelope.warnings,
+    }
+
+
+def last_user_text(messages: Sequence[dict[str, str]]) -> str:
+    """The newest user message: what routing and retrieval look at."""
+    return next((m["content"] for m in reversed(messages) if m["role"] == "user"), "")

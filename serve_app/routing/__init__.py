@@ -1,0 +1,1 @@
+"""The router: a versioned artefact from labelled history, read without pickle."""

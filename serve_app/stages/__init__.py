@@ -1,0 +1,1 @@
+"""The seven stages: plain async classes over a batch of envelopes."""

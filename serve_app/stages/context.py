@@ -1,0 +1,51 @@
+"""Context: retrieves passages and stitches them and the conversation into one prompt."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from serve_app.config import ContextConfig
+from serve_app.context.index import DocumentIndex
+from serve_app.protocol import Envelope, Snippet
+
+
+class Context:
+    """Stitches within the chosen adapter's budget; what did not fit stays in the trace only."""
+
+    def __init__(self, index: DocumentIndex, config: ContextConfig) -> None:
+        self._index = index
+        self._config = config
+
+    async def __call__(self, batch: list[Envelope]) -> list[Envelope]:
+        """Retrieve for the whole batch at once, then build each prompt."""
+        embedded = [envelope for envelope in batch if envelope.embedding]
+        if embedded and len(self._index):
+            queries = np.array([envelope.embedding for envelope in embedded], dtype=np.float32)
+            found = self._index.search(queries, self._config.top_k, self._config.min_similarity)
+            for envelope, snippets in zip(embedded, found, strict=True):
+                envelope.snippets = snippets
+        for envelope in batch:
+            envelope.prompt = self._stitch(envelope)
+        return batch
+
+    def _stitch(self, envelope: Envelope) -> list[dict[str, str]]:
+        adapter = envelope.route.adapter if envelope.route else None
+        budget = self._config.budget_tokens.get(adapter or "", self._config.default_budget_tokens)
+        parts = [f"- {snippet.text}" for snippet in _within(envelope.snippets, budget)]
+        system = ["Context:\n" + "\n".join(parts)] if parts else []
+        if envelope.max_discount is not None and envelope.conflicts:
+            system.append(f"Offer no discount over {envelope.max_discount}%.")
+        if not system:
+            return envelope.messages
+        return [{"role": "system", "content": "\n".join(system)}, *envelope.messages]
+
+
+def _within(snippets: list[Snippet], budget: int) -> list[Snippet]:
+    """The best snippets whose words fit `budget`, best first."""
+    chosen: list[Snippet] = []
+    for snippet in snippets:
+        size = len(snippet.text.split())
+        if size <= budget:
+            chosen.append(snippet)
+            budget -= size
+    return chosen

@@ -1,0 +1,61 @@
+import json
+from pathlib import Path
+
+from cluster.audit import ChainWriter, read_traces, verify
+
+
+def _write(folder: Path, writer: str, count: int) -> None:
+    log = ChainWriter(folder, writer)
+    log.append([{"trace_id": f"{writer}-{n}", "text": "grüße\u2028"} for n in range(count)])
+    log.append([{"trace_id": f"{writer}-last"}])
+    log.close()
+
+
+def test_whole_chains_verify(tmp_path: Path) -> None:
+    _write(tmp_path, "a", 3)
+    _write(tmp_path, "b", 2)
+    found = verify(tmp_path)
+    assert (found.records, found.verified, found.faults) == (7, True, [])
+    assert [trace["trace_id"] for trace in read_traces(tmp_path)][:2] == ["a-0", "a-1"]
+
+
+def _edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+
+
+def test_an_altered_trace_is_found(tmp_path: Path) -> None:
+    _write(tmp_path, "a", 3)
+    _edit(tmp_path / "traces-a.jsonl", "a-1", "a-9")
+    assert verify(tmp_path).faults == ["a.jsonl line 2: the trace was altered"]
+
+
+def test_an_altered_entry_is_found(tmp_path: Path) -> None:
+    _write(tmp_path, "a", 3)
+    _edit(tmp_path / "chain-a.jsonl", "a-1", "a-9")
+    assert "a.jsonl line 2: the entry was altered" in verify(tmp_path).faults
+
+
+def test_a_removed_record_is_found(tmp_path: Path) -> None:
+    _write(tmp_path, "a", 3)
+    for name in ("chain-a.jsonl", "traces-a.jsonl"):
+        lines = (tmp_path / name).read_text(encoding="utf-8").split("\n")
+        (tmp_path / name).write_text("\n".join([lines[0], *lines[2:]]), encoding="utf-8")
+    assert "a.jsonl line 2: the chain is broken" in verify(tmp_path).faults
+
+
+def test_a_missing_file_is_found(tmp_path: Path) -> None:
+    _write(tmp_path, "a", 1)
+    (tmp_path / "traces-a.jsonl").unlink()
+    assert not verify(tmp_path).verified
+
+
+def test_a_rewritten_entry_hash_breaks_the_next_link(tmp_path: Path) -> None:
+    _write(tmp_path, "a", 2)
+    path = tmp_path / "chain-a.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines()
+    first = json.loads(lines[0])
+    first["hash"] = "f" * 64
+    path.write_text("\n".join([json.dumps(first), *lines[1:]]) + "\n", encoding="utf-8")
+    assert len(verify(tmp_path).faults) >= 2

@@ -1,0 +1,50 @@
+from pathlib import Path
+
+import pytest
+
+from cluster import storage
+from cluster.errors import ArtifactError, ConflictError
+
+
+def _published(tmp_path: Path) -> Path:
+    final = tmp_path / "name" / "1"
+    staged = storage.staging(final)
+    (staged / "a.txt").write_text("one")
+    storage.publish(staged, final)
+    return final
+
+
+def test_a_published_directory_verifies(tmp_path: Path) -> None:
+    final = _published(tmp_path)
+    assert storage.require_stable(final) == storage.tree_digest(final)
+    assert [entry.name for entry in final.parent.iterdir()] == ["1"]
+
+
+def test_alteration_after_publishing_is_noticed(tmp_path: Path) -> None:
+    final = _published(tmp_path)
+    (final / "a.txt").write_text("two")
+    with pytest.raises(ArtifactError, match="altered"):
+        storage.require_stable(final)
+
+
+def test_a_directory_without_marker_is_not_published(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="STABLE"):
+        storage.require_stable(tmp_path)
+
+
+def test_versions_are_immutable(tmp_path: Path) -> None:
+    final = _published(tmp_path)
+    with pytest.raises(ConflictError, match="immutable"):
+        storage.publish(storage.staging(final), final)
+
+
+def test_links_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("/etc/passwd")
+    with pytest.raises(ArtifactError, match="symbolic link"):
+        storage.tree_digest(tmp_path)
+
+
+def test_paths_stay_below_their_root(tmp_path: Path) -> None:
+    assert storage.confined(tmp_path, "a", "1") == tmp_path.resolve() / "a" / "1"
+    with pytest.raises(ArtifactError, match="leaves"):
+        storage.confined(tmp_path, "..", "x")

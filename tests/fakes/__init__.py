@@ -1,0 +1,1 @@
+"""Test doubles. Nothing here is imported by the product."""

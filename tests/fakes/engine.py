@@ -1,0 +1,47 @@
+"""A fake engine: answers from a table, holds adapters like the real one, counts what it saw."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from serve_app.engine.residents import Residents
+from serve_app.protocol import Delta, Generation, GenerationRequest, PromptTooLong
+
+
+class FakeEngine:
+    """Implements `serve_app.protocol.Engine` with a fixed answer."""
+
+    def __init__(self, answer: str = '{"intent": "thanks", "slots": {}}', logprob: float = -0.01):
+        self.answer = answer
+        self.logprob = logprob
+        self.residents = Residents()
+        self.prompts: list[tuple[dict[str, str], ...]] = []
+        self.limit = 500
+
+    def _generation(self, request: GenerationRequest) -> Generation:
+        if sum(len(m["content"]) for m in request.messages) > self.limit:
+            raise PromptTooLong("too long")
+        self.prompts.append(request.messages)
+        version = request.adapter.label if request.adapter else "base"
+        return Generation(
+            self.answer, version, 5, 7, "stop", self.logprob, self.logprob, 1.0, 2.0, "fake"
+        )
+
+    async def complete(self, request: GenerationRequest) -> Generation:
+        generation = self._generation(request)
+        if request.adapter:
+            with self.residents.using(request.adapter):
+                await asyncio.sleep(0)
+        return generation
+
+    async def stream(self, request: GenerationRequest) -> AsyncIterator[Delta | Generation]:
+        generation = self._generation(request)
+        if request.adapter:
+            with self.residents.using(request.adapter):
+                for piece in generation.text:
+                    yield Delta(piece)
+        else:
+            for piece in generation.text:
+                yield Delta(piece)
+        yield generation

@@ -1,0 +1,313 @@
+"""The whole wheel on real Ray, vLLM, Ray Train with two DeepSpeed workers, and SQLite.
+
+One small run of the demo is shared by all tests of this module; the cluster it leaves up is then
+used as its users would use it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from cluster.audit import verify
+from tests.conftest import REPOSITORY
+
+pytestmark = pytest.mark.integration
+
+_UP_S = 1500
+_STAGES = {"data_prep", "governance", "routing", "policy", "context", "monitoring", "audit"}
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Wheel:
+    """A finished demo whose cluster still serves."""
+
+    def __init__(self, workdir: Path) -> None:
+        self.workdir = workdir
+        self.port = _free_port()
+        self.output = workdir.parent / "output.txt"
+        self.report_path = workdir.parent / "r.json"
+        command = [
+            *("./scripts/demo", "--serve"),
+            *("--config", "tests/integration/smoke/demo.yaml", "--workdir", str(workdir)),
+            *("--port", str(self.port), "--report", str(self.report_path)),
+        ]
+        self.process = subprocess.Popen(
+            command,
+            cwd=REPOSITORY,
+            stdout=self.output.open("wb"),
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def wait_until_serving(self) -> None:
+        deadline = time.monotonic() + _UP_S
+        while time.monotonic() < deadline:
+            if "API key" in self.output.read_text(errors="replace"):
+                return
+            if self.process.poll() is not None:
+                break
+            time.sleep(0.5)
+        pytest.fail(f"the demo did not come up:\n{self.output.read_text(errors='replace')[-6000:]}")
+
+    @property
+    def report(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.report_path.read_text())
+        return found
+
+    @property
+    def openai(self) -> openai.OpenAI:
+        serving = self.report["serving"]
+        return openai.OpenAI(
+            base_url=serving["base_url"], api_key=serving["api_key"], max_retries=0
+        )
+
+    def command(self, *arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "cluster.cli.main", *arguments],
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(60)
+            except subprocess.TimeoutExpired:
+                os.killpg(self.process.pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wheel]:
+    found = Wheel(tmp_path_factory.mktemp("wheel") / "work")
+    try:
+        found.wait_until_serving()
+        yield found
+    finally:
+        found.stop()
+
+
+def test_every_request_is_answered_traced_and_audited(wheel: Wheel) -> None:
+    report = wheel.report
+    assert report["requests"]["failed"] == 0
+    assert report["audit"] == {"records": report["requests"]["total"], "verified": True}
+    assert set(report["stages"]) == _STAGES
+    assert report["traces_with_all_stages"] == report["requests"]["total"]
+    assert sum(stage["share"] for stage in report["stages"].values()) == pytest.approx(1, abs=0.01)
+    assert report["engine"]["name"] == "vllm"
+
+
+def test_version_2_comes_from_labelled_traces_and_takes_over(wheel: Wheel) -> None:
+    report = wheel.report
+    focus = report["swap"]["adapter"]
+    rows = {(d["name"], d["version"]): d for d in report["datasets"]}
+    assert rows[focus, 1]["from_traces"] == 0
+    assert rows[focus, 2]["from_traces"] > 0
+    assert rows[focus, 2]["rows"] == rows[focus, 1]["rows"] + rows[focus, 2]["from_traces"]
+    live = {a["name"]: a["version"] for a in report["adapters"] if a["state"] == "live"}
+    assert live[focus] == 2
+    assert len(live) == 3
+    assert (report["swap"]["from"], report["swap"]["to"]) == (f"{focus}@1", f"{focus}@2")
+    assert report["swap"]["failed_during"] == 0
+    assert report["swap"]["old_version_removed"]
+    assert report["swap"]["other_adapters_during"] > 0
+    assert report["annotator"].startswith("scripted:")
+    assert report["workload"]["generated"]
+
+
+def test_the_shuffled_candidate_is_refused(wheel: Wheel) -> None:
+    (refused,) = wheel.report["rejected"]
+    assert refused["name"] == f"{wheel.report['swap']['adapter']}@3"
+    assert "accuracy" in refused["reason"] or "gain" in refused["reason"]
+
+
+def test_jobs_were_submitted_to_ray(wheel: Wheel) -> None:
+    ids = wheel.report["ray_job_ids"]
+    assert sum(job.startswith("train-") for job in ids) == 5
+    assert sum(job.startswith("dataset-") for job in ids) == 5
+
+
+def test_a_trace_holds_every_decision_and_no_personal_value(wheel: Wheel) -> None:
+    body = wheel.openai.chat.completions.with_raw_response.create(
+        model="auto",
+        messages=[{"role": "user", "content": "my number is 415-555-0199 what are my points"}],
+    )
+    trace_id = body.headers["x-headrace-trace-id"]
+    folder = wheel.workdir / "state" / "audit"
+    lines = "".join(path.read_text() for path in folder.glob("traces-*.jsonl")).splitlines()
+    (trace,) = [json.loads(line) for line in lines if trace_id in line]
+    assert "415-555-0199" not in json.dumps(trace)
+    assert trace["messages"][0]["content"] == "my number is [PHONE_1] what are my points"
+    assert {span["stage"] for span in trace["spans"]} == _STAGES | {"generation"}
+    assert trace["generation"]["version"] == body.headers["x-headrace-model"]
+    assert trace["route"]["reason"]
+    assert verify(folder).verified
+
+
+def test_the_openai_client_gets_whole_and_streamed_answers(wheel: Wheel) -> None:
+    client = wheel.openai
+    messages: list[Any] = [{"role": "user", "content": "do we have rain boots at store 12"}]
+    whole = client.chat.completions.create(model="inventory", messages=messages)
+    assert whole.model.startswith("inventory@")
+    assert whole.usage is not None
+    assert whole.usage.completion_tokens > 0
+    pieces, model = [], ""
+    stream = client.chat.completions.create(model="inventory", messages=messages, stream=True)
+    for chunk in stream:
+        pieces.append(chunk.choices[0].delta.content or "")
+        model = chunk.model
+    assert "".join(pieces) == whole.choices[0].message.content
+    assert model == whole.model
+    assert {m.id for m in client.models.list()} >= {"auto", "inventory", "loyalty", "storepolicy"}
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        ({"model": "none", "messages": [{"role": "user", "content": "x"}]}, 404, "model_not_found"),
+        (
+            {"model": "inventory@99", "messages": [{"role": "user", "content": "x"}]},
+            404,
+            "model_not_found",
+        ),
+        ({"model": "auto", "messages": []}, 400, "invalid_value"),
+        (
+            {"model": "auto", "messages": [{"role": "user", "content": "x"}], "max_tokens": -5},
+            400,
+            "invalid_value",
+        ),
+        (
+            {"model": "auto", "messages": [{"role": "user", "content": "word " * 3000}]},
+            400,
+            "context_length_exceeded",
+        ),
+        ("{not json", 400, "invalid_json"),
+    ],
+)
+def test_bad_input_is_refused_and_the_replicas_live(
+    wheel: Wheel, body: object, status: int, code: str
+) -> None:
+    serving = wheel.report["serving"]
+    headers = {"Authorization": f"Bearer {serving['api_key']}"}
+    url = f"{serving['base_url']}/chat/completions"
+    content = body if isinstance(body, str) else json.dumps(body)
+    response = httpx.post(url, content=content, headers=headers, timeout=60)
+    assert (response.status_code, response.json()["error"]["code"]) == (status, code)
+    good = {"model": "auto", "messages": [{"role": "user", "content": "thanks"}]}
+    assert httpx.post(url, json=good, headers=headers, timeout=60).status_code == 200
+
+
+def test_an_unknown_key_is_refused(wheel: Wheel) -> None:
+    client = openai.OpenAI(
+        base_url=wheel.report["serving"]["base_url"], api_key="hr-wrong", max_retries=0
+    )
+    with pytest.raises(openai.AuthenticationError):
+        client.models.list()
+
+
+def test_a_killed_training_job_leaves_serving_untouched(wheel: Wheel) -> None:
+    state = json.loads((wheel.workdir / "runtime.json").read_text())
+    settings = {
+        "adapter": "loyalty",
+        "version": 2,
+        "run_id": "killed",
+        "base_model.path": str(REPOSITORY / "cluster/models/headrace-mini"),
+        "dataset": str(wheel.workdir / "datasets/loyalty/1"),
+        "heldout": str(wheel.workdir / "workload/heldout/loyalty.jsonl"),
+        "out": str(wheel.workdir / "adapters"),
+        "storage": str(wheel.workdir / "runs"),
+    }
+    arguments = ["--config", str(REPOSITORY / "tests/integration/smoke/train.yaml")]
+    for key, value in settings.items():
+        arguments += ["--set", f"{key}={value}"]
+    environment = {
+        **os.environ,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": state["token_path"],
+    }
+    ray = str(Path(sys.executable).parent / "ray")
+    address = ["--address", state["dashboard"]]
+    job = [sys.executable, "-m", "train_jobs.main", *arguments]
+    submit = [ray, "job", "submit", *address, "--submission-id", "killed", "--no-wait", "--", *job]
+    subprocess.run(submit, env=environment, check=True, capture_output=True, timeout=120)
+    time.sleep(12)  # somewhere in the middle of its start; any moment is a fair one
+    stop = [ray, "job", "stop", *address, "killed"]
+    subprocess.run(stop, env=environment, check=True, capture_output=True, timeout=120)
+    answer = wheel.openai.chat.completions.create(
+        model="loyalty", messages=[{"role": "user", "content": "points please"}]
+    )
+    assert answer.model == next(
+        f"loyalty@{a['version']}"
+        for a in wheel.report["adapters"]
+        if a["name"] == "loyalty" and a["state"] == "live"
+    )
+    assert not (wheel.workdir / "adapters" / "loyalty" / "killed").exists()
+
+
+def test_operator_commands_read_the_running_cluster(wheel: Wheel) -> None:
+    listed = wheel.command("adapters", "--workdir", str(wheel.workdir), "--json")
+    assert listed.returncode == 0, listed.stderr
+    states = {(row["name"], row["version"]): row["state"] for row in json.loads(listed.stdout)}
+    focus = wheel.report["swap"]["adapter"]
+    assert (states[focus, 1], states[focus, 2], states[focus, 3]) == (
+        "retired",
+        "live",
+        "rejected",
+    )
+    checked = wheel.command("verify", str(wheel.workdir / "state" / "audit"), "--json")
+    assert json.loads(checked.stdout)["verified"]
+
+
+def test_a_second_demo_does_not_disturb_the_first(wheel: Wheel) -> None:
+    again = wheel.command("demo", "--workdir", str(wheel.workdir), "--port", str(_free_port()))
+    assert again.returncode == 2
+    assert "scripts/down" in again.stderr
+    taken = wheel.command("demo", "--workdir", str(wheel.workdir), "--port", str(wheel.port))
+    assert taken.returncode == 2
+    assert f"port {wheel.port} is taken" in taken.stderr
+
+
+def test_down_stops_everything(wheel: Wheel) -> None:
+    """Last in this file: nothing of the run is left, and its port is free."""
+    down = subprocess.run(
+        ["./scripts/down", "--workdir", str(wheel.workdir)],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert down.stdout == "stopped\n", down.stderr
+    wheel.process.wait(60)
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(("127.0.0.1", wheel.port))
+    mine = str(wheel.workdir).encode()
+    left = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal() and int(entry.name) != os.getpid():
+            try:
+                if mine in (entry / "cmdline").read_bytes():
+                    left.append(entry.name)
+            except OSError:
+                continue
+    assert left == []

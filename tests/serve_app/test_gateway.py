@@ -1,0 +1,281 @@
+"""The gateway's HTTP surface over real stages' order, a fake engine and no Ray."""
+
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from cluster.control.protocol import RoutingTable, ServedAdapter
+from cluster.registry.labels import GivenLabel, LabelTask
+from cluster.types import Principal, Role
+from serve_app.config import GatewayConfig, MonitoringConfig, PolicyConfig
+from serve_app.gateway.app import create_app
+from serve_app.gateway.auth import Authenticator
+from serve_app.gateway.road import Hop, Road
+from serve_app.protocol import Envelope, Route, Stage
+from serve_app.stages.data_prep import DataPrep
+from serve_app.stages.governance import Governance
+from serve_app.stages.monitoring import Monitoring
+from serve_app.stages.policy import Policy
+from tests.fakes.engine import FakeEngine
+
+V1 = ServedAdapter("inventory", 1, 1, "/a/1", "d1")
+V2 = ServedAdapter("inventory", 2, 2, "/a/2", "d2")
+GOOD = {"model": "auto", "messages": [{"role": "user", "content": "hi"}]}
+
+
+class World:
+    """A gateway and what is behind it."""
+
+    def __init__(self) -> None:
+        self.engine = FakeEngine()
+        self.engine.residents.add(V1)
+        self.table = RoutingTable(1, {"inventory": V1})
+        self.audited: list[Envelope] = []
+        road = Road(self._hops(), self.engine, lambda: self.table)
+        self.app = create_app(
+            road=road,
+            authenticate=Authenticator(self._resolve, 5.0),
+            labels=self,
+            table=lambda: self.table,
+            base_model="mini",
+            config=GatewayConfig(max_body_bytes=20_000),
+        )
+
+    async def _resolve(self, digest: str) -> Principal | None:
+        from cluster.registry.keys import digest as of
+
+        keys = {
+            of("hr-user"): Principal("k1", "acme", frozenset({Role.INFERENCE})),
+            of("hr-expert"): Principal("k2", "acme", frozenset({Role.LABEL})),
+        }
+        return keys.get(digest)
+
+    def _hops(self) -> dict[str, Hop]:
+        async def route(batch: list[Envelope]) -> list[Envelope]:
+            for envelope in batch:
+                envelope.route = Route("inventory", "x", 1.0, 0.0, "test")
+            return batch
+
+        async def stitch(batch: list[Envelope]) -> list[Envelope]:
+            for envelope in batch:
+                envelope.prompt = envelope.messages
+            return batch
+
+        async def audit(batch: list[Envelope]) -> list[Envelope]:
+            self.audited.extend(batch)
+            return batch
+
+        stages: dict[str, Stage] = {
+            "data_prep": DataPrep(),
+            "governance": Governance(),
+            "routing": route,
+            "policy": Policy(PolicyConfig()),
+            "context": stitch,
+            "monitoring": Monitoring(MonitoringConfig()),
+            "audit": audit,
+        }
+        return {name: _hop(stage) for name, stage in stages.items()}
+
+    async def claim_labels(self, annotator: str, limit: int) -> list[LabelTask]:
+        return []
+
+    async def submit_labels(self, given: list[GivenLabel]) -> int:
+        return len(given)
+
+    async def label_counts(self) -> dict[str, int]:
+        return {"queued": 0}
+
+
+def _hop(stage: Stage) -> Hop:
+    async def hop(envelope: Envelope) -> Envelope:
+        return (await stage([envelope]))[0]
+
+    return hop
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+@pytest.fixture
+async def client(world: World) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(app=world.app)
+    headers = {"Authorization": "Bearer hr-user"}
+    async with httpx.AsyncClient(
+        transport=transport, base_url="http://test", headers=headers
+    ) as found:
+        yield found
+
+
+async def test_an_answer_names_the_version_and_is_audited(
+    world: World, client: httpx.AsyncClient
+) -> None:
+    response = await client.post("/v1/chat/completions", json=GOOD)
+    body = response.json()
+    assert response.status_code == 200
+    assert body["model"] == "inventory@1"
+    assert body["choices"][0]["message"]["content"] == world.engine.answer
+    assert body["usage"] == {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12}
+    assert response.headers["x-headrace-trace-id"] == body["id"] == world.audited[0].trace_id
+    assert world.audited[0].tenant == "acme"
+
+
+async def test_the_users_own_values_come_back_and_nobody_elses_see_them(
+    world: World, client: httpx.AsyncClient
+) -> None:
+    world.engine.answer = '{"intent": "info", "slots": {"phone": ["[PHONE_1]"]}}'
+    body = {"model": "inventory", "messages": [{"role": "user", "content": "415-555-0132"}]}
+    for stream in (False, True):
+        response = await client.post("/v1/chat/completions", json={**body, "stream": stream})
+        assert "415-555-0132" in response.text
+    assert world.engine.prompts[0][0]["content"] == "[PHONE_1]"
+    assert all("415" not in str(envelope) for envelope in world.audited)
+
+
+async def test_a_stream_is_openai_shaped(client: httpx.AsyncClient, world: World) -> None:
+    body = {**GOOD, "stream": True, "stream_options": {"include_usage": True}}
+    response = await client.post("/v1/chat/completions", json=body)
+    events = [line[6:] for line in response.text.split("\n\n") if line]
+    assert events[-1] == "[DONE]"
+    chunks = [json.loads(event) for event in events[:-1]]
+    content = [c["delta"].get("content", "") for k in chunks for c in k["choices"]]
+    assert "".join(content) == world.engine.answer
+    assert chunks[-2]["choices"][0]["finish_reason"] == "stop"
+    assert chunks[-2]["model"] == "inventory@1"
+    assert chunks[-1]["usage"]["total_tokens"] == 12
+    assert len(world.audited) == 1
+
+
+Change = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "code", "param"),
+    [
+        (lambda b: {**b, "model": "nope"}, 404, "model_not_found", "model"),
+        (lambda b: {**b, "model": "inventory@9"}, 404, "model_not_found", "model"),
+        (lambda b: {**b, "model": "../etc"}, 404, "model_not_found", "model"),
+        (lambda b: {**b, "messages": []}, 400, "invalid_value", "messages"),
+        (lambda b: {**b, "max_tokens": -1}, 400, "invalid_value", "max_tokens"),
+        (lambda b: {**b, "temperature": 9}, 400, "invalid_value", "temperature"),
+        (lambda b: {**b, "surprise": 1}, 400, "unsupported_parameter", "surprise"),
+        (lambda b: {**b, "n": 2}, 400, "invalid_value", "n"),
+        (
+            lambda b: {**b, "messages": [{"role": "user", "content": " "}]},
+            400,
+            "empty_messages",
+            "messages",
+        ),
+        (
+            lambda b: {**b, "messages": [{"role": "user", "content": "x" * 900}]},
+            400,
+            "context_length_exceeded",
+            "messages",
+        ),
+        (
+            lambda b: {**b, "messages": [{"role": "user", "content": "x" * 90_000}]},
+            413,
+            "body_too_large",
+            None,
+        ),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_bad_input_is_refused_in_openais_words(
+    client: httpx.AsyncClient,
+    change: Change,
+    status: int,
+    code: str,
+    param: str | None,
+    stream: bool,
+) -> None:
+    body = change({**GOOD, "stream": stream})
+    response = await client.post("/v1/chat/completions", json=body)
+    if response.status_code == 200:
+        # The prompt's length is known once the engine has seen it, after a stream has begun.
+        assert stream
+        error = json.loads(response.text.split("\n\n")[-3][6:])["error"]
+    else:
+        assert response.status_code == status
+        error = response.json()["error"]
+    assert (error["code"], error["param"]) == (code, param)
+    assert error["message"]
+    assert (await client.post("/v1/chat/completions", json=GOOD)).status_code == 200
+
+
+async def test_malformed_json_is_refused(client: httpx.AsyncClient) -> None:
+    response = await client.post("/v1/chat/completions", content=b'{"model": ')
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_json")
+
+
+@pytest.mark.parametrize(
+    ("header", "status"),
+    [
+        (None, 401),
+        ("Basic abc", 401),
+        ("Bearer hr-unknown", 401),
+        ("Bearer " + "hr-" + "x" * 500, 401),
+        ("Bearer hr-expert", 403),
+    ],
+)
+async def test_without_the_right_key_nothing_is_served(
+    world: World, header: str | None, status: int
+) -> None:
+    transport = httpx.ASGITransport(app=world.app)
+    headers = {"Authorization": header} if header else {}
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        for path in ("/v1/chat/completions",):
+            response = await client.post(path, json=GOOD, headers=headers)
+            assert response.status_code == status
+            assert response.json()["error"]["type"] in ("authentication_error", "permission_error")
+    assert world.audited == []
+
+
+async def test_a_refused_request_is_audited(world: World, client: httpx.AsyncClient) -> None:
+    body = {**GOOD, "messages": [{"role": "user", "content": "x" * 900}]}
+    assert (await client.post("/v1/chat/completions", json=body)).status_code == 400
+    assert [e.block.code for e in world.audited if e.block] == ["context_length_exceeded"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_request_caught_in_a_swap_is_answered_by_the_new_version(
+    world: World, client: httpx.AsyncClient, stream: bool
+) -> None:
+    await world.engine.residents.drain(V1.int_id, 1.0)
+    world.engine.residents.add(V2)
+    tables = [RoutingTable(1, {"inventory": V1}), RoutingTable(2, {"inventory": V2})]
+
+    class Changing:
+        """The table flips after the road has looked once."""
+
+        def resolve(self, model: str) -> ServedAdapter | None:
+            return (tables.pop(0) if len(tables) > 1 else tables[0]).resolve(model)
+
+        live = tables[0].live
+        generation = 1
+
+    world.table = Changing()  # type: ignore[assignment]
+    response = await client.post("/v1/chat/completions", json={**GOOD, "stream": stream})
+    assert response.status_code == 200
+    assert "inventory@2" in response.text
+
+
+async def test_models_are_listed_with_parent_and_root(client: httpx.AsyncClient) -> None:
+    data = (await client.get("/v1/models")).json()["data"]
+    assert [(m["id"], m["parent"], m["root"]) for m in data] == [
+        ("auto", None, "auto"),
+        ("mini", None, "mini"),
+        ("inventory", "mini", "inventory@1"),
+    ]
+
+
+async def test_labels_need_their_own_role(world: World, client: httpx.AsyncClient) -> None:
+    assert (await client.get("/v1/labels")).status_code == 403
+    headers = {"Authorization": "Bearer hr-expert"}
+    assert (await client.get("/v1/labels", headers=headers)).json() == {"counts": {"queued": 0}}
+    bad = await client.post("/v1/labels/claim", json={"annotator": ""}, headers=headers)
+    assert bad.status_code == 400

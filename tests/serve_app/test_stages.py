@@ -1,0 +1,315 @@
+"""Each stage, awaited directly."""
+
+import asyncio
+import math
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from cluster import router_artefact, storage
+from cluster.audit import ChainWriter, read_traces, verify
+from cluster.privacy import Vault, mask
+from cluster.registry.labels import LabelTask
+from cluster.router_artefact import RouterArtefact
+from serve_app.config import (
+    ContextConfig,
+    DiscountCap,
+    MonitoringConfig,
+    PolicyConfig,
+    RoutingConfig,
+    VipRoute,
+)
+from serve_app.context.index import DocumentIndex
+from serve_app.protocol import Envelope, Generation, Route, Sampling, Snippet
+from serve_app.routing.router import Router
+from serve_app.stages.audit import Audit, label_task
+from serve_app.stages.context import Context
+from serve_app.stages.data_prep import DataPrep
+from serve_app.stages.governance import Governance, StreamGuard, cap_discounts
+from serve_app.stages.monitoring import Monitoring, share_of
+from serve_app.stages.policy import Policy
+from serve_app.stages.routing import Routing
+
+
+def _envelope(text: str = "hello", model: str = "auto", **attributes: str) -> Envelope:
+    message = {"role": "user", "content": text}
+    return Envelope("tr-1", 0.0, "acme", attributes, model, [message], Sampling())
+
+
+def _generation(text: str = "ok", mean: float = -0.01, least: float = -0.02) -> Generation:
+    return Generation(text, "inventory@1", 3, 4, "stop", mean, least, None, 5.0, "r")
+
+
+# -- data_prep ---------------------------------------------------------------------------------
+
+
+async def test_data_prep_normalises_and_refuses_nothing() -> None:
+    good, empty = await DataPrep()([_envelope(" a\t b "), _envelope(" \u200b ")])
+    assert good.messages[0]["content"] == "a b"
+    assert good.block is None
+    assert empty.block is not None
+    assert empty.block.code == "empty_messages"
+
+
+# -- governance --------------------------------------------------------------------------------
+
+
+async def test_governance_masks_both_ways() -> None:
+    envelope = (await Governance()([_envelope("call 415-555-0132")]))[0]
+    assert envelope.messages[0]["content"] == "call [PHONE_1]"
+    assert envelope.vault == {"[PHONE_1]": "415-555-0132"}
+    assert envelope.masked == {"PHONE": 1}
+    envelope.generation = _generation("try [PHONE_1] or a@b.example.com")
+    envelope = (await Governance()([envelope]))[0]
+    assert envelope.answer == "try [PHONE_1] or [EMAIL_1]"
+    assert envelope.conflicts == ["personal data in the answer"]
+    assert "a@b" not in envelope.generation.text
+
+
+@pytest.mark.parametrize(
+    ("text", "limit", "expected"),
+    [
+        ("take 30% off", 20, "take 20% off"),
+        ("take 30 percent discount", 20, "take 20 percent discount"),
+        ("take 15% off", 20, "take 15% off"),
+        ("take 30% off", None, "take 30% off"),
+        ("30% cotton", 20, "30% cotton"),
+    ],
+)
+def test_discounts_are_capped(text: str, limit: int | None, expected: str) -> None:
+    assert cap_discounts(text, limit) == expected
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
+def test_a_guarded_stream_says_what_the_whole_answer_says(size: int) -> None:
+    vault = {"[PHONE_1]": "415-555-0132"}
+    text = (
+        "call [PHONE_1] or [CARD_9], mail ann.lee@shop.example.com, card 4111 1111 1111 1111, 35% "
+        "off, plain words that go on for a while so that the hold-back has to let some through, end"
+    )
+    guard = StreamGuard(vault, 20)
+    parts = [guard.push(text[i : i + size]) for i in range(0, len(text), size)]
+    shown = "".join(parts) + guard.finish()
+    assert shown == (
+        "call 415-555-0132 or [CARD_9], mail [EMAIL_1], card [CARD_1], 20% "
+        "off, plain words that go on for a while so that the hold-back has to let some through, end"
+    )
+
+
+def test_a_guarded_stream_does_not_buffer_everything() -> None:
+    guard = StreamGuard({}, None)
+    shown = "".join(guard.push(word + " ") for word in ["word"] * 200)
+    assert len(shown) > 700
+
+
+# -- routing -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def router(tmp_path: Path) -> Router:
+    weights = np.eye(3, dtype=np.float32) * 10
+    classes = [("inventory", "stock"), ("inventory", "order"), ("loyalty", "points")]
+    artefact = RouterArtefact(
+        weights, np.zeros(3, np.float32), np.eye(3, dtype=np.float32), classes
+    )
+    router_artefact.write(artefact, tmp_path / "router")
+    return Router(tmp_path / "router")
+
+
+def _embed(texts: list[str]) -> NDArray[np.float32]:
+    table = {"stock": [1, 0, 0], "points": [0, 0, 1], "odd": [-1, 0, 0]}
+    return np.array([table.get(text, [0.6, 0, 0.8]) for text in texts], dtype=np.float32)
+
+
+async def test_routing_picks_by_intent_and_obeys_the_client(router: Router) -> None:
+    stage = Routing(_embed, router, RoutingConfig(artefact="x"), "mini")
+    found = await stage(
+        [
+            _envelope("stock"),
+            _envelope("points"),
+            _envelope("points", model="inventory@3"),
+            _envelope("stock", model="mini"),
+            _envelope("odd"),
+        ]
+    )
+    assert [e.route.adapter for e in found if e.route] == [
+        "inventory",
+        "loyalty",
+        "inventory",
+        None,
+        "inventory",
+    ]
+    assert found[0].route is not None
+    assert found[0].route.intent == "stock"
+    assert found[0].route.confidence > 0.99
+    assert found[0].route.novelty == pytest.approx(0.0, abs=1e-6)
+    assert found[4].route is not None
+    assert found[4].route.novelty >= 1.0
+
+
+async def test_an_unsure_route_goes_to_the_base_model(router: Router) -> None:
+    config = RoutingConfig(artefact="x", min_confidence=0.95)
+    found = await Routing(_embed, router, config, "mini")([_envelope("between")])
+    assert found[0].route is not None
+    assert found[0].route.adapter is None
+
+
+# -- policy ------------------------------------------------------------------------------------
+
+RULES = PolicyConfig(
+    rules=(
+        VipRoute(type="vip_route", attribute="tier", equals="vip", adapter="care"),
+        DiscountCap(type="discount_cap", max_percent=20, unless_attribute="tier", equals="gold"),
+    )
+)
+
+
+def _routed(text: str, **attributes: str) -> Envelope:
+    envelope = _envelope(text, **attributes)
+    envelope.route = Route("loyalty", "points", 0.9, 0.1, "intent")
+    return envelope
+
+
+async def test_a_vip_goes_to_the_other_adapter_and_the_trace_says_why() -> None:
+    vip, plain = await Policy(RULES)([_routed("hi", tier="vip"), _routed("hi")])
+    assert vip.route is not None
+    assert (vip.route.adapter, vip.route.instead_of) == ("care", "loyalty")
+    assert "instead of loyalty" in vip.route.reason
+    assert plain.route is not None
+    assert plain.route.adapter == "loyalty"
+
+
+async def test_the_discount_cap_spares_gold_members() -> None:
+    gold, other = await Policy(RULES)(
+        [_routed("40% discount please", tier="gold"), _routed("40% discount please")]
+    )
+    assert (gold.max_discount, gold.conflicts) == (None, [])
+    assert other.max_discount == 20
+    assert other.conflicts == ["asked for more than 20% discount"]
+
+
+# -- context -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> DocumentIndex:
+    staged = storage.staging(tmp_path / "index")
+    table = pa.table(
+        {
+            "title": ["returns", "hours"],
+            "text": ["30 days with a receipt", "open at nine"],
+            "embedding": [[1.0, 0.0], [0.0, 1.0]],
+        }
+    )
+    pq.write_table(table, staged / "documents.parquet")
+    storage.publish(staged, tmp_path / "index")
+    return DocumentIndex(tmp_path / "index")
+
+
+async def test_passages_are_stitched_within_the_adapters_budget(index: DocumentIndex) -> None:
+    config = ContextConfig(index="x", budget_tokens={"storepolicy": 5, "inventory": 0})
+    envelopes = []
+    for adapter in ("storepolicy", "inventory"):
+        envelope = _envelope("returns?")
+        envelope.embedding = [1.0, 0.0]
+        envelope.route = Route(adapter, "x", 1.0, 0.0, "")
+        envelopes.append(envelope)
+    policy, inventory = await Context(index, config)(envelopes)
+    assert policy.snippets == [Snippet("returns", "30 days with a receipt", 1.0)]
+    assert policy.prompt[0] == {"role": "system", "content": "Context:\n- 30 days with a receipt"}
+    assert inventory.prompt == inventory.messages
+    assert inventory.snippets == policy.snippets
+
+
+# -- monitoring --------------------------------------------------------------------------------
+
+
+async def test_edge_cases_are_flagged_and_others_sampled() -> None:
+    sure, unsure, novel = _envelope(), _envelope(), _envelope()
+    sure.generation = novel.generation = _generation()
+    unsure.generation = _generation(mean=-0.5, least=-2.0)
+    novel.route = Route("inventory", "x", 0.9, 0.9, "")
+    stage = Monitoring(MonitoringConfig(sample_share=1.0))
+    found = [e.verdicts for e in await stage([sure, unsure, novel])]
+    assert [v.reasons for v in found if v] == [[], ["low_confidence"], ["out_of_distribution"]]
+    assert [v.sampled for v in found if v] == [True, False, False]
+    assert found[1] is not None
+    assert found[1].confidence == pytest.approx(math.exp(-0.5), abs=1e-4)
+
+
+def test_sampling_is_uniform_and_repeats() -> None:
+    shares = [share_of(f"tr-{n}") for n in range(4000)]
+    assert shares == [share_of(f"tr-{n}") for n in range(4000)]
+    assert 0.07 < sum(share < 0.1 for share in shares) / 4000 < 0.13
+
+
+# -- audit -------------------------------------------------------------------------------------
+
+
+async def test_audit_writes_before_it_acknowledges_and_forwards_edge_cases(tmp_path: Path) -> None:
+    forwarded: list[LabelTask] = []
+
+    async def enqueue(tasks: list[LabelTask]) -> int:
+        forwarded.extend(tasks)
+        return len(tasks)
+
+    flagged, plain = _envelope("call 415-555-0132"), _envelope("hi")
+    flagged.trace_id = "tr-2"
+    for envelope in (flagged, plain):
+        envelope = (await Governance()([envelope]))[0]
+        envelope.vault = {}
+        envelope.generation = _generation(mean=-2.0 if envelope is flagged else -0.001)
+        envelope.prompt = envelope.messages
+    stage = Audit(ChainWriter(tmp_path, "w"), enqueue)
+    batch = await Monitoring(MonitoringConfig(sample_share=0.0))([flagged, plain])
+    await stage(batch)
+    found = verify(tmp_path)
+    assert (found.records, found.verified) == (2, True)
+    assert "415" not in (tmp_path / "traces-w.jsonl").read_text()
+    assert [trace["spans"][-1]["stage"] for trace in read_traces(tmp_path)] == ["audit", "audit"]
+    for _ in range(100):
+        if forwarded:
+            break
+        await asyncio.sleep(0.01)
+    assert [task.trace_id for task in forwarded] == ["tr-2"]
+
+
+def test_an_unremarkable_request_needs_no_expert() -> None:
+    assert label_task(_envelope()) is None
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                "call ",
+                "[PHONE_1]",
+                " 4111 1111",
+                " 1111 1111",
+                " a.b",
+                "@shop.example.com ",
+                "30%",
+                " off ",
+                "GB29 NWBK 6016",
+                " 1331 9268 19 ",
+                "word ",
+                "12 ",
+                "[",
+            ]
+        ),
+        max_size=60,
+    ),
+    st.integers(min_value=1, max_value=9),
+)
+def test_no_split_of_a_stream_lets_a_value_through(parts: list[str], size: int) -> None:
+    text = "".join(parts)
+    guard = StreamGuard({}, 20)
+    shown = "".join(guard.push(text[i : i + size]) for i in range(0, len(text), size))
+    shown += guard.finish()
+    assert mask(shown, Vault()) == shown

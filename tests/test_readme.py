@@ -1,0 +1,68 @@
+"""README's commands exist and answer, its links lead somewhere, its YAML is the file's."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+
+#: Commands the integration test runs whole, and how to ask the others without doing the work.
+PROBES = {
+    "./scripts/demo": ["./scripts/demo", "--help"],
+    "./scripts/down": ["./scripts/down", "--help"],
+    ".venv/bin/headrace adapters": [".venv/bin/headrace", "adapters", "--help"],
+    ".venv/bin/headrace verify": [".venv/bin/headrace", "verify", "--help"],
+    "scripts/train-base-model": [".venv/bin/python", "scripts/train-base-model", "--help"],
+    "./scripts/test": ["bash", "-n", "scripts/test"],
+    "./scripts/check": ["bash", "-n", "scripts/check"],
+}
+
+
+def _commands() -> set[str]:
+    blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
+    inline = re.findall(r"`((?:\./)?scripts/[a-z-]+)[^`]*`", README)
+    return {line for line in [*lines, *inline] if line}
+
+
+def test_every_command_is_known_to_a_test() -> None:
+    assert _commands() == set(PROBES)
+
+
+@pytest.mark.parametrize("command", sorted(PROBES))
+def test_it_answers(command: str) -> None:
+    result = subprocess.run(
+        PROBES[command], cwd=REPOSITORY, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_links_lead_somewhere() -> None:
+    for document in [REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)\)", document.read_text(encoding="utf-8")):
+            if not target.startswith("http"):
+                assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+def test_paths_named_in_the_docs_exist() -> None:
+    text = README + Path(REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8")
+    roots = "cluster|serve_app|data_jobs|train_jobs|configs|scripts|docs"
+    for path in re.findall(rf"`((?:{roots})/[\w./-]*[\w/])`", text):
+        assert (REPOSITORY / path).exists(), path
+
+
+def test_every_dependency_has_its_line() -> None:
+    import tomllib
+
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    extras = [item for group in project["optional-dependencies"].values() for item in group]
+    page = (REPOSITORY / "docs" / "dependencies.md").read_text(encoding="utf-8")
+    for requirement in [*project["dependencies"], *extras]:
+        name = re.split(r"[\[<>=]", requirement)[0]
+        assert name in page, name

@@ -1,0 +1,1 @@
+"""Training: fits, evaluates and publishes adapters; trains the small base model."""

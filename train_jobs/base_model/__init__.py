@@ -1,0 +1,1 @@
+"""The small base model that ships with Headrace: corpus, tokenizer, pre-training."""

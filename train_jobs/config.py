@@ -1,0 +1,80 @@
+"""Configuration of a training run. Imports neither Ray nor PyTorch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from cluster.config import BaseModelRef, ConfigModel
+from cluster.rollout.gate import GateConfig
+
+
+class LoraConfig(ConfigModel):
+    """The adapter's shape."""
+
+    r: int = Field(default=32, ge=1, le=512)
+    alpha: int = 64
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    target_modules: str | tuple[str, ...] = "all-linear"
+
+
+class Scaling(ConfigModel):
+    """Workers and what each gets."""
+
+    workers: int = Field(default=2, ge=1)
+    cpus_per_worker: float = 1.0
+    use_gpu: bool = False
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    """DeepSpeed ZeRO stage."""
+
+
+class Tracking(ConfigModel):
+    """Weights & Biases."""
+
+    project: str = "headrace"
+    mode: Literal["offline", "online", "disabled"] = "offline"
+
+
+class EvalConfig(ConfigModel):
+    """Held-out evaluation after training."""
+
+    batch_size: int = 128
+    max_new_tokens: int = 72
+    golden_probes: int = 8
+    """Prompts whose log-probabilities prove a swap."""
+
+
+class TrainConfig(ConfigModel):
+    """One supervised run: a dataset version and a base model become an adapter version."""
+
+    adapter: str
+    version: int
+    run_id: str
+    base_model: BaseModelRef
+    dataset: str
+    """Published dataset directory."""
+    heldout: str
+    """JSON lines of held-out turns; never trained on."""
+    out: str
+    """Folder under which `NAME/VERSION` is published."""
+    storage: str
+    """Folder of run state, checkpoints and W&B files."""
+    previous: str | None = None
+    """Published directory of the live version, evaluated on the same rows."""
+    previous_label: str | None = None
+    lora: LoraConfig = LoraConfig()
+    scaling: Scaling = Scaling()
+    epochs: int = Field(default=8, ge=1)
+    micro_batch: int = Field(default=16, ge=1)
+    """Rows a worker and step."""
+    learning_rate: float = 2e-3
+    warmup_share: float = Field(default=0.05, ge=0, lt=1)
+    max_length: int = 256
+    """Longer rows are left out, and counted."""
+    cache_rows: int = 200_000
+    """Datasets up to this size are read once into the workers' memory; larger ones stream."""
+    seed: int = 0
+    evaluation: EvalConfig = EvalConfig()
+    gate: GateConfig = GateConfig()
+    tracking: Tracking = Tracking()

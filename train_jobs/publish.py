@@ -1,0 +1,43 @@
+"""Publishes a trained adapter: PEFT files, manifest, marker; registration is the caller's."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from cluster import storage
+from cluster.adapters import MANIFEST, PEFT_CONFIG, WEIGHTS, AdapterManifest
+from cluster.errors import ArtifactError
+
+
+def check_weights(path: Path) -> None:
+    """Every tensor is finite and some are not zero.
+
+    Raises:
+        ArtifactError: the training produced something that must not be served.
+    """
+    tensors = load_file(path)
+    broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise ArtifactError(f"{path}: {len(broken)} tensors are not finite, first {broken[0]}")
+    if not any(bool(tensor.any()) for name, tensor in tensors.items() if "lora_B" in name):
+        raise ArtifactError(f"{path}: every lora_B is zero, so the adapter changes nothing")
+
+
+def publish_adapter(trained: Path, manifest: AdapterManifest, out: Path) -> Path:
+    """Write `out/NAME/VERSION` atomically and return it."""
+    check_weights(trained / WEIGHTS)
+    final = storage.confined(out, manifest.name, str(manifest.version))
+    staged = storage.staging(final)
+    shutil.copy(trained / WEIGHTS, staged / WEIGHTS)
+    config = json.loads((trained / PEFT_CONFIG).read_text(encoding="utf-8"))
+    # The trainer's path means nothing to another machine; the base is known by name and digest.
+    config["base_model_name_or_path"] = manifest.base_model
+    (staged / PEFT_CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
+    (staged / MANIFEST).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
+    storage.publish(staged, final)
+    return final
