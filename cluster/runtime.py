@@ -23,7 +23,8 @@ from cluster.storage import write_atomic
 
 _STATE = "runtime.json"
 _START_TIMEOUT_S = 90.0
-_STOP_TIMEOUT_S = 20.0
+_STOP_TIMEOUT_S = 5.0
+_KILL_TIMEOUT_S = 15.0
 
 #: Ray Serve's documented throughput switches, without HAProxy and direct ingress: both of those
 #: bind every interface, and this runtime serves the loopback interface only.
@@ -180,25 +181,36 @@ def _is_ray(pid: int) -> bool:
 
 
 def stop(workdir: Path) -> bool:
-    """Stop the cluster started from `workdir`; whether there was one."""
+    """Stop the cluster started from `workdir` and wait for its processes; whether there was one.
+
+    Nothing is lost by ending a process here: the registry and the audit log are durable before
+    they answer.
+
+    Raises:
+        HeadraceError: a process did not end.
+    """
     cluster = running(workdir)
     (workdir / _STATE).unlink(missing_ok=True)
     if cluster is None:
         return False
-    members = _descendants(cluster.pid)
-    _signal_group(cluster.pid, signal.SIGTERM)
-    deadline = time.monotonic() + _STOP_TIMEOUT_S
-    while time.monotonic() < deadline and any(_alive(pid) for pid in members):
-        _reap(cluster.pid)
-        time.sleep(0.1)
-    for pid in members:
-        _signal(pid, signal.SIGKILL)
-    _reap(cluster.pid)
-    return True
+    # A worker starts others while it is told to end, so each round looks again below all it knows.
+    members = [cluster.pid]
+    for number, wait_s in ((signal.SIGTERM, _STOP_TIMEOUT_S), (signal.SIGKILL, _KILL_TIMEOUT_S)):
+        members = _descendants(members)
+        for pid in members:
+            _signal(pid, number)
+        deadline = time.monotonic() + wait_s
+        while time.monotonic() < deadline:
+            _reap(cluster.pid)
+            members = [pid for pid in _descendants(members) if _alive(pid)]
+            if not members:
+                return True
+            time.sleep(0.05)
+    raise HeadraceError(f"these processes of the cluster did not end: {members}")
 
 
-def _descendants(root: int) -> list[int]:
-    """`root` and every process below it; Ray's workers leave the process group."""
+def _descendants(roots: list[int]) -> list[int]:
+    """`roots` and every process below them; Ray's workers leave the process group."""
     parents: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
@@ -207,10 +219,13 @@ def _descendants(root: int) -> list[int]:
             except OSError:
                 continue
             parents.setdefault(int(fields[1]), []).append(int(entry.name))
-    found = [root]
-    for pid in found:
-        found.extend(parents.get(pid, []))
-    return found
+    found = dict.fromkeys(roots)
+    pending = list(roots)
+    while pending:
+        below = [pid for pid in parents.get(pending.pop(), []) if pid not in found]
+        found.update(dict.fromkeys(below))
+        pending.extend(below)
+    return list(found)
 
 
 def _alive(pid: int) -> bool:
@@ -231,13 +246,6 @@ def _reap(pid: int) -> None:
 def _signal(pid: int, number: signal.Signals) -> None:
     try:
         os.kill(pid, number)
-    except ProcessLookupError:
-        return
-
-
-def _signal_group(pid: int, number: signal.Signals) -> None:
-    try:
-        os.killpg(pid, number)
     except ProcessLookupError:
         return
 

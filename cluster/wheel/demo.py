@@ -42,7 +42,7 @@ def run(
 def _run(site: Site, *, data: str | None, port: int, report: Path | None, serve: bool) -> int:
     narrator, workdir = site.narrator, site.workdir
     try:
-        narrator.step("Start a Ray cluster (token auth on, loopback only)")
+        narrator.step("Start a Ray cluster (token auth on; gateway and dashboard on loopback)")
         cluster = site.start_cluster()
         # After Ray, which installs a handler of its own that would skip the clean-up below.
         signal.signal(signal.SIGTERM, _interrupt)
