@@ -21,13 +21,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("job", choices=("import", "dataset"))
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--check", action="store_true", help="only read the configuration")
+    parser.add_argument("--check", action="store_true", help="only check the configuration and that its source is there")
     options = parser.parse_args(arguments)
     configure()
     try:
         if options.job == "import":
             config = load(ImportConfig, options.config, options.set)
-            if not options.check:
+            if options.check:
+                _check_source(config)
+            else:
                 _import(config)
         else:
             dataset = load(DatasetConfig, options.config, options.set)
@@ -37,6 +39,13 @@ def main(arguments: list[str] | None = None) -> int:
         logger.error("%s", error)
         return 2
     return 0
+
+
+def _check_source(config: ImportConfig) -> None:
+    from data_jobs.sources.multidogo import choose_domains
+
+    if config.data:
+        choose_domains(Path(config.data), config.domains)
 
 
 def _import(config: ImportConfig) -> None:

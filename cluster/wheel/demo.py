@@ -35,6 +35,8 @@ def run(
     workdir = workdir.resolve()
     runtime.require_free_port(port)
     site = Site.prepare(config, workdir, narrator)
+    if data:
+        site.check_source(data)
     with (workdir / "driver.log").open("w", encoding="utf-8") as log, redirect_stdout(log):
         return _run(site, data=data, port=port, report=report, serve=serve)
 

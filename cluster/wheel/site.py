@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import sys
 import uuid
 from dataclasses import dataclass, field
@@ -10,13 +11,14 @@ from pathlib import Path
 
 from cluster.config import load
 from cluster.control import jobs
-from cluster.errors import ConflictError
+from cluster.errors import ConfigError, ConflictError
 from cluster.runtime import LocalCluster, attach, running, start
 from cluster.wheel.config import WheelConfig
 from cluster.wheel.narrator import Narrator
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 _MIN_FREE_BYTES = 2 << 30
+_CHECK_S = 60
 
 
 @dataclass
@@ -75,6 +77,25 @@ class Site:
         for key, value in settings.items():
             result += ["--set", f"{key}={value}"]
         return result
+
+    def check_source(self, data: str) -> None:
+        """Ask the import job whether `data` is what it can read, before anything is started.
+
+        Raises:
+            ConfigError: it is not.
+        """
+        settings: dict[str, object] = {"data": str(Path(data).resolve())}
+        command = self.module_command("data_jobs.main", self.config.data, settings)
+        found = subprocess.run(  # noqa: S603 - our own command line, no shell
+            [*command[:3], "import", *command[3:], "--check"],
+            capture_output=True,
+            text=True,
+            timeout=_CHECK_S,
+            check=False,
+        )
+        if found.returncode != 0:
+            last = found.stderr.strip().rpartition("\n")[2]
+            raise ConfigError(last.partition(": ")[2] or last)
 
     def job(self, label: str, module: str, arguments: list[str], timeout_s: float = 900.0) -> str:
         """Run a job with `ray job submit`, relay its log, and return its id."""

@@ -21,16 +21,7 @@ def read_workload(folder: Path, domains: tuple[str, ...]) -> Workload:
     Raises:
         DataError: a file is missing or is not MultiDoGO.
     """
-    if not folder.is_dir():
-        raise DataError(f"--data {folder} is not a folder")
-    available = sorted(path.name.split(".")[0] for path in folder.glob("*.train.tsv*"))
-    chosen = [name for name in domains if name in available]
-    chosen += [name for name in available if name not in chosen][: max(0, 3 - len(chosen))]
-    if len(chosen) < 3:
-        raise DataError(
-            f"{folder} holds {len(available)} domains ({', '.join(available) or 'none'}); "
-            "expected at least three files DOMAIN.train.tsv.gz with their DOMAIN.dev.tsv.gz"
-        )
+    chosen = choose_domains(folder, domains)
     workload = Workload("multidogo", generated=False)
     for domain in chosen:
         train, dev = (_find(folder, domain, split) for split in ("train", "dev"))
@@ -38,6 +29,27 @@ def read_workload(folder: Path, domains: tuple[str, ...]) -> Workload:
         workload.heldout[domain] = list(_read(dev, domain, workload.broken))
         _check_disjoint(workload, domain)
     return workload
+
+
+def choose_domains(folder: Path, preferred: tuple[str, ...]) -> list[str]:
+    """The domains to read: those of `preferred` that are there, filled up to three.
+
+    Raises:
+        DataError: the folder holds fewer than three domains, or one without its dev split.
+    """
+    if not folder.is_dir():
+        raise DataError(f"--data {folder} is not a folder")
+    available = sorted(path.name.split(".")[0] for path in folder.glob("*.train.tsv*"))
+    chosen = [name for name in preferred if name in available]
+    chosen += [name for name in available if name not in chosen][: max(0, 3 - len(chosen))]
+    if len(chosen) < 3:
+        raise DataError(
+            f"{folder} holds {len(available)} domains ({', '.join(available) or 'none'}); "
+            "expected at least three files DOMAIN.train.tsv.gz with their DOMAIN.dev.tsv.gz"
+        )
+    for domain in chosen:
+        _find(folder, domain, "dev")
+    return chosen
 
 
 def _find(folder: Path, domain: str, split: str) -> Path:
