@@ -64,6 +64,8 @@ def train_loop(settings: dict[str, Any]) -> None:
     from train_jobs.tracking import Tracker
 
     config = TrainConfig.model_validate(settings["config"])
+    if not config.scaling.use_gpu:
+        _without_compiled_operators()
     rows = int(settings["rows"])
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
@@ -101,6 +103,17 @@ def train_loop(settings: dict[str, Any]) -> None:
         tracker.log({f"epoch/{name}": value for name, value in metrics.items()}, step)
         _report(metrics, engine, rank, last=epoch + 1 == config.epochs)
     tracker.close()
+
+
+def _without_compiled_operators() -> None:
+    """Keep DeepSpeed from compiling its shared-memory collectives for CPU workers.
+
+    It would call a C++ compiler in the middle of the run, for a minute, on machines that need not
+    have one; gloo does the same exchange. The table is what DeepSpeed consults before it compiles.
+    """
+    from deepspeed import ops
+
+    ops.__compatible_ops__ = {}
 
 
 def _epochs(

@@ -41,7 +41,7 @@ class WheelConfig(ConfigModel):
     data: str
     num_cpus: int = 10
     """Logical CPUs Ray schedules with; replicas share the machine's real ones."""
-    parallel_runs: int = 2
+    parallel_runs: int = 3
     """First versions trained at a time: one run's start-up fills the gaps of the other's."""
     candidate_epochs: int = 5
     """Passes of the improved version over its dataset."""

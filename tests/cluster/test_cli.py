@@ -1,0 +1,42 @@
+"""The command's own mistakes: told at once, in one line, before anything is started."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from cluster.cli.main import main
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_data_that_is_not_there_is_told_before_a_cluster_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work = tmp_path / "work"
+    arguments = ["demo", "--workdir", str(work), "--port", str(_free_port())]
+    assert main([*arguments, "--data", str(tmp_path / "nowhere")]) == 2
+    assert "nowhere is not a folder" in capsys.readouterr().err
+    assert main([*arguments, "--data", str(tmp_path)]) == 2
+    assert "holds 0 domains" in capsys.readouterr().err
+    assert not (work / "ray.log").exists()
+
+
+def test_a_folder_that_is_no_audit_log_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["verify", str(tmp_path / "nothing")]) == 2
+    assert "is not an audit folder" in capsys.readouterr().err
+
+
+def test_down_without_a_cluster_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["down", "--workdir", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == "nothing was running\n"
