@@ -21,7 +21,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("job", choices=("import", "dataset"))
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--check", action="store_true", help="only check the configuration and that its source is there")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="only check the configuration and that its source is there",
+    )
     options = parser.parse_args(arguments)
     configure()
     try:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self, get_args
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cluster.config import BaseModelRef, ConfigModel
+
+StageName = Literal[
+    "data_prep", "governance", "routing", "policy", "context", "monitoring", "audit"
+]
+STAGE_NAMES: tuple[StageName, ...] = get_args(StageName)
 
 
 class Autoscaling(ConfigModel):
@@ -20,6 +25,15 @@ class Autoscaling(ConfigModel):
     downscale_delay_s: float = Field(default=120.0, ge=0)
 
 
+class BreakerConfig(ConfigModel):
+    """When a stage counts as down."""
+
+    failures: int = Field(default=5, ge=1)
+    """Faults in a row that open the circuit."""
+    cool_s: float = Field(default=2.0, gt=0)
+    """How long nobody tries an open circuit."""
+
+
 class StageConfig(ConfigModel):
     """How one stage is deployed and what happens when it is late or down."""
 
@@ -30,10 +44,13 @@ class StageConfig(ConfigModel):
     """Most envelopes handed over in one call."""
     max_in_flight: int = Field(default=2, ge=1)
     """Calls one gateway keeps open to the stage."""
+    max_queue: int = Field(default=1024, ge=1)
+    """Envelopes that may wait for a call; while so many wait, new requests get 429."""
     budget_ms: float = Field(default=5000.0, gt=0)
     """Longest a hand-off may take before the failure rule applies."""
     on_failure: Literal["open", "closed"] = "closed"
     """`open`: the request goes on without the stage; `closed`: it is refused with 503."""
+    breaker: BreakerConfig = BreakerConfig()
 
 
 class EngineConfig(ConfigModel):
@@ -142,6 +159,16 @@ class StageTable(ConfigModel):
     monitoring: StageConfig = StageConfig(on_failure="open")
     audit: StageConfig = StageConfig()
 
+    @model_validator(mode="after")
+    def _never_open(self) -> Self:
+        for name in ("governance", "audit"):
+            if getattr(self, name).on_failure == "open":
+                raise ValueError(
+                    f"stages.{name}.on_failure must be closed: no request may pass unmasked or "
+                    "unrecorded"
+                )
+        return self
+
 
 class ServeConfig(ConfigModel):
     """Everything the graph is built from."""
@@ -150,6 +177,10 @@ class ServeConfig(ConfigModel):
     state: str
     """Directory of traces and audit logs."""
     gateway: GatewayConfig = GatewayConfig()
+    placement: Literal["split", "fused"] = "split"
+    """`split`: each stage its own deployment; `fused`: those of `fuse` in the gateway's process."""
+    fuse: tuple[StageName, ...] = STAGE_NAMES
+    """What `fused` takes into the gateway's process; the others stay deployments."""
     stages: StageTable = StageTable()
     engine: EngineConfig = EngineConfig()
     routing: RoutingConfig

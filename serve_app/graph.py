@@ -16,14 +16,17 @@ from ray.serve.handle import DeploymentHandle
 from cluster.audit import ChainWriter
 from cluster.control.client import AsyncControlClient
 from cluster.control.protocol import ENGINE_DEPLOYMENT, RoutingTable
+from serve_app.breaker import Breaker
 from serve_app.config import Autoscaling, ServeConfig, StageConfig
 from serve_app.engine.remote import RemoteEngine
 from serve_app.engine.replica import EngineReplica
 from serve_app.gateway.app import create_app
 from serve_app.gateway.auth import Authenticator
 from serve_app.gateway.road import Road
-from serve_app.handoff import Handoff
-from serve_app.protocol import STAGES, Envelope, Stage
+from serve_app.handoff import Handoff, StageCall
+from serve_app.protocol import STAGES, Stage
+from serve_app.ray_metrics import RayStageMetrics
+from serve_app.steps import STEPS, Row, Step, run
 
 _WATCH_S = 20.0
 _STREAM_LIMIT_S = 300.0
@@ -34,8 +37,8 @@ def base_name(config: ServeConfig) -> str:
     return Path(config.base_model.path).name
 
 
-def make_stage(name: str, config: ServeConfig) -> Stage:
-    """The stage called `name`, ready to be awaited.
+def make_stage(name: str, config: ServeConfig, replica: str) -> Stage:
+    """The stage called `name` in replica `replica`, ready to be awaited.
 
     Raises:
         ValueError: there is no such stage.
@@ -71,7 +74,7 @@ def make_stage(name: str, config: ServeConfig) -> Stage:
     if name == "audit":
         from serve_app.stages.audit import Audit
 
-        writer = ChainWriter(config.audit_dir, serve.get_replica_context().replica_id.unique_id)
+        writer = ChainWriter(config.audit_dir, replica)
         return Audit(writer, AsyncControlClient().enqueue_labels)
     raise ValueError(f"unknown stage {name!r}; the stages are {', '.join(STAGES)}")
 
@@ -80,15 +83,16 @@ class StageReplica:
     """One replica of a stage."""
 
     def __init__(self, name: str, config: ServeConfig) -> None:
-        self._stage = make_stage(name, config)
+        replica = serve.get_replica_context().replica_id.unique_id
+        self._stage = make_stage(name, config, replica)
 
-    async def __call__(self, batch: list[Envelope]) -> list[Envelope]:
+    async def __call__(self, step: str, rows: list[Row], deadlines: list[float]) -> list[Any]:
         """Hand the batch to the stage."""
-        return await self._stage(batch)
+        return await run(self._stage, STEPS[step], rows, deadlines)
 
 
 class Gateway:
-    """One replica of the HTTP edge."""
+    """One replica of the HTTP edge, with the stages that are fused into it."""
 
     def __init__(
         self, config: ServeConfig, engine: DeploymentHandle, stages: dict[str, DeploymentHandle]
@@ -96,11 +100,13 @@ class Gateway:
         self._config = config
         self._control = AsyncControlClient()
         self._table = RoutingTable(0)
-        hops = {
-            name: Handoff(name, _caller(handle), getattr(config.stages, name))
-            for name, handle in stages.items()
-        }
-        self._road = Road(dict(hops), RemoteEngine(engine), lambda: self._table)
+        replica = serve.get_replica_context().replica_id.unique_id
+        calls = {name: _remote(handle) for name, handle in stages.items()}
+        for name in STAGES:
+            if name not in calls:
+                calls[name] = _local(make_stage(name, config, replica))
+        hops = _hops(calls, config)
+        self._road = Road(hops, RemoteEngine(engine), lambda: self._table)
         self._follower: asyncio.Task[None] | None = None
 
     async def __serve_build_asgi_app__(self) -> Any:
@@ -128,10 +134,33 @@ class Gateway:
                 self._control = AsyncControlClient()
 
 
-def _caller(handle: DeploymentHandle) -> Any:
-    async def call(batch: list[Envelope]) -> list[Envelope]:
-        result: list[Envelope] = await handle.remote(batch)
+def _hops(calls: dict[str, StageCall], config: ServeConfig) -> dict[str, Handoff]:
+    """A hand-off for each step; the two turns of one stage share its breaker and its metrics."""
+    breakers = {name: Breaker(getattr(config.stages, name).breaker) for name in STAGES}
+    metrics = {name: RayStageMetrics(name) for name in STAGES}
+    return {
+        step.name: Handoff(
+            step,
+            calls[step.stage],
+            getattr(config.stages, step.stage),
+            breaker=breakers[step.stage],
+            metrics=metrics[step.stage],
+        )
+        for step in STEPS.values()
+    }
+
+
+def _remote(handle: DeploymentHandle) -> StageCall:
+    async def call(step: Step, rows: list[Row], deadlines: list[float]) -> list[Any]:
+        result: list[Any] = await handle.remote(step.name, rows, deadlines)
         return result
+
+    return call
+
+
+def _local(stage: Stage) -> StageCall:
+    async def call(step: Step, rows: list[Row], deadlines: list[float]) -> list[Any]:
+        return await run(stage, step, rows, deadlines)
 
     return call
 
@@ -181,7 +210,8 @@ def build_graph(config: ServeConfig) -> Any:
         graceful_shutdown_timeout_s=_STREAM_LIMIT_S if config.engine.num_gpus else 10,
         health_check_timeout_s=60,
     ).bind(config.base_model, config.engine)
-    stages = {name: _stage_deployment(name, config) for name in STAGES}
+    fused = set(config.fuse) if config.placement == "fused" else set()
+    stages = {name: _stage_deployment(name, config) for name in STAGES if name not in fused}
     gateway = serve.deployment(
         serve.ingress()(Gateway),
         name="gateway",

@@ -1,7 +1,7 @@
 """Coalesced hand-off to a stage: what has queued while calls were in flight leaves as one call.
 
-An idle stage adds no wait; a busy one shares each hop among a batch. Owns batching, the latency
-budget and the failure rule; it knows neither Ray nor what the stage does.
+An idle stage adds no wait; a busy one shares each hop among a batch. Owns batching, bounds, the
+latency budget, the circuit breaker and the failure rule; it knows neither Ray nor the stage.
 """
 
 from __future__ import annotations
@@ -10,79 +10,138 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
 
+from serve_app.breaker import Breaker, BreakerState
 from serve_app.config import StageConfig
 from serve_app.protocol import Block, Envelope, Span
+from serve_app.steps import Fault, Row, Step, unavailable
+from serve_app.telemetry import NO_METRICS, StageMetrics
 
-StageCall = Callable[[list[Envelope]], Awaitable[list[Envelope]]]
+#: Runs one step on a batch; `deadlines` are seconds since the epoch. See `serve_app.steps.run`.
+StageCall = Callable[[Step, list[Row], list[float]], Awaitable[list[Any]]]
+
+
+@dataclass
+class _Waiting:
+    row: Row
+    deadline: float
+    future: asyncio.Future[tuple[Any, int]]
 
 
 class Handoff:
-    """Calls one stage for many concurrent requests."""
+    """Calls one stage for many concurrent requests, for one step of the road."""
 
-    def __init__(self, stage: str, call: StageCall, config: StageConfig) -> None:
-        self._stage = stage
+    def __init__(
+        self,
+        step: Step,
+        call: StageCall,
+        config: StageConfig,
+        *,
+        breaker: Breaker | None = None,
+        metrics: StageMetrics = NO_METRICS,
+    ) -> None:
+        self.step = step
         self._call = call
         self._config = config
-        self._queue: deque[tuple[Envelope, asyncio.Future[tuple[Envelope, int]]]] = deque()
+        self._breaker = breaker or Breaker(config.breaker)
+        self._metrics = metrics
+        self._queue: deque[_Waiting] = deque()
         self._in_flight: set[asyncio.Task[None]] = set()
 
-    async def __call__(self, envelope: Envelope) -> Envelope:
-        """`envelope` as the stage returned it, with this step's span added.
+    @property
+    def full(self) -> bool:
+        """Whether a request that came now would only lengthen a queue that is at its bound."""
+        return len(self._queue) >= self._config.max_queue
 
-        A stage that fails or runs past its budget never raises here: by its failure rule the
-        envelope goes on with a warning, or is blocked with 503.
+    async def __call__(self, envelope: Envelope) -> None:
+        """Have the stage do its step on `envelope`, and add the span.
+
+        A stage that fails, runs past its budget or is cut off never raises here: by its failure
+        rule the envelope goes on with a warning, or is blocked with 503.
         """
         started = time.perf_counter()
-        future: asyncio.Future[tuple[Envelope, int]] = asyncio.get_running_loop().create_future()
-        self._queue.append((envelope, future))
-        self._dispatch()
         batch, outcome = 0, "ok"
-        try:
-            async with asyncio.timeout(self._config.budget_ms / 1000):
-                envelope, batch = await future
-        except TimeoutError:
-            outcome = "late"
-        except Exception as error:  # a stage's fault must cost its own step, not the gateway
-            outcome = f"failed: {type(error).__name__}"
+        if not self._breaker.allows(started):
+            outcome = "breaker open"
+        elif self.full:
+            outcome = "queue full"
+        else:
+            try:
+                batch, outcome = await self._hand_over(envelope)
+            finally:
+                # A client that went away says nothing of the stage.
+                if outcome != "ok" or batch:
+                    self._breaker.record(outcome == "ok", time.perf_counter())
         if outcome != "ok":
             self._apply_failure_rule(envelope, outcome)
         elapsed = (time.perf_counter() - started) * 1000
-        envelope.spans.append(Span(self._stage, round(elapsed, 3), batch, outcome))
-        return envelope
+        envelope.spans.append(Span(self.step.stage, round(elapsed, 3), batch, outcome))
+        self._metrics.passed(elapsed, outcome, self._state())
+
+    async def _hand_over(self, envelope: Envelope) -> tuple[int, str]:
+        budget = self._config.budget_ms / 1000
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[tuple[Any, int]] = loop.create_future()
+        row = self.step.take(envelope)
+        self._queue.append(_Waiting(row, time.time() + budget, future))
+        self._dispatch()
+        try:
+            async with asyncio.timeout(budget):
+                result, batch = await future
+        except TimeoutError:
+            return 0, "late"
+        except Exception as error:  # a stage's fault must cost its own step, not the gateway
+            return 0, f"failed: {type(error).__name__}"
+        if isinstance(result, Fault):
+            return batch, f"failed: {result.reason}"
+        self.step.put(envelope, result)
+        return batch, "ok"
+
+    def _state(self) -> BreakerState:
+        return self._breaker.state(time.perf_counter())
 
     def _apply_failure_rule(self, envelope: Envelope, outcome: str) -> None:
+        stage = self.step.stage
         if self._config.on_failure == "open":
-            envelope.warnings.append(f"{self._stage}: {outcome}; continued without it")
+            envelope.warnings.append(f"{stage}: {outcome}; continued without it")
         elif envelope.block is None:
-            envelope.block = Block(503, "stage_unavailable", f"stage {self._stage} is unavailable")
+            envelope.block = unavailable(stage) if outcome != "queue full" else overloaded()
 
     def _dispatch(self) -> None:
         while self._queue and len(self._in_flight) < self._config.max_in_flight:
             size = min(len(self._queue), self._config.max_batch)
             batch = [self._queue.popleft() for _ in range(size)]
-            waiting = [pair for pair in batch if not pair[1].done()]
+            waiting = [item for item in batch if not item.future.done()]
             if waiting:
                 task = asyncio.ensure_future(self._send(waiting))
                 self._in_flight.add(task)
                 task.add_done_callback(self._sent)
+        self._metrics.queued(len(self._queue))
 
     def _sent(self, task: asyncio.Task[None]) -> None:
         self._in_flight.discard(task)
         self._dispatch()
 
-    async def _send(
-        self, batch: list[tuple[Envelope, asyncio.Future[tuple[Envelope, int]]]]
-    ) -> None:
+    async def _send(self, batch: list[_Waiting]) -> None:
+        self._metrics.batched(len(batch))
         try:
-            results = await self._call([envelope for envelope, _ in batch])
+            results = await self._call(
+                self.step, [item.row for item in batch], [item.deadline for item in batch]
+            )
             if len(results) != len(batch):
-                raise RuntimeError(f"stage {self._stage} returned {len(results)} of {len(batch)}")
+                raise RuntimeError(f"{self.step.stage} returned {len(results)} of {len(batch)}")
         except Exception as error:  # handed to each waiting request, which applies the rule
-            for _, future in batch:
-                if not future.done():
-                    future.set_exception(error)
+            for item in batch:
+                if not item.future.done():
+                    item.future.set_exception(error)
             return
-        for (_, future), result in zip(batch, results, strict=True):
-            if not future.done():
-                future.set_result((result, len(batch)))
+        for item, result in zip(batch, results, strict=True):
+            if not item.future.done():
+                item.future.set_result((result, len(batch)))
+
+
+def overloaded() -> Block:
+    """The refusal of a request that would have to wait behind too many others."""
+    return Block(429, "overloaded", "too many requests are waiting; try again shortly")

@@ -122,8 +122,11 @@ class Envelope:
 
     vault: dict[str, str] = field(default_factory=dict)
     masked: dict[str, int] = field(default_factory=dict)
-    embedding: list[float] = field(default_factory=list)
+    embedding: bytes = b""
+    """The request's unit vector, float32, as raw bytes: they cross a hop for almost nothing."""
     route: Route | None = None
+    override: str | None = None
+    """The adapter a policy insists on; it becomes the route once routing has spoken."""
     rules: list[str] = field(default_factory=list)
     conflicts: list[str] = field(default_factory=list)
     max_discount: int | None = None

@@ -5,9 +5,11 @@ Owns the order and the hand-over of the vault. It knows no HTTP and no Ray.
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
 
 from cluster.control.protocol import RoutingTable, ServedAdapter
 from cluster.privacy import restore
@@ -23,35 +25,44 @@ from serve_app.protocol import (
     Span,
 )
 from serve_app.stages.governance import StreamGuard
+from serve_app.steps import AFTER, AUDIT, BEFORE, MASK, Step, settle
 
-Hop = Callable[[Envelope], Awaitable[Envelope]]
+Hop = Callable[[Envelope], Awaitable[None]]
 
-_BEFORE = ("data_prep", "governance", "routing", "policy", "context")
-_AFTER = ("governance", "monitoring", "audit")
 _SWAP_RETRIES = 8
+_WITHHELD = "[withheld: it could not be checked for personal data]"
+
+
+@dataclass
+class _Progress:
+    recording: bool = False
+    """Audit has been asked to record this request, and does so whoever still waits for it."""
 
 
 class Road:
-    """Walks envelopes through the graph."""
+    """Walks envelopes through the graph. `hops` are by step name."""
 
     def __init__(
-        self, hops: dict[str, Hop], engine: Engine, table: Callable[[], RoutingTable]
+        self, hops: Mapping[str, Hop], engine: Engine, table: Callable[[], RoutingTable]
     ) -> None:
         self._hops = hops
         self._engine = engine
         self._table = table
+        self._abandoned: set[asyncio.Task[None]] = set()
 
     async def answer(self, envelope: Envelope) -> tuple[Envelope, str]:
         """The finished envelope and the text for the client, its own values restored.
 
         A refused request comes back with `block` set; it has passed audit all the same.
         """
-        envelope, vault = await self._inbound(envelope)
-        if envelope.block is None:
-            started = time.perf_counter()
-            envelope.generation = await self._generate(envelope)
-            _span(envelope, started)
-        envelope = await self._outbound(envelope)
+        vault: dict[str, str] = {}
+        async with self._audited(envelope) as progress:
+            await self._inbound(envelope, vault)
+            if envelope.block is None:
+                started = time.perf_counter()
+                envelope.generation = await self._generate(envelope)
+                _span(envelope, started)
+            await self._outbound(envelope, progress)
         return envelope, restore(envelope.answer, vault)
 
     async def stream(self, envelope: Envelope) -> AsyncGenerator[str | Envelope, None]:
@@ -60,43 +71,76 @@ class Road:
         The first item is the envelope before generation, so that a refusal can still be an HTTP
         error.
         """
-        envelope, vault = await self._inbound(envelope)
-        yield envelope
-        if envelope.block is None:
-            started = time.perf_counter()
-            guard = StreamGuard(vault, envelope.max_discount)
-            async with aclosing(self._stream(envelope)) as items:
-                async for item in items:
-                    if isinstance(item, Generation):
-                        envelope.generation = item
-                    elif text := guard.push(item.text):
-                        yield text
-            if text := guard.finish():
-                yield text
-            _span(envelope, started)
-        yield await self._outbound(envelope)
-
-    async def _inbound(self, envelope: Envelope) -> tuple[Envelope, dict[str, str]]:
         vault: dict[str, str] = {}
-        for stage in _BEFORE:
-            envelope = await self._hops[stage](envelope)
-            if stage == "governance":
-                # The values stay in this process: no later stage and no log needs them.
-                vault, envelope.vault = envelope.vault, {}
-        return envelope, vault
+        async with self._audited(envelope) as progress:
+            await self._inbound(envelope, vault)
+            yield envelope
+            if envelope.block is None:
+                started = time.perf_counter()
+                guard = StreamGuard(vault, envelope.max_discount)
+                async with aclosing(self._stream(envelope)) as items:
+                    async for item in items:
+                        if isinstance(item, Generation):
+                            envelope.generation = item
+                        elif text := guard.push(item.text):
+                            yield text
+                if text := guard.finish():
+                    yield text
+                _span(envelope, started)
+            await self._outbound(envelope, progress)
+        yield envelope
 
-    async def _outbound(self, envelope: Envelope) -> Envelope:
-        for stage in _AFTER:
-            if stage != "governance" or envelope.generation is not None:
-                envelope = await self._hops[stage](envelope)
-        return envelope
+    async def _inbound(self, envelope: Envelope, vault: dict[str, str]) -> None:
+        """Up to the prompt. The masked values go to `vault`, in this process, and nowhere else."""
+        for group in BEFORE:
+            await self._side_by_side(group, envelope)
+            if group == (MASK,):
+                vault.update(envelope.vault)
+                envelope.vault = {}
+                if envelope.spans[-1].outcome != "ok":
+                    _withhold(envelope)
+            if envelope.block is not None:
+                return
+
+    async def _outbound(self, envelope: Envelope, progress: _Progress) -> None:
+        if envelope.generation is not None:
+            for group in AFTER:
+                await self._side_by_side(group, envelope)
+        progress.recording = True
+        await self._hops[AUDIT.name](envelope)
+
+    async def _side_by_side(self, group: tuple[Step, ...], envelope: Envelope) -> None:
+        if len(group) == 1:
+            await self._hops[group[0].name](envelope)
+        else:
+            await asyncio.gather(*(self._hops[step.name](envelope) for step in group))
+        settle(envelope)
+
+    @asynccontextmanager
+    async def _audited(self, envelope: Envelope) -> AsyncIterator[_Progress]:
+        """Record the request of a client that went away too; its engine request ends at once."""
+        progress = _Progress()
+        try:
+            yield progress
+        except (asyncio.CancelledError, GeneratorExit):
+            if not progress.recording:
+                if all(span.stage != MASK.stage for span in envelope.spans):
+                    _withhold(envelope)
+                envelope.block = Block(499, "client_closed_request", "the client went away")
+                task = asyncio.ensure_future(self._record(envelope))
+                self._abandoned.add(task)
+                task.add_done_callback(self._abandoned.discard)
+            raise
+
+    async def _record(self, envelope: Envelope) -> None:
+        await self._hops[AUDIT.name](envelope)
 
     def _resolve(self, envelope: Envelope) -> ServedAdapter | None:
         """The version that answers now; an adapter that is not live yields to the next best."""
         route = envelope.route
-        assert route is not None
-        name = route.adapter
-        if name is not None and name not in self._table().live and route.instead_of:
+        # Without a route (routing may fail open) the client's own choice stands, else the base.
+        name = route.adapter if route else _named(envelope.model, self._table())
+        if name is not None and name not in self._table().live and route and route.instead_of:
             envelope.warnings.append(f"adapter {name} is not live; the router's choice answered")
             name = route.instead_of
         if name is None:
@@ -113,7 +157,10 @@ class Road:
 
     def _request(self, envelope: Envelope, adapter: ServedAdapter | None) -> GenerationRequest:
         return GenerationRequest(
-            envelope.trace_id, tuple(envelope.prompt), envelope.sampling, adapter
+            envelope.trace_id,
+            tuple(envelope.prompt or envelope.messages),
+            envelope.sampling,
+            adapter,
         )
 
     async def _generate(self, envelope: Envelope) -> Generation | None:
@@ -148,12 +195,22 @@ class Road:
         envelope.block = _swapping()
 
 
+def _named(model: str, table: RoutingTable) -> str | None:
+    name = model.partition("@")[0]
+    return name if name in table.live else None
+
+
 def _too_long(error: PromptTooLong) -> Block:
     return Block(400, "context_length_exceeded", str(error), "messages")
 
 
 def _swapping() -> Block:
     return Block(503, "adapter_unavailable", "the adapter is being replaced; try again")
+
+
+def _withhold(envelope: Envelope) -> None:
+    """No unmasked text may reach the log: governance did not get to see these messages."""
+    envelope.messages = [{**message, "content": _WITHHELD} for message in envelope.messages]
 
 
 def _span(envelope: Envelope, started: float) -> None:

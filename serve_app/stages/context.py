@@ -20,7 +20,7 @@ class Context:
         """Retrieve for the whole batch at once, then build each prompt."""
         embedded = [envelope for envelope in batch if envelope.embedding]
         if embedded and len(self._index):
-            queries = np.array([envelope.embedding for envelope in embedded], dtype=np.float32)
+            queries = np.stack([np.frombuffer(e.embedding, dtype=np.float32) for e in embedded])
             found = self._index.search(queries, self._config.top_k, self._config.min_similarity)
             for envelope, snippets in zip(embedded, found, strict=True):
                 envelope.snippets = snippets

@@ -6,6 +6,7 @@ The vault of masked values leaves with the envelope and stays with its request; 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from cluster.privacy import MAX_PLACEHOLDER, PATTERNS, PLACEHOLDER, Vault, mask, restore
 from serve_app.protocol import Envelope
@@ -44,7 +45,7 @@ class Governance:
         answer = mask(envelope.generation.text, leaked)
         if leaked.values:
             # The values must not reach the log by another door.
-            envelope.generation.text = answer
+            envelope.generation = replace(envelope.generation, text=answer)
             envelope.conflicts.append("personal data in the answer")
         capped = cap_discounts(answer, envelope.max_discount)
         if capped != answer:

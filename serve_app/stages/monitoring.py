@@ -10,7 +10,7 @@ from serve_app.protocol import Envelope, Verdicts
 
 
 class Monitoring:
-    """Judges each answer by the model's own certainty, the router's novelty and the rules."""
+    """Judges each answer by the model's own certainty and the router's novelty."""
 
     def __init__(self, config: MonitoringConfig) -> None:
         self._config = config
@@ -32,8 +32,6 @@ class Monitoring:
             reasons.append("low_confidence")
         if route is not None and route.novelty > self._config.max_novelty:
             reasons.append("out_of_distribution")
-        if envelope.conflicts:
-            reasons.append("policy_conflict")
         sampled = not reasons and share_of(envelope.trace_id) < self._config.sample_share
         return Verdicts(round(confidence, 5), round(weakest, 5), reasons, sampled)
 

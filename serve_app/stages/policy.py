@@ -27,12 +27,9 @@ class Policy:
         return batch
 
     def _vip(self, envelope: Envelope, rule: VipRoute) -> None:
-        if envelope.route is None or envelope.attributes.get(rule.attribute) != rule.equals:
-            return
-        before = envelope.route.adapter
-        envelope.route.adapter, envelope.route.instead_of = rule.adapter, before
-        envelope.route.reason = f"policy vip_route: {rule.adapter} instead of {before}"
-        envelope.rules.append("vip_route")
+        if envelope.attributes.get(rule.attribute) == rule.equals:
+            envelope.override = rule.adapter
+            envelope.rules.append("vip_route")
 
     def _discount(self, envelope: Envelope, rule: DiscountCap) -> None:
         if envelope.attributes.get(rule.unless_attribute) == rule.equals:

@@ -39,7 +39,7 @@ class Routing:
         texts = [last_user_text(envelope.messages) for envelope in batch]
         vectors = await asyncio.to_thread(self._embed, texts)
         for envelope, vector, guess in zip(batch, vectors, self._router(vectors), strict=True):
-            envelope.embedding = [float(x) for x in vector]
+            envelope.embedding = vector.tobytes()
             adapter: str | None = guess.adapter
             reason = f"intent {guess.intent} of {guess.adapter}"
             if envelope.model == self._base_model:

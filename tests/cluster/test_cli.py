@@ -35,8 +35,6 @@ def test_a_folder_that_is_no_audit_log_is_refused(
     assert "is not an audit folder" in capsys.readouterr().err
 
 
-def test_down_without_a_cluster_says_so(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_down_without_a_cluster_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["down", "--workdir", str(tmp_path)]) == 0
     assert capsys.readouterr().out == "nothing was running\n"

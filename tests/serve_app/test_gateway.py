@@ -10,15 +10,17 @@ import pytest
 from cluster.control.protocol import RoutingTable, ServedAdapter
 from cluster.registry.labels import GivenLabel, LabelTask
 from cluster.types import Principal, Role
-from serve_app.config import GatewayConfig, MonitoringConfig, PolicyConfig
+from serve_app.config import GatewayConfig, MonitoringConfig, PolicyConfig, StageConfig
 from serve_app.gateway.app import create_app
 from serve_app.gateway.auth import Authenticator
 from serve_app.gateway.road import Hop, Road
+from serve_app.handoff import Handoff, StageCall
 from serve_app.protocol import Envelope, Route, Stage
 from serve_app.stages.data_prep import DataPrep
 from serve_app.stages.governance import Governance
 from serve_app.stages.monitoring import Monitoring
 from serve_app.stages.policy import Policy
+from serve_app.steps import STEPS, Row, Step, run
 from tests.fakes.engine import FakeEngine
 
 V1 = ServedAdapter("inventory", 1, 1, "/a/1", "d1")
@@ -77,7 +79,10 @@ class World:
             "monitoring": Monitoring(MonitoringConfig()),
             "audit": audit,
         }
-        return {name: _hop(stage) for name, stage in stages.items()}
+        return {
+            step.name: Handoff(step, _call(stages[step.stage]), StageConfig())
+            for step in STEPS.values()
+        }
 
     async def claim_labels(self, annotator: str, limit: int) -> list[LabelTask]:
         return []
@@ -89,11 +94,11 @@ class World:
         return {"queued": 0}
 
 
-def _hop(stage: Stage) -> Hop:
-    async def hop(envelope: Envelope) -> Envelope:
-        return (await stage([envelope]))[0]
+def _call(stage: Stage) -> StageCall:
+    async def call(step: Step, rows: list[Row], deadlines: list[float]) -> list[Any]:
+        return await run(stage, step, rows, deadlines)
 
-    return hop
+    return call
 
 
 @pytest.fixture

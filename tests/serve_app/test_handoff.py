@@ -1,76 +1,95 @@
+"""The hand-off: batching, bounds, budget, breaker and failure rule, over stages of a few lines."""
+
 import asyncio
+import time
+from typing import Any
 
 import pytest
 
-from serve_app.config import StageConfig
+from serve_app.breaker import Breaker, BreakerState
+from serve_app.config import BreakerConfig, StageConfig
 from serve_app.handoff import Handoff
 from serve_app.protocol import Envelope, Sampling
+from serve_app.steps import CONTEXT, POLICY, ROUTE, Row, Step, run
+
+DONE = ([], [], None, None, None, [])
 
 
 def _envelope(trace_id: str = "t") -> Envelope:
-    return Envelope(trace_id, 0.0, "acme", {}, "auto", [], Sampling())
+    return Envelope(trace_id, 0.0, "acme", {}, trace_id, [], Sampling())
 
 
 async def test_what_queues_while_calls_are_in_flight_leaves_as_one_call() -> None:
     sizes: list[int] = []
     gate = asyncio.Event()
 
-    async def stage(batch: list[Envelope]) -> list[Envelope]:
-        sizes.append(len(batch))
+    async def call(step: Step, rows: list[Row], deadlines: list[float]) -> list[Any]:
+        sizes.append(len(rows))
         await gate.wait()
-        return batch
+        return [(model.encode(), None, None, []) for _, model in rows]
 
-    hop = Handoff("routing", stage, StageConfig(max_in_flight=1, max_batch=8))
-    waiting = [asyncio.create_task(hop(_envelope(str(n)))) for n in range(10)]
+    hop = Handoff(ROUTE, call, StageConfig(max_in_flight=1, max_batch=8))
+    envelopes = [_envelope(str(n)) for n in range(10)]
+    waiting = [asyncio.create_task(hop(envelope)) for envelope in envelopes]
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     gate.set()
-    done = await asyncio.gather(*waiting)
+    await asyncio.gather(*waiting)
     assert sizes == [1, 8, 1]
-    assert [envelope.trace_id for envelope in done] == [str(n) for n in range(10)]
-    assert {envelope.spans[-1].batch for envelope in done} == {1, 8}
+    assert [envelope.embedding.decode() for envelope in envelopes] == [str(n) for n in range(10)]
+    assert {envelope.spans[-1].batch for envelope in envelopes} == {1, 8}
+
+
+async def _broken(step: Step, rows: list[Row], deadlines: list[float]) -> list[Any]:
+    raise RuntimeError("boom")
 
 
 async def test_a_failing_closed_stage_blocks_and_an_open_one_warns() -> None:
-    async def broken(batch: list[Envelope]) -> list[Envelope]:
-        raise RuntimeError("boom")
-
-    closed = await Handoff("policy", broken, StageConfig(on_failure="closed"))(_envelope())
+    closed, opened = _envelope(), _envelope()
+    await Handoff(POLICY, _broken, StageConfig(on_failure="closed"))(closed)
     assert closed.block is not None
     assert closed.block.status == 503
-    opened = await Handoff("context", broken, StageConfig(on_failure="open"))(_envelope())
+    await Handoff(CONTEXT, _broken, StageConfig(on_failure="open"))(opened)
     assert opened.block is None
     assert opened.warnings == ["context: failed: RuntimeError; continued without it"]
     assert opened.spans[-1].outcome == "failed: RuntimeError"
 
 
-async def test_a_late_stage_is_not_waited_for() -> None:
-    async def slow(batch: list[Envelope]) -> list[Envelope]:
-        await asyncio.Event().wait()
-        return batch
+async def test_a_late_stage_is_not_waited_for_and_changes_nothing() -> None:
+    finish = asyncio.Event()
 
-    hop = Handoff("context", slow, StageConfig(on_failure="open", budget_ms=10))
-    assert (await hop(_envelope())).spans[-1].outcome == "late"
+    async def slow(step: Step, rows: list[Row], deadlines: list[float]) -> list[Any]:
+        await finish.wait()
+        return [(["late passage"], ["late prompt"], None, [])]
+
+    hop = Handoff(CONTEXT, slow, StageConfig(on_failure="open", budget_ms=10))
+    envelope = _envelope()
+    await hop(envelope)
+    assert envelope.spans[-1].outcome == "late"
+    finish.set()
+    await asyncio.sleep(0.01)
+    assert envelope.prompt == []
 
 
 async def test_a_stage_that_loses_envelopes_is_a_fault() -> None:
-    async def lossy(batch: list[Envelope]) -> list[Envelope]:
-        return batch[1:]
+    async def lossy(step: Step, rows: list[Row], deadlines: list[float]) -> list[Any]:
+        return []
 
-    found = await Handoff("audit", lossy, StageConfig())(_envelope())
-    assert found.block is not None
+    envelope = _envelope()
+    await Handoff(POLICY, lossy, StageConfig())(envelope)
+    assert envelope.block is not None
 
 
 async def test_a_cancelled_request_frees_its_place() -> None:
     gate = asyncio.Event()
     seen: list[str] = []
 
-    async def stage(batch: list[Envelope]) -> list[Envelope]:
-        seen.extend(envelope.trace_id for envelope in batch)
+    async def call(step: Step, rows: list[Row], deadlines: list[float]) -> list[Any]:
+        seen.extend(model for _, model in rows)
         await gate.wait()
-        return batch
+        return [(b"", None, None, []) for _ in rows]
 
-    hop = Handoff("policy", stage, StageConfig(max_in_flight=1))
+    hop = Handoff(ROUTE, call, StageConfig(max_in_flight=1))
     first = asyncio.create_task(hop(_envelope("first")))
     second = asyncio.create_task(hop(_envelope("second")))
     third = asyncio.create_task(hop(_envelope("third")))
@@ -81,3 +100,98 @@ async def test_a_cancelled_request_frees_its_place() -> None:
     with pytest.raises(asyncio.CancelledError):
         await second
     assert seen == ["first", "third"]
+
+
+async def test_a_queue_at_its_bound_refuses_with_429() -> None:
+    gate = asyncio.Event()
+
+    async def call(step: Step, rows: list[Row], deadlines: list[float]) -> list[Any]:
+        await gate.wait()
+        return [DONE for _ in rows]
+
+    hop = Handoff(POLICY, call, StageConfig(max_in_flight=1, max_queue=2))
+    waiting = [asyncio.create_task(hop(_envelope())) for _ in range(3)]
+    await asyncio.sleep(0.01)
+    assert hop.full
+    refused = _envelope()
+    await hop(refused)
+    assert refused.block is not None
+    assert (refused.block.status, refused.spans[-1].outcome) == (429, "queue full")
+    gate.set()
+    await asyncio.gather(*waiting)
+    assert not hop.full
+
+
+async def test_an_open_breaker_spares_the_stage_until_a_probe_succeeds() -> None:
+    calls, good = 0, False
+
+    async def call(step: Step, rows: list[Row], deadlines: list[float]) -> list[Any]:
+        nonlocal calls
+        calls += 1
+        if not good:
+            raise RuntimeError("down")
+        return [DONE for _ in rows]
+
+    config = StageConfig(breaker=BreakerConfig(failures=3, cool_s=0.05))
+    hop = Handoff(POLICY, call, config)
+    for _ in range(6):
+        envelope = _envelope()
+        await hop(envelope)
+    assert calls == 3
+    assert envelope.spans[-1].outcome == "breaker open"
+    await asyncio.sleep(0.06)
+    good = True
+    for _ in range(2):
+        envelope = _envelope()
+        await hop(envelope)
+    assert (calls, envelope.block, envelope.spans[-1].outcome) == (5, None, "ok")
+
+
+def test_the_breaker_hands_out_one_probe_at_a_time() -> None:
+    breaker = Breaker(BreakerConfig(failures=2, cool_s=10.0))
+    for now in (0.0, 1.0):
+        assert breaker.allows(now)
+        breaker.record(False, now)
+    assert breaker.state(5.0) is BreakerState.OPEN
+    assert not breaker.allows(5.0)
+    assert breaker.state(11.0) is BreakerState.HALF_OPEN
+    assert breaker.allows(11.0)
+    assert not breaker.allows(12.0)
+    breaker.record(False, 13.0)
+    assert breaker.state(14.0) is BreakerState.OPEN
+    assert breaker.allows(23.0)
+    breaker.record(True, 24.0)
+    assert breaker.state(24.0) is BreakerState.CLOSED
+
+
+async def test_one_bad_envelope_does_not_fail_its_batch() -> None:
+    class Picky:
+        async def __call__(self, batch: list[Envelope]) -> list[Envelope]:
+            if any(envelope.attributes.get("bad") for envelope in batch):
+                raise KeyError("bad")
+            for envelope in batch:
+                envelope.rules.append("seen")
+            return batch
+
+    rows: list[Row] = [([], {}), ([], {"bad": "1"}), ([], {})]
+    found = await run(Picky(), POLICY, rows, [time.time() + 9] * 3)
+    assert [getattr(row, "reason", row[0] if isinstance(row, tuple) else "") for row in found] == [
+        ["seen"],
+        "KeyError",
+        ["seen"],
+    ]
+
+
+async def test_an_envelope_past_its_deadline_is_not_worked_on() -> None:
+    class Counting:
+        seen = 0
+
+        async def __call__(self, batch: list[Envelope]) -> list[Envelope]:
+            self.seen += len(batch)
+            return batch
+
+    stage = Counting()
+    now = time.time()
+    found = await run(stage, POLICY, [([], {}), ([], {})], [now - 1, now + 9])
+    assert stage.seen == 1
+    assert getattr(found[0], "reason", None) == "late"

@@ -35,6 +35,7 @@ from serve_app.stages.governance import Governance, StreamGuard, cap_discounts
 from serve_app.stages.monitoring import Monitoring, share_of
 from serve_app.stages.policy import Policy
 from serve_app.stages.routing import Routing
+from serve_app.steps import settle
 
 
 def _envelope(text: str = "hello", model: str = "auto", **attributes: str) -> Envelope:
@@ -178,6 +179,8 @@ def _routed(text: str, **attributes: str) -> Envelope:
 
 async def test_a_vip_goes_to_the_other_adapter_and_the_trace_says_why() -> None:
     vip, plain = await Policy(RULES)([_routed("hi", tier="vip"), _routed("hi")])
+    settle(vip)
+    settle(plain)
     assert vip.route is not None
     assert (vip.route.adapter, vip.route.instead_of) == ("care", "loyalty")
     assert "instead of loyalty" in vip.route.reason
@@ -217,7 +220,7 @@ async def test_passages_are_stitched_within_the_adapters_budget(index: DocumentI
     envelopes = []
     for adapter in ("storepolicy", "inventory"):
         envelope = _envelope("returns?")
-        envelope.embedding = [1.0, 0.0]
+        envelope.embedding = np.array([1.0, 0.0], dtype=np.float32).tobytes()
         envelope.route = Route(adapter, "x", 1.0, 0.0, "")
         envelopes.append(envelope)
     policy, inventory = await Context(index, config)(envelopes)

@@ -1,0 +1,151 @@
+"""The steps of the road: which fields of an envelope each reads and writes, and how one is run.
+
+Only these fields cross to a stage and back, so a hop costs what its stage needs, two steps that
+write different fields can run side by side, and a stage that answers too late changes nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from serve_app.protocol import Block, Envelope, Sampling, Stage
+
+Row = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage's turn on the road. `name` tells a stage's two turns apart."""
+
+    name: str
+    stage: str
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    once: bool = False
+    """A failed batch is not tried again one by one: its effect outlives the call."""
+
+    def take(self, envelope: Envelope) -> Row:
+        """What the stage gets to see of `envelope`."""
+        return tuple([getattr(envelope, name) for name in self.reads])
+
+    def put(self, envelope: Envelope, row: Row) -> None:
+        """Write what the stage returned; an earlier block and earlier warnings stay."""
+        for name, value in zip(self.writes, row, strict=False):
+            setattr(envelope, name, value)
+        block, warnings = row[-2:]
+        envelope.block = envelope.block or block
+        envelope.warnings.extend(warnings)
+
+    def open(self, row: Row) -> Envelope:
+        """An envelope that holds only what the stage reads."""
+        envelope = Envelope("", 0.0, "", {}, "", [], _SAMPLING)
+        for name, value in zip(self.reads, row, strict=True):
+            setattr(envelope, name, value)
+        if "warnings" in self.reads:
+            envelope.warnings = list(envelope.warnings)
+        return envelope
+
+    def close(self, envelope: Envelope, said: int) -> Row:
+        """What goes back: written fields, the block, and the warnings after the first `said`."""
+        written = [getattr(envelope, name) for name in self.writes]
+        return (*written, envelope.block, envelope.warnings[said:])
+
+
+_SAMPLING = Sampling()
+_WHOLE = tuple(
+    field.name
+    for field in dataclasses.fields(Envelope)
+    # The vault leaves the gateway's process for no one, and nobody after context needs the vector.
+    if field.name not in {"vault", "embedding", "override"}
+)
+
+DATA_PREP = Step("data_prep", "data_prep", ("messages",), ("messages",))
+MASK = Step("governance", "governance", ("messages",), ("messages", "vault", "masked"))
+ROUTE = Step("routing", "routing", ("messages", "model"), ("embedding", "route"))
+POLICY = Step(
+    "policy",
+    "policy",
+    ("messages", "attributes"),
+    ("rules", "conflicts", "max_discount", "override"),
+)
+CONTEXT = Step(
+    "context",
+    "context",
+    ("messages", "embedding", "route", "max_discount", "conflicts"),
+    ("snippets", "prompt"),
+)
+GUARD = Step(
+    "governance_out",
+    "governance",
+    ("generation", "max_discount", "conflicts"),
+    ("generation", "answer", "conflicts"),
+)
+MONITOR = Step("monitoring", "monitoring", ("trace_id", "generation", "route"), ("verdicts",))
+AUDIT = Step("audit", "audit", _WHOLE, (), once=True)
+
+#: Each entry is walked in turn; the steps of one entry run side by side.
+BEFORE: tuple[tuple[Step, ...], ...] = ((DATA_PREP,), (MASK,), (ROUTE, POLICY), (CONTEXT,))
+AFTER: tuple[tuple[Step, ...], ...] = ((GUARD, MONITOR),)
+STEPS = {step.name: step for group in (*BEFORE, *AFTER, (AUDIT,)) for step in group}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A stage could not do its work on one envelope; the failure rule decides what that costs."""
+
+    reason: str
+
+
+async def run(stage: Stage, step: Step, rows: list[Row], deadlines: list[float]) -> list[Any]:
+    """Run `stage` on `rows`; each result is a row of `step` or that envelope's own `Fault`.
+
+    An envelope whose deadline (seconds since the epoch) has passed is not worked on: its caller
+    has gone on without it.
+    """
+    now = time.time()
+    results: list[Any] = [Fault("late") if now > deadline else None for deadline in deadlines]
+    alive = [index for index, result in enumerate(results) if result is None]
+    if alive:
+        for index, result in zip(
+            alive, await _attempt(stage, step, [rows[index] for index in alive]), strict=True
+        ):
+            results[index] = result
+    return results
+
+
+async def _attempt(stage: Stage, step: Step, rows: list[Row]) -> list[Any]:
+    try:
+        return await _call(stage, step, rows)
+    except Exception as error:  # one bad envelope must not fail its batch: each is tried alone
+        if len(rows) == 1 or step.once:
+            return [Fault(type(error).__name__)] * len(rows)
+    return [result for row in rows for result in await _attempt(stage, step, [row])]
+
+
+async def _call(stage: Stage, step: Step, rows: list[Row]) -> list[Any]:
+    envelopes = [step.open(row) for row in rows]
+    said = [len(envelope.warnings) for envelope in envelopes]
+    done = await stage(envelopes)
+    if len(done) != len(rows):
+        raise RuntimeError(f"stage {step.stage} returned {len(done)} of {len(rows)}")
+    return [step.close(envelope, count) for envelope, count in zip(done, said, strict=True)]
+
+
+def settle(envelope: Envelope) -> None:
+    """Bring together what steps that ran side by side said of the same matter."""
+    route, verdicts = envelope.route, envelope.verdicts
+    if route is not None and envelope.override is not None:
+        before, route.adapter = route.adapter, envelope.override
+        route.instead_of, envelope.override = before, None
+        route.reason = f"policy vip_route: {route.adapter} instead of {before}"
+    if verdicts is not None and envelope.conflicts and "policy_conflict" not in verdicts.reasons:
+        verdicts.reasons.append("policy_conflict")
+        verdicts.sampled = False
+
+
+def unavailable(stage: str) -> Block:
+    """The refusal of a request whose stage is closed and down."""
+    return Block(503, "stage_unavailable", f"stage {stage} is unavailable; try again")

@@ -1,0 +1,118 @@
+"""The road: what is recorded when a request does not go the whole way."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from cluster.control.protocol import RoutingTable
+from serve_app.config import StageConfig
+from serve_app.gateway.road import Road
+from serve_app.handoff import Handoff
+from serve_app.protocol import Delta, Envelope, Generation, GenerationRequest, Sampling
+from serve_app.stages.governance import Governance
+from serve_app.steps import AUDIT, STEPS, Row, Step, run
+from tests.fakes.engine import FakeEngine
+
+SECRET = "415-555-0132"
+
+
+class Recorder:
+    """Stages that pass everything on, real governance, and a list for audit."""
+
+    def __init__(self, broken: str = "") -> None:
+        self.recorded: list[Envelope] = []
+        self.broken = broken
+
+    async def call(self, step: Step, rows: list[Row], deadlines: list[float]) -> list[Any]:
+        if step.name == self.broken:
+            raise RuntimeError("down")
+        if step is AUDIT:
+            self.recorded += [step.open(row) for row in rows]
+        if step.stage == "governance":
+            return await run(Governance(), step, rows, deadlines)
+        return [step.close(step.open(row), 0) for row in rows]
+
+    def road(self, engine: Any) -> Road:
+        hops = {name: Handoff(step, self.call, StageConfig()) for name, step in STEPS.items()}
+        return Road(hops, engine, lambda: RoutingTable(1))
+
+
+class Hanging(FakeEngine):
+    """Writes a word, then nothing until it is cancelled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cancelled = False
+
+    async def complete(self, request: GenerationRequest) -> Generation:
+        return [item async for item in self.stream(request)][-1]  # type: ignore[return-value]
+
+    async def stream(self, request: GenerationRequest) -> AsyncIterator[Delta | Generation]:
+        try:
+            yield Delta("wait ")
+            await asyncio.Event().wait()
+        finally:
+            self.cancelled = True
+
+
+def _envelope() -> Envelope:
+    messages = [{"role": "user", "content": f"call {SECRET}"}]
+    return Envelope("tr-1", 0.0, "acme", {}, "auto", messages, Sampling())
+
+
+async def _recorded(recorder: Recorder) -> Envelope:
+    for _ in range(200):
+        if recorder.recorded:
+            break
+        await asyncio.sleep(0.005)
+    (found,) = recorder.recorded
+    return found
+
+
+async def test_a_client_that_goes_away_frees_the_engine_and_leaves_a_trace() -> None:
+    recorder, engine = Recorder(), Hanging()
+    task = asyncio.create_task(recorder.road(engine).answer(_envelope()))
+    await asyncio.sleep(0.05)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    found = await _recorded(recorder)
+    assert engine.cancelled
+    assert found.block is not None
+    assert found.block.status == 499
+    assert SECRET not in str(found)
+
+
+async def test_a_stream_closed_half_way_frees_the_engine_and_leaves_a_trace() -> None:
+    recorder, engine = Recorder(), Hanging()
+    items = recorder.road(engine).stream(_envelope())
+    await anext(items)
+    await anext(items)
+    await items.aclose()
+    found = await _recorded(recorder)
+    assert engine.cancelled
+    assert found.block is not None
+    assert found.block.code == "client_closed_request"
+
+
+async def test_text_that_governance_never_saw_is_not_recorded() -> None:
+    recorder = Recorder(broken="governance")
+    finished, _ = await recorder.road(FakeEngine()).answer(_envelope())
+    assert finished.block is not None
+    assert finished.block.status == 503
+    found = await _recorded(recorder)
+    assert SECRET not in str(found)
+    assert "withheld" in found.messages[0]["content"]
+
+
+async def test_routing_that_fails_open_leaves_the_clients_choice() -> None:
+    recorder = Recorder()
+    finished, text = await recorder.road(FakeEngine()).answer(_envelope())
+    assert finished.route is None
+    assert finished.generation is not None
+    assert finished.generation.version == "base"
+    assert text == finished.answer
