@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cluster.errors import ConfigError, ConflictError, HeadraceError
+from cluster.processes import alive, command, descendants, tell
 from cluster.storage import write_atomic
 
 _STATE = "runtime.json"
@@ -173,11 +174,8 @@ def running(workdir: Path) -> LocalCluster | None:
 
 def _is_ray(pid: int) -> bool:
     """Whether `pid` is a Ray head: a recycled process id must not be stopped."""
-    try:
-        command = Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return False
-    return b"ray" in command and b"--head" in command
+    line = command(pid)
+    return "ray" in line and "--head" in line
 
 
 def stop(workdir: Path) -> bool:
@@ -196,44 +194,17 @@ def stop(workdir: Path) -> bool:
     # A worker starts others while it is told to end, so each round looks again below all it knows.
     members = [cluster.pid]
     for number, wait_s in ((signal.SIGTERM, _STOP_TIMEOUT_S), (signal.SIGKILL, _KILL_TIMEOUT_S)):
-        members = _descendants(members)
+        members = descendants(members)
         for pid in members:
-            _signal(pid, number)
+            tell(pid, number)
         deadline = time.monotonic() + wait_s
         while time.monotonic() < deadline:
             _reap(cluster.pid)
-            members = [pid for pid in _descendants(members) if _alive(pid)]
+            members = [pid for pid in descendants(members) if alive(pid)]
             if not members:
                 return True
             time.sleep(0.05)
     raise HeadraceError(f"these processes of the cluster did not end: {members}")
-
-
-def _descendants(roots: list[int]) -> list[int]:
-    """`roots` and every process below them; Ray's workers leave the process group."""
-    parents: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            try:
-                fields = (entry / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-            except OSError:
-                continue
-            parents.setdefault(int(fields[1]), []).append(int(entry.name))
-    found = dict.fromkeys(roots)
-    pending = list(roots)
-    while pending:
-        below = [pid for pid in parents.get(pending.pop(), []) if pid not in found]
-        found.update(dict.fromkeys(below))
-        pending.extend(below)
-    return list(found)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state != "Z"
 
 
 def _reap(pid: int) -> None:
@@ -241,13 +212,6 @@ def _reap(pid: int) -> None:
         os.waitpid(pid, os.WNOHANG)
     except ChildProcessError:
         return  # started by another process
-
-
-def _signal(pid: int, number: signal.Signals) -> None:
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        return
 
 
 def attach(cluster: LocalCluster) -> None:

@@ -14,7 +14,7 @@ class ImportConfig(ConfigModel):
     """MultiDoGO folder; without it the generated retail workload is used."""
     domains: tuple[str, ...] = ("insurance", "finance", "media")
     """Preferred domains; others fill up to three where these are missing."""
-    history_rows: int = 500
+    history_rows: int = 300
     """Turns a domain whose labels are imported as historical logs."""
     traffic_rows: int = 6000
     """Most turns a domain kept for replay."""

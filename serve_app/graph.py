@@ -189,10 +189,10 @@ def _stage_deployment(name: str, config: ServeConfig) -> Any:
     return deployment.bind(name, config)
 
 
-def build_graph(config: ServeConfig) -> Any:
+def build_graph(config: ServeConfig, engine_class: type = EngineReplica) -> Any:
     """The Serve application: gateway over seven stages and the engine."""
     engine = serve.deployment(
-        EngineReplica,
+        engine_class,
         name=ENGINE_DEPLOYMENT,
         autoscaling_config=_scaling(config.engine.autoscaling),
         ray_actor_options={

@@ -10,7 +10,7 @@ from cluster.config import BaseModelRef, ConfigModel
 class TrafficConfig(ConfigModel):
     """The replayed load."""
 
-    requests: int = 2400
+    requests: int = 3000
     """Live requests before labelling."""
     focus_share: float = Field(default=0.75, ge=0, le=1)
     """Share of them for the adapter that will be improved."""

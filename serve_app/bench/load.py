@@ -1,0 +1,120 @@
+"""A closed-loop load generator in a process of its own: `python -m serve_app.bench.load`.
+
+Sends distinct chat prompts over kept-alive connections and prints one JSON object: counts, seconds,
+and every latency in milliseconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+
+import aiohttp
+
+_TIMEOUT_S = 60.0
+_SUBJECTS = ("rain boots", "winter coats", "garden hoses", "desk lamps", "running shoes")
+_QUESTIONS = (
+    "do we have {} in size {} at the store",
+    "my order of {} number {} has not come",
+    "can i return {} i bought with receipt {}",
+    "how many points do i get for {} at {} dollars",
+)
+
+
+@dataclass
+class Result:
+    """One measurement."""
+
+    seconds: float = 0.0
+    latencies_ms: list[float] = field(default_factory=list)
+    errors: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def rps(self) -> float:
+        """Good answers a second."""
+        return len(self.latencies_ms) / self.seconds if self.seconds else 0.0
+
+    def quantile(self, share: float) -> float:
+        """A quantile of the latencies, in milliseconds."""
+        ordered = sorted(self.latencies_ms)
+        return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0
+
+
+def prompts(seed: int, *, distinct: bool) -> Iterator[str]:
+    """Short customer turns; distinct ones differ in a number, the others repeat after forty."""
+    number = seed * 1_000_000
+    while True:
+        number += 1
+        shown = number if distinct else number % 40
+        question = _QUESTIONS[shown % len(_QUESTIONS)]
+        yield question.format(_SUBJECTS[shown % len(_SUBJECTS)], shown)
+
+
+async def measure(
+    url: str, key: str, model: str, *, concurrency: int, seconds: float, seed: int, distinct: bool
+) -> Result:
+    """Keep `concurrency` requests in flight for `seconds`; answers that end later do not count."""
+    result = Result()
+    feed = prompts(seed, distinct=distinct)
+    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+    timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(
+        connector=connector, headers=headers, timeout=timeout
+    ) as session:
+        started = time.perf_counter()
+        deadline = started + seconds
+
+        async def client() -> None:
+            while (begun := time.perf_counter()) < deadline:
+                text = next(feed)
+                body = {"model": model, "messages": [{"role": "user", "content": text}]}
+                try:
+                    async with session.post(url, data=json.dumps(body)) as response:
+                        await response.read()
+                        status = str(response.status)
+                except (aiohttp.ClientError, TimeoutError) as error:
+                    status = type(error).__name__
+                ended = time.perf_counter()
+                if status != "200":
+                    result.errors[status] = result.errors.get(status, 0) + 1
+                elif ended <= deadline:
+                    result.latencies_ms.append(round((ended - begun) * 1000, 3))
+
+        await asyncio.gather(*(client() for _ in range(concurrency)))
+        result.seconds = seconds
+    return result
+
+
+def main() -> int:
+    """Parse, measure, print."""
+    parser = argparse.ArgumentParser(prog="serve_app.bench.load", description=__doc__)
+    parser.add_argument("--url", required=True)
+    parser.add_argument("--model", default="auto")
+    parser.add_argument("--concurrency", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--repeated", action="store_true", help="prompts repeat after forty")
+    options = parser.parse_args()
+    result = asyncio.run(
+        measure(
+            options.url,
+            sys.stdin.readline().strip(),  # a key on a command line is a key in `ps`
+            options.model,
+            concurrency=options.concurrency,
+            seconds=options.seconds,
+            seed=options.seed,
+            distinct=not options.repeated,
+        )
+    )
+    json.dump(asdict(result), sys.stdout)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,245 @@
+"""The systems that are compared: each is started, addressed and stopped here.
+
+Ours run as applications of one Ray cluster; the other proxies as processes with their own virtual
+environments. What is started is stopped by its id.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import yaml
+
+from cluster import runtime
+from cluster.config import load
+from cluster.control import jobs
+from cluster.errors import HeadraceError
+from cluster.processes import alive, command, descendants, tell
+from cluster.types import Role
+from serve_app.bench.load import Result
+from serve_app.config import ServeConfig, StageConfig, StageTable
+
+LITELLM = "1.106.2"
+REPOSITORY = Path(__file__).resolve().parents[2]
+_READY_S = 180.0
+
+
+@dataclass(frozen=True)
+class System:
+    """One system under test and how to reach it."""
+
+    name: str
+    url: str
+    key: str
+    model: str
+    roots: tuple[int, ...]
+    """Its processes, without those below them."""
+    upstream: str = ""
+    """Text in the command lines of processes that stand for the model, not for the system."""
+
+    def processes(self) -> tuple[list[int], list[int]]:
+        """Its own processes and those of its upstream."""
+        found = descendants(self.roots)
+        behind = [pid for pid in found if self.upstream and self.upstream in command(pid)]
+        return [pid for pid in found if pid not in behind], behind
+
+    def measure(
+        self, *, concurrency: int, seconds: float, seed: int, core: int | None, repeated: bool
+    ) -> Result:
+        """Load it from a process of its own, on `core` where one is given."""
+        pinned = ["taskset", "-c", str(core)] if core is not None else []
+        arguments = [
+            *("--url", self.url, "--model", self.model, "--concurrency", str(concurrency)),
+            *("--seconds", str(seconds), "--seed", str(seed)),
+            *(("--repeated",) if repeated else ()),
+        ]
+        done = subprocess.run(  # noqa: S603 - our own command line, no shell
+            [*pinned, sys.executable, "-m", "serve_app.bench.load", *arguments],
+            input=self.key + "\n",
+            capture_output=True,
+            text=True,
+            timeout=seconds + 120,
+            check=True,
+        )
+        return Result(**json.loads(done.stdout))
+
+
+def free_port() -> int:
+    """A port of the loopback interface that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def _process(arguments: list[str], log: Path) -> Iterator[int]:
+    with log.open("wb") as output:
+        process = subprocess.Popen(  # noqa: S603 - our own command line, no shell
+            arguments, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        yield process.pid
+    finally:
+        members = descendants([process.pid])
+        for pid in members:
+            tell(pid, signal.SIGTERM)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        for pid in members:
+            if alive(pid):
+                tell(pid, signal.SIGKILL)
+
+
+def _await(system: System, pid: int, log: Path) -> None:
+    """Until it answers a chat request."""
+    body = {"model": system.model, "messages": [{"role": "user", "content": "hello"}]}
+    headers = {"Authorization": f"Bearer {system.key}"}
+    deadline = time.monotonic() + _READY_S
+    while time.monotonic() < deadline and alive(pid):
+        try:
+            if httpx.post(system.url, json=body, headers=headers, timeout=10).status_code == 200:
+                return
+        except httpx.HTTPError:
+            pass  # not listening yet
+        time.sleep(0.5)
+    tail = log.read_text(errors="replace")[-1500:]
+    raise HeadraceError(f"{system.name} did not come up:\n{tail}")
+
+
+@contextmanager
+def upstream(folder: Path) -> Iterator[System]:
+    """The static OpenAI-compatible server."""
+    port, log = free_port(), folder / "upstream.log"
+    with _process([sys.executable, "-m", "serve_app.bench.upstream", str(port)], log) as pid:
+        url = f"http://127.0.0.1:{port}/v1/chat/completions"
+        system = System("upstream", url, "none", "static", (pid,))
+        _await(system, pid, log)
+        yield system
+
+
+def install_litellm(folder: Path) -> Path:
+    """LiteLLM's proxy in a virtual environment of its own; returns its command."""
+    venv = folder / f"litellm-{LITELLM}"
+    executable = venv / "bin" / "litellm"
+    if not (venv / "done").exists():
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(venv)], check=True)  # noqa: S603
+        subprocess.run(  # noqa: S603 - our own command line, no shell
+            [str(venv / "bin/pip"), "install", "-q", "-q", f"litellm[proxy]=={LITELLM}"], check=True
+        )
+        (venv / "done").touch()
+    return executable
+
+
+@contextmanager
+def litellm(folder: Path, behind: System, workers: int) -> Iterator[System]:
+    """LiteLLM's proxy in front of the static server."""
+    executable, port = install_litellm(folder), free_port()
+    name = f"litellm-{workers}"
+    config, log = folder / f"{name}.yaml", folder / f"{name}.log"
+    target = {
+        "model": "openai/static",
+        "api_base": behind.url.removesuffix("/chat/completions"),
+        "api_key": "none",
+    }
+    document = {
+        "model_list": [{"model_name": "static", "litellm_params": target}],
+        "general_settings": {"master_key": "sk-bench"},
+    }
+    config.write_text(yaml.safe_dump(document), encoding="utf-8")
+    arguments = [
+        # Its price list otherwise comes from the internet, at every start.
+        *("env", "LITELLM_LOCAL_MODEL_COST_MAP=True", "LITELLM_LOG=ERROR"),
+        *(str(executable), "--config", str(config), "--host", "127.0.0.1"),
+        *("--port", str(port), "--num_workers", str(workers), "--telemetry", "False"),
+    ]
+    with _process(arguments, log) as pid:
+        url = f"http://127.0.0.1:{port}/v1/chat/completions"
+        system = System(name, url, "sk-bench", "static", (pid,))
+        _await(system, pid, log)
+        yield system
+
+
+_PLACEMENTS: dict[str, dict[str, object]] = {
+    "fused": {"placement": "fused"},
+    "split": {"placement": "split"},
+    # Each request a call of its own at every stage, as many at a time as there are requests.
+    "naive": {
+        "stages": StageTable(
+            **{
+                name: StageConfig(
+                    max_batch=1, max_in_flight=4096, on_failure=field.default.on_failure
+                )
+                for name, field in StageTable.model_fields.items()
+            }
+        )
+    },
+}
+
+
+@contextmanager
+def ours(folder: Path, config_path: Path, names: tuple[str, ...]) -> Iterator[list[System]]:
+    """Our graph in each of the placements `names`, as applications of one cluster."""
+    cluster = runtime.start(folder, num_cpus=32)
+    try:
+        runtime.attach(cluster)
+        import ray
+        from ray import serve
+
+        workload = folder / "workload"
+        _import_workload(cluster.dashboard, workload)
+        runtime.start_control(f"sqlite:///{folder / 'registry.db'}", max_rank=32)
+        from cluster.control.client import ControlClient
+
+        key = ControlClient().issue_key("bench", [Role.INFERENCE], {})
+        port = free_port()
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        systems = []
+        for name in names:
+            config = load(
+                ServeConfig,
+                config_path,
+                [
+                    f"base_model.path={REPOSITORY / 'cluster/models/headrace-mini'}",
+                    f"state={folder / 'state' / name}",
+                    f"routing.artefact={workload / 'router'}",
+                    f"context.index={workload / 'index'}",
+                ],
+            ).model_copy(update=_PLACEMENTS[name])
+            systems.append(_deploy(name, config, port, key, cluster.pid))
+        yield systems
+        ray.shutdown()
+    finally:
+        runtime.stop(folder)
+
+
+def _import_workload(dashboard: str, out: Path) -> None:
+    config = str(REPOSITORY / "configs/data/import.yaml")
+    arguments = ["import", "--config", config, "--set", f"out={out}"]
+    jobs.submit(dashboard, "bench-import", "data_jobs.main", arguments).wait(300)
+
+
+def _deploy(name: str, config: ServeConfig, port: int, key: str, head: int) -> System:
+    from ray import serve
+
+    from serve_app.bench.static import StaticEngineReplica
+    from serve_app.graph import build_graph
+
+    serve.run(
+        build_graph(config, StaticEngineReplica), name=f"bench-{name}", route_prefix=f"/{name}"
+    )
+    url = f"http://127.0.0.1:{port}/{name}/v1/chat/completions"
+    system = System(f"headrace-{name}", url, key, "auto", (head,), upstream=":engine")
+    _await(system, head, config.audit_dir / "none.log")
+    return system
