@@ -18,6 +18,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from cluster import ray_private
 from cluster.errors import ConfigError, ConflictError, HeadraceError
 from cluster.processes import alive, command, descendants, tell
 from cluster.storage import write_atomic
@@ -27,31 +28,13 @@ _START_TIMEOUT_S = 90.0
 _STOP_TIMEOUT_S = 5.0
 _KILL_TIMEOUT_S = 15.0
 
-#: Ray Serve's documented throughput switches, without HAProxy and direct ingress: both of those
-#: bind every interface, and this runtime serves the loopback interface only.
-_SERVE_FLAGS = {
-    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
-    "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0",
-    "RAY_SERVE_ENABLE_HA_PROXY": "0",
-}
 _QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_DEDUP_LOGS": "1",
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
     "WANDB_SILENT": "true",
     "DS_LOG_LEVEL": "warning",
-    # The dashboard's metrics need no Grafana here; without this each job warns about it.
-    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-    # Starting a worker process costs seconds of a small machine: start none ahead of need, and
-    # keep the idle ones of a job for its next task.
-    "RAY_prestart_worker_first_driver": "0",
-    "RAY_idle_worker_killing_time_threshold_ms": "20000",
-    # Ray's new behaviour for GPU visibility, opted into so that each process does not warn.
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 
 
@@ -63,14 +46,20 @@ class LocalCluster:
     dashboard: str
     pid: int
     token_path: str
+    http_ports: tuple[int, int]
+    """First and last port that gateway replicas may listen on."""
+    proxy_port: int
+    """Where Serve's own proxy listens; gateways are reached directly."""
 
 
-def environment(token_path: Path) -> dict[str, str]:
+def environment(token_path: Path, http_ports: tuple[int, int]) -> dict[str, str]:
     """The environment of every process of the cluster: token authentication on."""
     return {
         **os.environ,
         **_QUIET,
-        **_SERVE_FLAGS,
+        **ray_private.CORE_FLAGS,
+        **ray_private.SERVE_FLAGS,
+        **ray_private.direct_ingress(http_ports),
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token_path),
     }
@@ -102,8 +91,10 @@ def _free_ports(count: int) -> list[int]:
     return ports
 
 
-def start(workdir: Path, *, num_cpus: int) -> LocalCluster:
+def start(workdir: Path, *, num_cpus: int, http_ports: tuple[int, int]) -> LocalCluster:
     """Start a Ray head of `num_cpus` logical CPUs whose state is kept in `workdir`.
+
+    Gateway replicas listen on `http_ports` (first, last), the first replica on the first.
 
     Raises:
         ConflictError: one started from this `workdir` still runs.
@@ -115,7 +106,7 @@ def start(workdir: Path, *, num_cpus: int) -> LocalCluster:
     token_path = workdir / "auth_token"
     token_path.touch(mode=0o600)
     token_path.write_text(secrets.token_hex(32), encoding="ascii")
-    gcs, dashboard, agent, agent_grpc, metrics, client = _free_ports(6)
+    gcs, dashboard, agent, agent_grpc, metrics, client, proxy = _free_ports(7)
     log = (workdir / "ray.log").open("w", encoding="utf-8")
     process = subprocess.Popen(  # noqa: S603 - our own command line, no shell
         [
@@ -129,7 +120,7 @@ def start(workdir: Path, *, num_cpus: int) -> LocalCluster:
             f"--ray-client-server-port={client}",
             f"--object-store-memory={1 << 30}",
         ],
-        env=environment(token_path),
+        env=environment(token_path, http_ports),
         stdout=log,
         stderr=subprocess.STDOUT,
         start_new_session=True,
@@ -137,7 +128,12 @@ def start(workdir: Path, *, num_cpus: int) -> LocalCluster:
     )
     log.close()
     cluster = LocalCluster(
-        f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", process.pid, str(token_path)
+        f"127.0.0.1:{gcs}",
+        f"http://127.0.0.1:{dashboard}",
+        process.pid,
+        str(token_path),
+        http_ports,
+        proxy,
     )
     write_atomic(workdir / _STATE, json.dumps(asdict(cluster)))
     _await_dashboard(process, dashboard, workdir)
@@ -168,7 +164,9 @@ def running(workdir: Path) -> LocalCluster | None:
     path = workdir / _STATE
     if not path.is_file():
         return None
-    cluster = LocalCluster(**json.loads(path.read_text(encoding="utf-8")))
+    found = json.loads(path.read_text(encoding="utf-8"))
+    first, last = found.pop("http_ports")
+    cluster = LocalCluster(**found, http_ports=(first, last))
     return cluster if _is_ray(cluster.pid) else None
 
 
@@ -216,7 +214,7 @@ def _reap(pid: int) -> None:
 
 def attach(cluster: LocalCluster) -> None:
     """Connect this process to `cluster`."""
-    os.environ.update(environment(Path(cluster.token_path)))
+    os.environ.update(environment(Path(cluster.token_path), cluster.http_ports))
     import ray
 
     from cluster.control.protocol import NAMESPACE

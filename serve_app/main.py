@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from cluster.config import load
-from cluster.errors import HeadraceError
+from cluster.errors import ConfigError, HeadraceError
 from serve_app.config import ServeConfig
 
 
@@ -33,13 +33,19 @@ def main(arguments: list[str] | None = None) -> int:
 def _deploy(config: ServeConfig, workdir: Path) -> None:
     from cluster.runtime import attach, require_cluster
 
-    attach(require_cluster(workdir))
+    cluster = require_cluster(workdir)
+    if config.gateway.port != cluster.http_ports[0]:
+        raise ConfigError(
+            f"gateway.port is {config.gateway.port}, but the gateways of this cluster listen from "
+            f"port {cluster.http_ports[0]}"
+        )
+    attach(cluster)
     from ray import serve
 
     from cluster.control.protocol import SERVE_APP
     from serve_app.graph import build_graph
 
-    serve.start(http_options={"host": config.gateway.host, "port": config.gateway.port})
+    serve.start(http_options={"host": config.gateway.host, "port": cluster.proxy_port})
     serve.run(build_graph(config), name=SERVE_APP, route_prefix="/")
 
 

@@ -25,6 +25,7 @@ from cluster.config import load
 from cluster.control import jobs
 from cluster.errors import HeadraceError
 from cluster.processes import alive, command, descendants, tell
+from cluster.ray_private import ingress_ports
 from cluster.types import Role
 from serve_app.bench.load import Result
 from serve_app.config import ServeConfig, StageConfig, StageTable
@@ -191,7 +192,8 @@ _PLACEMENTS: dict[str, dict[str, object]] = {
 @contextmanager
 def ours(folder: Path, config_path: Path, names: tuple[str, ...]) -> Iterator[list[System]]:
     """Our graph in each of the placements `names`, as applications of one cluster."""
-    cluster = runtime.start(folder, num_cpus=32)
+    first = free_port()
+    cluster = runtime.start(folder, num_cpus=32, http_ports=(first, first + 50))
     try:
         runtime.attach(cluster)
         import ray
@@ -203,8 +205,7 @@ def ours(folder: Path, config_path: Path, names: tuple[str, ...]) -> Iterator[li
         from cluster.control.client import ControlClient
 
         key = ControlClient().issue_key("bench", [Role.INFERENCE], {})
-        port = free_port()
-        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        serve.start(http_options={"host": "127.0.0.1", "port": cluster.proxy_port})
         systems = []
         for name in names:
             config = load(
@@ -217,7 +218,7 @@ def ours(folder: Path, config_path: Path, names: tuple[str, ...]) -> Iterator[li
                     f"context.index={workload / 'index'}",
                 ],
             ).model_copy(update=_PLACEMENTS[name])
-            systems.append(_deploy(name, config, port, key, cluster.pid))
+            systems.append(_deploy(name, config, key, cluster.pid))
         yield systems
         ray.shutdown()
     finally:
@@ -230,7 +231,7 @@ def _import_workload(dashboard: str, out: Path) -> None:
     jobs.submit(dashboard, "bench-import", "data_jobs.main", arguments).wait(300)
 
 
-def _deploy(name: str, config: ServeConfig, port: int, key: str, head: int) -> System:
+def _deploy(name: str, config: ServeConfig, key: str, head: int) -> System:
     from ray import serve
 
     from serve_app.bench.static import StaticEngineReplica
@@ -239,6 +240,7 @@ def _deploy(name: str, config: ServeConfig, port: int, key: str, head: int) -> S
     serve.run(
         build_graph(config, StaticEngineReplica), name=f"bench-{name}", route_prefix=f"/{name}"
     )
+    (port,) = ingress_ports(f"bench-{name}")
     url = f"http://127.0.0.1:{port}/{name}/v1/chat/completions"
     system = System(f"headrace-{name}", url, key, "auto", (head,), upstream=":engine")
     _await(system, head, config.audit_dir / "none.log")
