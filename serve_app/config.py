@@ -44,6 +44,8 @@ class StageConfig(ConfigModel):
     """Most envelopes handed over in one call."""
     max_in_flight: int = Field(default=2, ge=1)
     """Calls one gateway keeps open to the stage."""
+    linger_ms: float = Field(default=25.0, ge=0)
+    """Longest a call to a remote stage waits for its share of a crowd: see `handoff.Crowd`."""
     max_queue: int = Field(default=1024, ge=1)
     """Envelopes that may wait for a call; while so many wait, new requests get 429."""
     budget_ms: float = Field(default=5000.0, gt=0)
@@ -78,7 +80,10 @@ class GatewayConfig(ConfigModel):
     num_cpus: float = 0.5
     host: str = "127.0.0.1"
     port: int = 8000
-    max_ongoing_requests: int = 512
+    max_under_way: int = Field(default=512, ge=1)
+    """Requests one gateway replica works on; the next ones get 429 before anything is done."""
+    max_ongoing_requests: int = 8192
+    """What Ray Serve lets in: far more, so that a refusal is ours and says when to come back."""
     max_body_bytes: int = 1 << 20
     max_messages: int = 128
     max_tokens_default: int = 96

@@ -23,7 +23,7 @@ from serve_app.engine.replica import EngineReplica
 from serve_app.gateway.app import create_app
 from serve_app.gateway.auth import Authenticator
 from serve_app.gateway.road import Road
-from serve_app.handoff import Handoff, StageCall
+from serve_app.handoff import Crowd, Handoff, StageCall
 from serve_app.protocol import STAGES, Stage
 from serve_app.ray_metrics import RayStageMetrics
 from serve_app.steps import STEPS, Row, Step, run
@@ -105,7 +105,7 @@ class Gateway:
         for name in STAGES:
             if name not in calls:
                 calls[name] = _local(make_stage(name, config, replica))
-        hops = _hops(calls, config)
+        hops = _hops(calls, config, remote=set(stages))
         self._road = Road(hops, RemoteEngine(engine), lambda: self._table)
         self._follower: asyncio.Task[None] | None = None
 
@@ -134,10 +134,11 @@ class Gateway:
                 self._control = AsyncControlClient()
 
 
-def _hops(calls: dict[str, StageCall], config: ServeConfig) -> dict[str, Handoff]:
+def _hops(calls: dict[str, StageCall], config: ServeConfig, remote: set[str]) -> dict[str, Handoff]:
     """A hand-off for each step; the two turns of one stage share its breaker and its metrics."""
     breakers = {name: Breaker(getattr(config.stages, name).breaker) for name in STAGES}
     metrics = {name: RayStageMetrics(name) for name in STAGES}
+    crowd = Crowd(stations=max(1, sum(step.stage in remote for step in STEPS.values()) // 3))
     return {
         step.name: Handoff(
             step,
@@ -145,12 +146,16 @@ def _hops(calls: dict[str, StageCall], config: ServeConfig) -> dict[str, Handoff
             getattr(config.stages, step.stage),
             breaker=breakers[step.stage],
             metrics=metrics[step.stage],
+            crowd=crowd if step.stage in remote else None,
         )
         for step in STEPS.values()
     }
 
 
 def _remote(handle: DeploymentHandle) -> StageCall:
+    # What crosses is ours, importable on both sides: Serve's cloudpickle would look for more.
+    handle = handle.options(request_serialization="pickle", response_serialization="pickle")
+
     async def call(step: Step, rows: list[Row], deadlines: list[float]) -> list[Any]:
         result: list[Any] = await handle.remote(step.name, rows, deadlines)
         return result

@@ -1,6 +1,6 @@
 """Coalesced hand-off to a stage: what has queued while calls were in flight leaves as one call.
 
-An idle stage adds no wait; a busy one shares each hop among a batch. Owns batching, bounds, the
+An idle system adds no wait; a busy one shares each hop among a batch. Owns batching, bounds, the
 latency budget, the circuit breaker and the failure rule; it knows neither Ray nor the stage.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from serve_app.breaker import Breaker, BreakerState
+from serve_app.breaker import Breaker
 from serve_app.config import StageConfig
 from serve_app.protocol import Block, Envelope, Span
 from serve_app.steps import Fault, Row, Step, unavailable
@@ -23,9 +23,28 @@ from serve_app.telemetry import NO_METRICS, StageMetrics
 StageCall = Callable[[Step, list[Row], list[float]], Awaitable[list[Any]]]
 
 
+class Crowd:
+    """How many steps are under way in one gateway, and how many of them a call should wait for.
+
+    Where many requests are between stages, calls that leave with one each cost more than they
+    bring: a call waits, within the stage's `linger_ms`, for its share of the crowd. A share of one
+    request or less is no reason to wait, so a quiet gateway never does.
+    """
+
+    def __init__(self, stations: int) -> None:
+        self._stations = stations
+        self.walking = 0
+
+    @property
+    def share(self) -> int:
+        """What one of the stations can expect of those now walking."""
+        return self.walking // self._stations
+
+
 @dataclass
 class _Waiting:
     row: Row
+    since: float
     deadline: float
     future: asyncio.Future[tuple[Any, int]]
 
@@ -41,12 +60,15 @@ class Handoff:
         *,
         breaker: Breaker | None = None,
         metrics: StageMetrics = NO_METRICS,
+        crowd: Crowd | None = None,
     ) -> None:
         self.step = step
         self._call = call
         self._config = config
         self._breaker = breaker or Breaker(config.breaker)
         self._metrics = metrics
+        self._crowd = crowd or Crowd(stations=1_000_000)
+        self._timer: asyncio.TimerHandle | None = None
         self._queue: deque[_Waiting] = deque()
         self._in_flight: set[asyncio.Task[None]] = set()
 
@@ -62,6 +84,18 @@ class Handoff:
         rule the envelope goes on with a warning, or is blocked with 503.
         """
         started = time.perf_counter()
+        self._crowd.walking += 1
+        try:
+            batch, outcome = await self._pass(envelope, started)
+        finally:
+            self._crowd.walking -= 1
+        if outcome != "ok":
+            self._apply_failure_rule(envelope, outcome)
+        elapsed = (time.perf_counter() - started) * 1000
+        envelope.spans.append(Span(self.step.stage, round(elapsed, 3), batch, outcome))
+        self._metrics.passed(elapsed, outcome, self._breaker.state(time.perf_counter()))
+
+    async def _pass(self, envelope: Envelope, started: float) -> tuple[int, str]:
         batch, outcome = 0, "ok"
         if not self._breaker.allows(started):
             outcome = "breaker open"
@@ -74,18 +108,14 @@ class Handoff:
                 # A client that went away says nothing of the stage.
                 if outcome != "ok" or batch:
                     self._breaker.record(outcome == "ok", time.perf_counter())
-        if outcome != "ok":
-            self._apply_failure_rule(envelope, outcome)
-        elapsed = (time.perf_counter() - started) * 1000
-        envelope.spans.append(Span(self.step.stage, round(elapsed, 3), batch, outcome))
-        self._metrics.passed(elapsed, outcome, self._state())
+        return batch, outcome
 
     async def _hand_over(self, envelope: Envelope) -> tuple[int, str]:
         budget = self._config.budget_ms / 1000
         loop = asyncio.get_running_loop()
         future: asyncio.Future[tuple[Any, int]] = loop.create_future()
         row = self.step.take(envelope)
-        self._queue.append(_Waiting(row, time.time() + budget, future))
+        self._queue.append(_Waiting(row, time.perf_counter(), time.time() + budget, future))
         self._dispatch()
         try:
             async with asyncio.timeout(budget):
@@ -99,9 +129,6 @@ class Handoff:
         self.step.put(envelope, result)
         return batch, "ok"
 
-    def _state(self) -> BreakerState:
-        return self._breaker.state(time.perf_counter())
-
     def _apply_failure_rule(self, envelope: Envelope, outcome: str) -> None:
         stage = self.step.stage
         if self._config.on_failure == "open":
@@ -111,6 +138,8 @@ class Handoff:
 
     def _dispatch(self) -> None:
         while self._queue and len(self._in_flight) < self._config.max_in_flight:
+            if self._lingers():
+                break
             size = min(len(self._queue), self._config.max_batch)
             batch = [self._queue.popleft() for _ in range(size)]
             waiting = [item for item in batch if not item.future.done()]
@@ -119,6 +148,21 @@ class Handoff:
                 self._in_flight.add(task)
                 task.add_done_callback(self._sent)
         self._metrics.queued(len(self._queue))
+
+    def _lingers(self) -> bool:
+        """Whether to wait for more of the crowd; a timer looks again when the wait is over."""
+        if len(self._queue) >= min(self._crowd.share, self._config.max_batch):
+            return False
+        left = self._queue[0].since + self._config.linger_ms / 1000 - time.perf_counter()
+        if left <= 0:
+            return False
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(left, self._linger_over)
+        return True
+
+    def _linger_over(self) -> None:
+        self._timer = None
+        self._dispatch()
 
     def _sent(self, task: asyncio.Task[None]) -> None:
         self._in_flight.discard(task)

@@ -30,6 +30,7 @@ class RemoteEngine:
     """Implements `serve_app.protocol.Engine` over a deployment handle."""
 
     def __init__(self, handle: Any) -> None:
+        handle = handle.options(request_serialization="pickle", response_serialization="pickle")
         self._complete = handle.complete
         self._stream = handle.options(stream=True).stream
 

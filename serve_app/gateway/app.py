@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, Protocol, TypeVar
 
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
 
 from cluster.control.protocol import RoutingTable
 from cluster.registry.labels import GivenLabel, LabelTask
@@ -20,6 +22,7 @@ from serve_app.gateway import errors, wire
 from serve_app.gateway.auth import Authenticator
 from serve_app.gateway.errors import Refused
 from serve_app.gateway.road import Road
+from serve_app.handoff import overloaded
 from serve_app.protocol import STAGES, Block, Envelope, Sampling
 from serve_app.stages.routing import AUTO
 
@@ -60,26 +63,15 @@ def create_app(
     table: Callable[[], RoutingTable],
     base_model: str,
     config: GatewayConfig,
-) -> FastAPI:
+) -> Starlette:
     """The ASGI application of one gateway replica."""
-    app = FastAPI(title="Headrace", docs_url=None, redoc_url=None)
-    errors.install(app)
-    _install_chat(
-        app,
-        road=road,
-        authenticate=authenticate,
-        table=table,
-        base_model=base_model,
-        config=config,
-    )
-    _install_labels(app, authenticate, labels)
 
-    @app.get("/health")
-    async def health() -> dict[str, Any]:
-        return {"status": "ok", "stages": list(STAGES), "generation": table().generation}
+    async def health(_request: Request) -> Response:
+        return JSONResponse(
+            {"status": "ok", "stages": list(STAGES), "generation": table().generation}
+        )
 
-    @app.get("/v1/models")
-    async def models(request: Request) -> dict[str, Any]:
+    async def models(request: Request) -> Response:
         await authenticate(request.headers.get("authorization"), Role.INFERENCE)
         entries: list[dict[str, Any]] = [
             _model(AUTO, None, AUTO),
@@ -87,9 +79,20 @@ def create_app(
         ]
         for name, adapter in sorted(table().live.items()):
             entries.append(_model(name, base_model, adapter.label))
-        return {"object": "list", "data": entries}
+        return JSONResponse({"object": "list", "data": entries})
 
-    return app
+    chat = _chat(
+        road=road, authenticate=authenticate, table=table, base_model=base_model, config=config
+    )
+    return Starlette(
+        routes=[
+            Route("/v1/chat/completions", chat, methods=["POST"]),
+            Route("/v1/models", models, methods=["GET"]),
+            Route("/health", health, methods=["GET"]),
+            *_label_routes(authenticate, labels),
+        ],
+        exception_handlers=errors.HANDLERS,
+    )
 
 
 def _model(name: str, parent: str | None, root: str) -> dict[str, Any]:
@@ -103,17 +106,17 @@ def _model(name: str, parent: str | None, root: str) -> dict[str, Any]:
     }
 
 
-def _install_chat(
-    app: FastAPI,
+def _chat(
     *,
     road: Road,
     authenticate: Authenticator,
     table: Callable[[], RoutingTable],
     base_model: str,
     config: GatewayConfig,
-) -> None:
-    @app.post("/v1/chat/completions", response_model=None)
-    async def chat(request: Request) -> JSONResponse | StreamingResponse:
+) -> Callable[[Request], Awaitable[Response]]:
+    async def chat(request: Request) -> Response:
+        if road.full(config.max_under_way):
+            raise Refused(overloaded())
         principal = await authenticate(request.headers.get("authorization"), Role.INFERENCE)
         body = await _parse(request, wire.ChatRequest, config.max_body_bytes)
         _check_model(body.model, table(), base_model)
@@ -135,6 +138,8 @@ def _install_chat(
             wire.completion(finished.trace_id, created, finished.generation, text),
             headers=_headers(finished),
         )
+
+    return chat
 
 
 async def _parse(request: Request, model: type[BodyT], limit: int) -> BodyT:
@@ -254,23 +259,26 @@ async def _events(
     yield "data: [DONE]\n\n"
 
 
-def _install_labels(app: FastAPI, authenticate: Authenticator, labels: LabelQueue) -> None:
+def _label_routes(authenticate: Authenticator, labels: LabelQueue) -> list[Route]:
     limit = 4 << 20
 
-    @app.post("/v1/labels/claim")
-    async def claim(request: Request) -> dict[str, Any]:
+    async def claim(request: Request) -> Response:
         await authenticate(request.headers.get("authorization"), Role.LABEL)
         body = await _parse(request, ClaimRequest, limit)
         tasks = await labels.claim_labels(body.annotator, body.limit)
-        return {"tasks": [task.model_dump(mode="json") for task in tasks]}
+        return JSONResponse({"tasks": [task.model_dump(mode="json") for task in tasks]})
 
-    @app.post("/v1/labels")
-    async def submit(request: Request) -> dict[str, Any]:
+    async def submit(request: Request) -> Response:
         await authenticate(request.headers.get("authorization"), Role.LABEL)
         body = await _parse(request, SubmitRequest, limit)
-        return {"accepted": await labels.submit_labels(body.labels)}
+        return JSONResponse({"accepted": await labels.submit_labels(body.labels)})
 
-    @app.get("/v1/labels")
-    async def counts(request: Request) -> dict[str, Any]:
+    async def counts(request: Request) -> Response:
         await authenticate(request.headers.get("authorization"), Role.LABEL)
-        return {"counts": await labels.label_counts()}
+        return JSONResponse({"counts": await labels.label_counts()})
+
+    return [
+        Route("/v1/labels/claim", claim, methods=["POST"]),
+        Route("/v1/labels", submit, methods=["POST"]),
+        Route("/v1/labels", counts, methods=["GET"]),
+    ]

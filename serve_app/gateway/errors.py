@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 
 from cluster.errors import ConflictError, UserError
 from serve_app.protocol import Block
@@ -56,7 +55,7 @@ def respond(block: Block, trace_id: str | None = None) -> JSONResponse:
     return JSONResponse(error_body(block), block.status, headers)
 
 
-def invalid(error: ValidationError | RequestValidationError) -> Block:
+def invalid(error: ValidationError) -> Block:
     """The first problem of a body that does not fit its model."""
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"] if part != "body")
@@ -64,21 +63,27 @@ def invalid(error: ValidationError | RequestValidationError) -> Block:
     return Block(400, code, f"{where or 'body'}: {first['msg']}", where or None)
 
 
-def install(app: FastAPI) -> None:
-    """Register the handlers on `app`."""
+async def _refused(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, Refused)
+    return respond(error.block, error.trace_id)
 
-    @app.exception_handler(Refused)
-    async def refused(_request: Request, error: Refused) -> JSONResponse:
-        return respond(error.block, error.trace_id)
 
-    @app.exception_handler(ConflictError)
-    async def conflict(_request: Request, error: ConflictError) -> JSONResponse:
-        return respond(Block(409, "conflict", str(error)))
+async def _conflict(_request: Request, error: Exception) -> Response:
+    return respond(Block(409, "conflict", str(error)))
 
-    @app.exception_handler(UserError)
-    async def user(_request: Request, error: UserError) -> JSONResponse:
-        return respond(Block(400, "invalid_value", str(error)))
 
-    @app.exception_handler(HTTPException)
-    async def http(_request: Request, error: HTTPException) -> JSONResponse:
-        return respond(Block(error.status_code, "http_error", str(error.detail)))
+async def _user(_request: Request, error: Exception) -> Response:
+    return respond(Block(400, "invalid_value", str(error)))
+
+
+async def _http(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return respond(Block(error.status_code, "http_error", str(error.detail)))
+
+
+HANDLERS = {
+    Refused: _refused,
+    ConflictError: _conflict,
+    UserError: _user,
+    HTTPException: _http,
+}

@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 from cluster.control.protocol import RoutingTable, ServedAdapter
 from cluster.privacy import restore
@@ -27,7 +28,19 @@ from serve_app.protocol import (
 from serve_app.stages.governance import StreamGuard
 from serve_app.steps import AFTER, AUDIT, BEFORE, MASK, Step, settle
 
-Hop = Callable[[Envelope], Awaitable[None]]
+
+class Hop(Protocol):
+    """Does one step on an envelope."""
+
+    @property
+    def full(self) -> bool:
+        """Whether what waits for this step is at its bound."""
+        ...
+
+    def __call__(self, envelope: Envelope) -> Awaitable[None]:
+        """Do the step; see `serve_app.handoff.Handoff`."""
+        ...
+
 
 _SWAP_RETRIES = 8
 _WITHHELD = "[withheld: it could not be checked for personal data]"
@@ -49,6 +62,11 @@ class Road:
         self._engine = engine
         self._table = table
         self._abandoned: set[asyncio.Task[None]] = set()
+        self._under_way = 0
+
+    def full(self, limit: int) -> bool:
+        """Whether one more request would be over `limit`, or wait behind a queue at its bound."""
+        return self._under_way >= limit or any(hop.full for hop in self._hops.values())
 
     async def answer(self, envelope: Envelope) -> tuple[Envelope, str]:
         """The finished envelope and the text for the client, its own values restored.
@@ -120,6 +138,7 @@ class Road:
     async def _audited(self, envelope: Envelope) -> AsyncIterator[_Progress]:
         """Record the request of a client that went away too; its engine request ends at once."""
         progress = _Progress()
+        self._under_way += 1
         try:
             yield progress
         except (asyncio.CancelledError, GeneratorExit):
@@ -131,6 +150,8 @@ class Road:
                 self._abandoned.add(task)
                 task.add_done_callback(self._abandoned.discard)
             raise
+        finally:
+            self._under_way -= 1
 
     async def _record(self, envelope: Envelope) -> None:
         await self._hops[AUDIT.name](envelope)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from serve_app.engine.residents import Residents
 from serve_app.protocol import Delta, Generation, GenerationRequest, PromptTooLong
+
+
+async def _at_once() -> None:
+    await asyncio.sleep(0)
 
 
 class FakeEngine:
@@ -18,6 +22,7 @@ class FakeEngine:
         self.residents = Residents()
         self.prompts: list[tuple[dict[str, str], ...]] = []
         self.limit = 500
+        self.wait: Callable[[], Awaitable[object]] = _at_once
 
     def _generation(self, request: GenerationRequest) -> Generation:
         if sum(len(m["content"]) for m in request.messages) > self.limit:
@@ -32,7 +37,7 @@ class FakeEngine:
         generation = self._generation(request)
         if request.adapter:
             with self.residents.using(request.adapter):
-                await asyncio.sleep(0)
+                await self.wait()
         return generation
 
     async def stream(self, request: GenerationRequest) -> AsyncIterator[Delta | Generation]:

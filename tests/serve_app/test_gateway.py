@@ -1,5 +1,6 @@
 """The gateway's HTTP surface over real stages' order, a fake engine and no Ray."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -36,9 +37,9 @@ class World:
         self.engine.residents.add(V1)
         self.table = RoutingTable(1, {"inventory": V1})
         self.audited: list[Envelope] = []
-        road = Road(self._hops(), self.engine, lambda: self.table)
+        self.road = Road(self._hops(), self.engine, lambda: self.table)
         self.app = create_app(
-            road=road,
+            road=self.road,
             authenticate=Authenticator(self._resolve, 5.0),
             labels=self,
             table=lambda: self.table,
@@ -284,3 +285,34 @@ async def test_labels_need_their_own_role(world: World, client: httpx.AsyncClien
     assert (await client.get("/v1/labels", headers=headers)).json() == {"counts": {"queued": 0}}
     bad = await client.post("/v1/labels/claim", json={"annotator": ""}, headers=headers)
     assert bad.status_code == 400
+
+
+async def test_over_the_bound_requests_are_refused_before_any_work(world: World) -> None:
+    app = create_app(
+        road=world.road,
+        authenticate=Authenticator(world._resolve, 5.0),
+        labels=world,
+        table=lambda: world.table,
+        base_model="mini",
+        config=GatewayConfig(max_under_way=2),
+    )
+    release = asyncio.Event()
+    world.engine.wait = release.wait
+    headers = {"Authorization": "Bearer hr-user"}
+    transport = httpx.ASGITransport(app=app)
+    async with httpx.AsyncClient(
+        transport=transport, base_url="http://test", headers=headers
+    ) as client:
+        url = "/v1/chat/completions"
+        busy = [asyncio.create_task(client.post(url, json=GOOD)) for _ in range(2)]
+        for _ in range(1000):
+            await asyncio.sleep(0.001)
+            if len(world.engine.prompts) == 2:
+                break
+        refused = await client.post(url, json=GOOD)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "overloaded")
+        assert int(refused.headers["retry-after"]) >= 1
+        release.set()
+        assert [response.status_code for response in await asyncio.gather(*busy)] == [200, 200]
+        assert (await client.post(url, json=GOOD)).status_code == 200
+    assert len(world.audited) == 3
