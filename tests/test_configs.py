@@ -15,6 +15,7 @@ SCHEMAS: dict[str, type[ConfigModel]] = {
     "local/demo.yaml": WheelConfig,
     "serve/local.yaml": ServeConfig,
     "serve/cluster.yaml": ServeConfig,
+    "serve/bench.yaml": ServeConfig,
     "train/local.yaml": TrainConfig,
     "train/cluster.yaml": TrainConfig,
     "data/import.yaml": ImportConfig,

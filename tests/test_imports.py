@@ -12,6 +12,7 @@ LIGHT = (
     "cluster.cli.main",
     "serve_app.config",
     "serve_app.main",
+    "serve_app.bench.main",
     "data_jobs.config",
     "data_jobs.main",
     "train_jobs.config",

@@ -19,6 +19,7 @@ PROBES = {
     ".venv/bin/headrace adapters": [".venv/bin/headrace", "adapters", "--help"],
     ".venv/bin/headrace verify": [".venv/bin/headrace", "verify", "--help"],
     "scripts/train-base-model": [".venv/bin/python", "scripts/train-base-model", "--help"],
+    "./scripts/bench": [".venv/bin/python", "-m", "serve_app.bench.main", "--help"],
     "./scripts/test": ["bash", "-n", "scripts/test"],
     "./scripts/check": ["bash", "-n", "scripts/check"],
 }

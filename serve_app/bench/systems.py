@@ -7,6 +7,7 @@ environments. What is started is stopped by its id.
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,7 +24,7 @@ import yaml
 from cluster import runtime
 from cluster.config import load
 from cluster.control import jobs
-from cluster.errors import HeadraceError
+from cluster.errors import ConflictError, HeadraceError
 from cluster.processes import alive, command, descendants, tell
 from cluster.ray_private import ingress_ports
 from cluster.types import Role
@@ -192,6 +193,9 @@ _PLACEMENTS: dict[str, dict[str, object]] = {
 @contextmanager
 def ours(folder: Path, config_path: Path, names: tuple[str, ...]) -> Iterator[list[System]]:
     """Our graph in each of the placements `names`, as applications of one cluster."""
+    if runtime.running(folder) is not None:
+        raise ConflictError(f"a benchmark's cluster from {folder} is still up")
+    shutil.rmtree(folder, ignore_errors=True)
     first = free_port()
     cluster = runtime.start(folder, num_cpus=32, http_ports=(first, first + 50))
     try:
