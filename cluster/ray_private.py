@@ -44,7 +44,8 @@ def direct_ingress(ports: tuple[int, int]) -> dict[str, str]:
     return {
         "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(ports[0]),
-        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(ports[1]),
+        # Ray leaves the last port of its range out.
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(ports[1] + 1),
         # How long a replica that is to stop waits for a balancer to notice; there is none.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
     }

@@ -16,6 +16,7 @@ from ray.serve.handle import DeploymentHandle
 from cluster.audit import ChainWriter
 from cluster.control.client import AsyncControlClient
 from cluster.control.protocol import ENGINE_DEPLOYMENT, RoutingTable
+from cluster.embedding import token_counter
 from serve_app.breaker import Breaker
 from serve_app.config import Autoscaling, ServeConfig, StageConfig
 from serve_app.engine.remote import RemoteEngine
@@ -120,6 +121,7 @@ class Gateway:
             table=lambda: self._table,
             base_model=base_name(self._config),
             config=self._config.gateway,
+            count_tokens=token_counter(),
         )
 
     async def _follow(self) -> None:

@@ -75,11 +75,26 @@ class Sampling:
     top_p: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    top_logprobs: int | None = None
+    """Alternatives to report for each token; None reports nothing by token."""
+    json_schema: str | None = None
+    """A JSON Schema, as JSON text, that the answer has to fit."""
+
+
+@dataclass
+class TokenLogprob:
+    """A token of an answer, and its likeliest alternatives as (text, log-probability)."""
+
+    text: str
+    logprob: float
+    top: list[tuple[str, float]] = field(default_factory=list)
 
 
 @dataclass
 class Generation:
-    """What the engine wrote. Log-probabilities are summed up, not kept by token."""
+    """What the engine wrote. Log-probabilities are kept by token only where they were asked for."""
 
     text: str
     version: str
@@ -91,6 +106,7 @@ class Generation:
     first_token_ms: float | None
     total_ms: float
     replica: str
+    tokens: list[TokenLogprob] | None = None
 
 
 @dataclass
@@ -119,6 +135,8 @@ class Envelope:
     sampling: Sampling
     metadata: dict[str, str] = field(default_factory=dict)
     stream: bool = False
+    chat: bool = True
+    """Whether the messages are a conversation, or one text to be continued as it stands."""
 
     vault: dict[str, str] = field(default_factory=dict)
     masked: dict[str, int] = field(default_factory=dict)
@@ -154,12 +172,16 @@ class Stage(Protocol):
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """One prompt for the engine. `adapter` None is the base model alone."""
+    """One prompt for the engine. `adapter` None is the base model alone.
+
+    Without `chat`, the messages' texts are the prompt as they stand, without a chat template.
+    """
 
     request_id: str
     messages: tuple[dict[str, str], ...]
     sampling: Sampling
     adapter: ServedAdapter | None
+    chat: bool = True
 
 
 @dataclass(frozen=True)
@@ -178,6 +200,7 @@ class Engine(Protocol):
         Raises:
             AdapterGone: this replica no longer takes requests for that version; resolve again.
             PromptTooLong: prompt and answer do not fit the context.
+            NotSupported: the engine cannot generate what was asked for.
         """
         ...
 
@@ -192,6 +215,10 @@ class AdapterGone(Exception):
 
 class PromptTooLong(ValueError):
     """The prompt and the tokens asked for exceed the context window."""
+
+
+class NotSupported(ValueError):
+    """The engine refuses the request's parameters, such as a JSON Schema it cannot compile."""
 
 
 def trace_record(envelope: Envelope, at: float) -> dict[str, Any]:
@@ -213,7 +240,9 @@ def trace_record(envelope: Envelope, at: float) -> dict[str, Any]:
         "conflicts": envelope.conflicts,
         "context": [vars(snippet) for snippet in envelope.snippets],
         "prompt": envelope.prompt,
-        "generation": vars(generation) if generation else None,
+        "generation": {k: v for k, v in vars(generation).items() if k != "tokens"}
+        if generation
+        else None,
         "answer": envelope.answer,
         "verdicts": vars(verdicts) if verdicts else None,
         "block": vars(envelope.block) if envelope.block else None,

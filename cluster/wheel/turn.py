@@ -119,12 +119,18 @@ class Turn:
         deadline = time.monotonic() + _READY_S
         while self._deploying.poll() is None and time.monotonic() < deadline:
             time.sleep(0.3)
-        if self._deploying.poll() != 0:
+        if self._deploying.poll() is None:
             self._deploying.kill()
-            tail = (self.site.workdir / "deploy.log").read_text(errors="replace")[-2000:]
-            raise HeadraceError(f"the serving graph did not come up:\n{tail}")
+            self._deploying.wait()
+        self._check_deploying()
         health = httpx.get(f"http://127.0.0.1:{self.port}/health", timeout=30).raise_for_status()
         self.say(f"serving on {self.base_url}: stages {', '.join(health.json()['stages'])}")
+
+    def _check_deploying(self) -> None:
+        """Raise as soon as the deployment is known to have failed."""
+        if self._deploying is not None and self._deploying.poll() not in {None, 0}:
+            tail = (self.site.workdir / "deploy.log").read_text(errors="replace")[-2000:]
+            raise HeadraceError(f"the serving graph did not come up:\n{tail}")
 
     # -- 2. version 1 -----------------------------------------------------------------------
 
@@ -147,7 +153,9 @@ class Turn:
 
     def _first_version(self, domain: str) -> AdapterRecord:
         history = self.site.path("workload", "history", f"{domain}.jsonl")
-        return self.train(domain, 1, self.build_dataset(domain, 1, history=history))
+        dataset = self.build_dataset(domain, 1, history=history)
+        self._check_deploying()
+        return self.train(domain, 1, dataset)
 
     def build_dataset(self, domain: str, version: int, **settings: object) -> str:
         """Run the dataset job; returns the published path."""

@@ -4,26 +4,40 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from serve_app.protocol import AdapterGone, Delta, Generation, GenerationRequest, PromptTooLong
+from serve_app.protocol import (
+    AdapterGone,
+    Delta,
+    Generation,
+    GenerationRequest,
+    NotSupported,
+    PromptTooLong,
+)
+
+Expected = AdapterGone | PromptTooLong | NotSupported
+_KINDS: dict[str, type[Expected]] = {
+    "gone": AdapterGone,
+    "too_long": PromptTooLong,
+    "not_supported": NotSupported,
+}
 
 
 @dataclass(frozen=True)
 class EngineFault:
     """An expected error on its way over the wire."""
 
-    kind: Literal["gone", "too_long"]
+    kind: str
     message: str
 
     @classmethod
-    def of(cls, error: AdapterGone | PromptTooLong) -> EngineFault:
+    def of(cls, error: Expected) -> EngineFault:
         """The wire form of `error`."""
-        return cls("gone" if isinstance(error, AdapterGone) else "too_long", str(error))
+        return cls(next(k for k, v in _KINDS.items() if isinstance(error, v)), str(error))
 
-    def raised(self) -> AdapterGone | PromptTooLong:
+    def raised(self) -> Expected:
         """The error this stands for."""
-        return AdapterGone(self.message) if self.kind == "gone" else PromptTooLong(self.message)
+        return _KINDS[self.kind](self.message)
 
 
 class RemoteEngine:

@@ -24,6 +24,7 @@ from serve_app.protocol import (
     Delta,
     Generation,
     GenerationRequest,
+    NotSupported,
     PromptTooLong,
 )
 
@@ -55,7 +56,7 @@ class EngineReplica:
         """The whole answer. Expected faults are values: no traceback crosses the wire for them."""
         try:
             return await self._engine.complete(request)
-        except (AdapterGone, PromptTooLong) as error:
+        except (AdapterGone, PromptTooLong, NotSupported) as error:
             return EngineFault.of(error)
 
     async def stream(
@@ -65,7 +66,7 @@ class EngineReplica:
         try:
             async for item in self._engine.stream(request):
                 yield item
-        except (AdapterGone, PromptTooLong) as error:
+        except (AdapterGone, PromptTooLong, NotSupported) as error:
             yield EngineFault.of(error)
 
     async def prepare(self, adapter: ServedAdapter) -> Proof:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import nullcontext
+from contextlib import aclosing, nullcontext
 from typing import Any
 
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.lora.request import LoRARequest
-from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from cluster.config import BaseModelRef
@@ -22,8 +22,10 @@ from serve_app.protocol import (
     Delta,
     Generation,
     GenerationRequest,
+    NotSupported,
     PromptTooLong,
     Sampling,
+    TokenLogprob,
 )
 
 _PROBE_OPTIONS = 5
@@ -58,9 +60,13 @@ class VLLMEngine:
     # -- generation -------------------------------------------------------------------------
 
     def _tokens(self, request: GenerationRequest) -> list[int]:
-        ids: list[int] = self._tokenizer.apply_chat_template(
-            list(request.messages), add_generation_prompt=True, tokenize=True, return_dict=True
-        )["input_ids"]
+        ids: list[int]
+        if request.chat:
+            ids = self._tokenizer.apply_chat_template(
+                list(request.messages), add_generation_prompt=True, tokenize=True, return_dict=True
+            )["input_ids"]
+        else:
+            ids = self._tokenizer("\n".join(m["content"] for m in request.messages))["input_ids"]
         room = self._max_length - request.sampling.max_tokens
         if len(ids) > room:
             raise PromptTooLong(
@@ -88,16 +94,12 @@ class VLLMEngine:
         started = time.perf_counter()
         ids = self._tokens(request)
         adapter = request.adapter
-        text, tokens, logprobs, reason = "", 0, _Logprobs(), "stop"
+        text, tokens, reason = "", 0, "stop"
+        logprobs = _Logprobs(request.sampling.top_logprobs)
         first_ms: float | None = None
         holding = self.residents.using(adapter) if adapter else nullcontext()
         with holding:
-            async for output in self._llm.generate(
-                {"prompt_token_ids": ids},
-                _parameters(request.sampling, kind),
-                request_id=request.request_id,
-                lora_request=_lora(adapter) if adapter else None,
-            ):
+            async for output in self._generate(request, ids, kind):
                 piece = output.outputs[0]
                 if first_ms is None:
                     first_ms = (time.perf_counter() - started) * 1000
@@ -120,7 +122,25 @@ class VLLMEngine:
             first_token_ms=first_ms if kind is RequestOutputKind.DELTA else None,
             total_ms=total,
             replica=self._replica,
+            tokens=logprobs.tokens,
         )
+
+    async def _generate(
+        self, request: GenerationRequest, ids: list[int], kind: RequestOutputKind
+    ) -> AsyncIterator[Any]:
+        """vLLM's outputs; what it refuses before the first one is the client's to mend."""
+        outputs = self._llm.generate(
+            {"prompt_token_ids": ids},
+            _parameters(request.sampling, kind),
+            request_id=request.request_id,
+            lora_request=_lora(request.adapter) if request.adapter else None,
+        )
+        async with aclosing(outputs):
+            try:
+                async for output in outputs:
+                    yield output
+            except ValueError as error:
+                raise NotSupported(f"the engine refused the request: {error}"[:500]) from error
 
     # -- adapters ---------------------------------------------------------------------------
 
@@ -178,16 +198,27 @@ class VLLMEngine:
 
 
 class _Logprobs:
-    """Running sum and minimum of the chosen tokens' log-probabilities."""
+    """Running sum and minimum of the chosen tokens' log-probabilities; each one where asked."""
 
-    def __init__(self) -> None:
+    def __init__(self, top: int | None) -> None:
         self._sum, self._count, self.least = 0.0, 0, 0.0
+        self._top = top
+        self.tokens: list[TokenLogprob] | None = None if top is None else []
 
     def add(self, piece: Any) -> None:
         for token, options in zip(piece.token_ids, piece.logprobs or (), strict=False):
             value = float(options[token].logprob)
             self._sum, self._count = self._sum + value, self._count + 1
             self.least = min(self.least, value)
+            if self.tokens is not None:
+                best = sorted(options.values(), key=lambda option: -option.logprob)[: self._top]
+                self.tokens.append(
+                    TokenLogprob(
+                        options[token].decoded_token or "",
+                        value,
+                        [(o.decoded_token or "", float(o.logprob)) for o in best],
+                    )
+                )
 
     @property
     def mean(self) -> float:
@@ -205,6 +236,11 @@ def _parameters(sampling: Sampling, kind: RequestOutputKind) -> SamplingParams:
         top_p=sampling.top_p,
         seed=sampling.seed,
         stop=list(sampling.stop) or None,
-        logprobs=0,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        structured_outputs=StructuredOutputsParams(json=sampling.json_schema)
+        if sampling.json_schema
+        else None,
+        logprobs=sampling.top_logprobs or 0,
         output_kind=kind,
     )

@@ -22,11 +22,12 @@ from serve_app.protocol import (
     Envelope,
     Generation,
     GenerationRequest,
+    NotSupported,
     PromptTooLong,
     Span,
 )
 from serve_app.stages.governance import StreamGuard
-from serve_app.steps import AFTER, AUDIT, BEFORE, MASK, Step, settle
+from serve_app.steps import AFTER, AUDIT, BEFORE, DATA_PREP, MASK, ROUTE, Step, settle
 
 
 class Hop(Protocol):
@@ -108,17 +109,33 @@ class Road:
             await self._outbound(envelope, progress)
         yield envelope
 
+    async def embed(self, envelope: Envelope) -> Envelope:
+        """The envelope with its embedding, or with `block` set; recorded like any request."""
+        async with self._audited(envelope) as progress:
+            for group in ((DATA_PREP,), (MASK,), (ROUTE,)):
+                await self._step(group, envelope, {})
+                if envelope.block is not None:
+                    break
+            envelope.route = None  # nothing is sent anywhere
+            await self._outbound(envelope, progress)
+        return envelope
+
     async def _inbound(self, envelope: Envelope, vault: dict[str, str]) -> None:
         """Up to the prompt. The masked values go to `vault`, in this process, and nowhere else."""
         for group in BEFORE:
-            await self._side_by_side(group, envelope)
-            if group == (MASK,):
-                vault.update(envelope.vault)
-                envelope.vault = {}
-                if envelope.spans[-1].outcome != "ok":
-                    _withhold(envelope)
+            await self._step(group, envelope, vault)
             if envelope.block is not None:
                 return
+
+    async def _step(
+        self, group: tuple[Step, ...], envelope: Envelope, vault: dict[str, str]
+    ) -> None:
+        await self._side_by_side(group, envelope)
+        if group == (MASK,):
+            vault.update(envelope.vault)
+            envelope.vault = {}
+            if envelope.spans[-1].outcome != "ok":
+                _withhold(envelope)
 
     async def _outbound(self, envelope: Envelope, progress: _Progress) -> None:
         if envelope.generation is not None:
@@ -182,6 +199,7 @@ class Road:
             tuple(envelope.prompt or envelope.messages),
             envelope.sampling,
             adapter,
+            envelope.chat,
         )
 
     async def _generate(self, envelope: Envelope) -> Generation | None:
@@ -193,8 +211,8 @@ class Road:
                 return await self._engine.complete(self._request(envelope, adapter))
             except AdapterGone:
                 continue  # swapped out between the look-up and the engine: look again
-            except PromptTooLong as error:
-                envelope.block = _too_long(error)
+            except (PromptTooLong, NotSupported) as error:
+                envelope.block = _refusal(error)
                 return None
         envelope.block = _swapping()
         return None
@@ -210,8 +228,8 @@ class Road:
                 return
             except AdapterGone:
                 continue  # raised before the first token, so nothing has been shown
-            except PromptTooLong as error:
-                envelope.block = _too_long(error)
+            except (PromptTooLong, NotSupported) as error:
+                envelope.block = _refusal(error)
                 return
         envelope.block = _swapping()
 
@@ -221,8 +239,10 @@ def _named(model: str, table: RoutingTable) -> str | None:
     return name if name in table.live else None
 
 
-def _too_long(error: PromptTooLong) -> Block:
-    return Block(400, "context_length_exceeded", str(error), "messages")
+def _refusal(error: PromptTooLong | NotSupported) -> Block:
+    if isinstance(error, PromptTooLong):
+        return Block(400, "context_length_exceeded", str(error), "messages")
+    return Block(400, "invalid_value", str(error))
 
 
 def _swapping() -> Block:

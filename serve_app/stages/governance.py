@@ -50,6 +50,9 @@ class Governance:
         capped = cap_discounts(answer, envelope.max_discount)
         if capped != answer:
             envelope.conflicts.append("discount above the cap in the answer")
+        if capped != envelope.generation.text or leaked.values:
+            # The tokens would say what the answer may not.
+            envelope.generation = replace(envelope.generation, tokens=None)
         envelope.answer = capped
 
 

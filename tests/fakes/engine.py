@@ -6,7 +6,14 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from serve_app.engine.residents import Residents
-from serve_app.protocol import Delta, Generation, GenerationRequest, PromptTooLong
+from serve_app.protocol import (
+    Delta,
+    Generation,
+    GenerationRequest,
+    NotSupported,
+    PromptTooLong,
+    TokenLogprob,
+)
 
 
 async def _at_once() -> None:
@@ -21,6 +28,7 @@ class FakeEngine:
         self.logprob = logprob
         self.residents = Residents()
         self.prompts: list[tuple[dict[str, str], ...]] = []
+        self.requests: list[GenerationRequest] = []
         self.limit = 500
         self.wait: Callable[[], Awaitable[object]] = _at_once
 
@@ -28,9 +36,27 @@ class FakeEngine:
         if sum(len(m["content"]) for m in request.messages) > self.limit:
             raise PromptTooLong("too long")
         self.prompts.append(request.messages)
+        self.requests.append(request)
         version = request.adapter.label if request.adapter else "base"
+        if request.sampling.json_schema == '{"type": "impossible"}':
+            raise NotSupported("no such type")
+        top = request.sampling.top_logprobs
+        tokens = [
+            TokenLogprob(piece, self.logprob, [(piece, self.logprob), ("other", -5.0)][:top])
+            for piece in self.answer.split(" ")
+        ]
         return Generation(
-            self.answer, version, 5, 7, "stop", self.logprob, self.logprob, 1.0, 2.0, "fake"
+            self.answer,
+            version,
+            5,
+            7,
+            "stop",
+            self.logprob,
+            self.logprob,
+            1.0,
+            2.0,
+            "fake",
+            tokens=None if top is None else tokens,
         )
 
     async def complete(self, request: GenerationRequest) -> Generation:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import struct
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -45,6 +46,7 @@ class World:
             table=lambda: self.table,
             base_model="mini",
             config=GatewayConfig(max_body_bytes=20_000),
+            count_tokens=lambda texts: sum(len(text.split()) for text in texts),
         )
 
     async def _resolve(self, digest: str) -> Principal | None:
@@ -60,6 +62,8 @@ class World:
         async def route(batch: list[Envelope]) -> list[Envelope]:
             for envelope in batch:
                 envelope.route = Route("inventory", "x", 1.0, 0.0, "test")
+                text = envelope.messages[-1]["content"]
+                envelope.embedding = struct.pack("<2f", float(len(text)), 0.5)
             return batch
 
         async def stitch(batch: list[Envelope]) -> list[Envelope]:
@@ -169,7 +173,7 @@ Change = Callable[[dict[str, Any]], dict[str, Any]]
         (lambda b: {**b, "max_tokens": -1}, 400, "invalid_value", "max_tokens"),
         (lambda b: {**b, "temperature": 9}, 400, "invalid_value", "temperature"),
         (lambda b: {**b, "surprise": 1}, 400, "unsupported_parameter", "surprise"),
-        (lambda b: {**b, "n": 2}, 400, "invalid_value", "n"),
+        (lambda b: {**b, "n": 9}, 400, "invalid_value", "n"),
         (
             lambda b: {**b, "messages": [{"role": "user", "content": " "}]},
             400,
@@ -275,6 +279,7 @@ async def test_models_are_listed_with_parent_and_root(client: httpx.AsyncClient)
     assert [(m["id"], m["parent"], m["root"]) for m in data] == [
         ("auto", None, "auto"),
         ("mini", None, "mini"),
+        ("all-minilm-l6-v2", None, "all-minilm-l6-v2"),
         ("inventory", "mini", "inventory@1"),
     ]
 
@@ -295,6 +300,7 @@ async def test_over_the_bound_requests_are_refused_before_any_work(world: World)
         table=lambda: world.table,
         base_model="mini",
         config=GatewayConfig(max_under_way=2),
+        count_tokens=len,
     )
     release = asyncio.Event()
     world.engine.wait = release.wait

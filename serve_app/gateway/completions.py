@@ -1,0 +1,199 @@
+"""Chat and text completions: one handler over both of OpenAI's shapes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+from dataclasses import replace
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from cluster.control.protocol import RoutingTable
+from cluster.types import Principal, Role
+from serve_app.config import GatewayConfig
+from serve_app.gateway import errors, wire
+from serve_app.gateway.auth import Authenticator
+from serve_app.gateway.bodies import parse
+from serve_app.gateway.errors import Refused
+from serve_app.gateway.road import Road
+from serve_app.handoff import overloaded
+from serve_app.protocol import Block, Envelope, Sampling
+from serve_app.stages.routing import AUTO
+
+#: Attribute of a key whose requests may carry attributes of the user behind them.
+VOUCHES = "vouches_for_users"
+
+
+class Completions:
+    """The handler of `/v1/chat/completions` and `/v1/completions`."""
+
+    def __init__(
+        self,
+        road: Road,
+        authenticate: Authenticator,
+        table: Callable[[], RoutingTable],
+        base_model: str,
+        config: GatewayConfig,
+    ) -> None:
+        self._road = road
+        self._authenticate = authenticate
+        self._table = table
+        self._base_model = base_model
+        self._config = config
+
+    async def __call__(self, request: Request, shape: type[wire.GenerateRequest]) -> Response:
+        """Answer a request whose body has `shape`.
+
+        Every choice walks the whole road and has a trace of its own: each is judged and recorded.
+        """
+        if self._road.full(self._config.max_under_way):
+            raise Refused(overloaded())
+        principal = await self._authenticate(request.headers.get("authorization"), Role.INFERENCE)
+        body = await parse(request, shape, self._config.max_body_bytes)
+        self._check(body)
+        envelopes = self._envelopes(body, principal)
+        chat = isinstance(body, wire.ChatRequest)
+        if body.stream:
+            return await _streamed(self._road, envelopes[0], body, chat=chat)
+        walked = await asyncio.gather(*(self._road.answer(envelope) for envelope in envelopes))
+        answers = []
+        for envelope, text in walked:
+            if envelope.block is not None:
+                raise Refused(envelope.block, envelope.trace_id)
+            assert envelope.generation is not None
+            answers.append((envelope.generation, text))
+        first = walked[0][0]
+        return JSONResponse(
+            wire.completion(first.trace_id, int(first.received_at), answers, body.n, chat=chat),
+            headers=_headers(first),
+        )
+
+    def _check(self, body: wire.GenerateRequest) -> None:
+        table = self._table()
+        if body.model not in (AUTO, self._base_model) and table.resolve(body.model) is None:
+            known = ", ".join([AUTO, self._base_model, *sorted(table.live)])
+            message = f"model {body.model[:64]!r} is not served here; served: {known}"
+            raise Refused(Block(404, "model_not_found", message, "model"))
+        limit = self._config.max_messages
+        if any(len(messages) > limit for messages in body.conversations):
+            raise Refused(Block(400, "too_many_messages", f"at most {limit} messages", "messages"))
+
+    def _envelopes(self, body: wire.GenerateRequest, principal: Principal) -> list[Envelope]:
+        """One for each choice of each prompt, the choices of a prompt side by side."""
+        sampling = Sampling(
+            max_tokens=body.limit or self._config.max_tokens_default,
+            temperature=body.temperature,
+            top_p=body.top_p,
+            seed=body.seed,
+            stop=body.stops,
+            presence_penalty=body.presence_penalty,
+            frequency_penalty=body.frequency_penalty,
+            top_logprobs=body.alternatives,
+            json_schema=body.schema_text,
+        )
+        return [
+            Envelope(
+                trace_id=f"tr-{uuid.uuid4().hex}",
+                received_at=time.time(),
+                tenant=principal.tenant,
+                attributes=_attributes(body, principal),
+                model=body.model,
+                messages=messages,
+                # The same seed for each choice would make them the same.
+                sampling=replace(sampling, seed=sampling.seed + choice)
+                if sampling.seed is not None
+                else sampling,
+                metadata=body.metadata or {},
+                stream=body.stream,
+                chat=isinstance(body, wire.ChatRequest),
+            )
+            for messages in body.conversations
+            for choice in range(body.n)
+        ]
+
+
+def _attributes(body: wire.GenerateRequest, principal: Principal) -> dict[str, str]:
+    """What policy may rely on: the key's attributes, which win, and its application's users'.
+
+    Only a key that was issued to vouch for users may bring theirs; any other caller could talk
+    itself into a tier.
+    """
+    if principal.attributes.get(VOUCHES) != "true":
+        return dict(principal.attributes)
+    return {**(body.metadata or {}), **principal.attributes}
+
+
+def _headers(envelope: Envelope) -> dict[str, str]:
+    total = sum(span.ms for span in envelope.spans)
+    generation = sum(span.ms for span in envelope.spans if span.stage == "generation")
+    headers = {
+        "x-headrace-trace-id": envelope.trace_id,
+        "x-headrace-overhead-ms": f"{total - generation:.2f}",
+        "Server-Timing": ", ".join(f"{span.stage};dur={span.ms:.2f}" for span in envelope.spans),
+    }
+    if envelope.generation is not None:
+        headers["x-headrace-model"] = envelope.generation.version
+    if envelope.route is not None:
+        route = envelope.route
+        headers["x-headrace-route"] = _header(
+            f"{route.adapter or 'base'}; intent={route.intent}; confidence={route.confidence:.3f}"
+        )
+    if envelope.warnings:
+        headers["x-headrace-warnings"] = _header("; ".join(envelope.warnings))
+    return headers
+
+
+def _header(text: str) -> str:
+    """`text` as a header may carry it: bounded, printable, Latin-1."""
+    return "".join(c if c.isprintable() and c < "\x80" else "?" for c in text)[:512]
+
+
+async def _streamed(
+    road: Road, envelope: Envelope, body: wire.GenerateRequest, *, chat: bool
+) -> StreamingResponse:
+    items = road.stream(envelope)
+    first = await anext(items)
+    assert isinstance(first, Envelope)
+    if first.block is not None:
+        async for _ in items:
+            pass  # a refused request is audited like any other
+        raise Refused(first.block, first.trace_id)
+    include_usage = body.stream_options is not None and body.stream_options.include_usage
+    headers = {"x-headrace-trace-id": first.trace_id, "Cache-Control": "no-store"}
+    return StreamingResponse(
+        _events(items, first, include_usage, chat=chat),
+        media_type="text/event-stream",
+        headers=headers,
+    )
+
+
+async def _events(
+    items: AsyncGenerator[str | Envelope, None],
+    envelope: Envelope,
+    include_usage: bool,
+    *,
+    chat: bool,
+) -> AsyncIterator[str]:
+    """The answer as server-sent events; the last chunks name the version that answered."""
+    created, trace_id = int(envelope.received_at), envelope.trace_id
+    # Which version answers is known once the engine has admitted the request, so the first chunks
+    # carry what was asked for and the last one the concrete version.
+    asked = envelope.model
+    if chat:
+        yield wire.chunk(trace_id, created, asked, "", chat=True, role=True)
+    async with aclosing(items) as pieces:
+        async for item in pieces:
+            if isinstance(item, str):
+                yield wire.chunk(trace_id, created, asked, item, chat=chat)
+            elif item.block is not None:
+                yield wire.event(errors.error_body(item.block))
+            elif item.generation is not None:
+                version, reason = item.generation.version, item.generation.finish_reason
+                yield wire.chunk(trace_id, created, version, "", reason, chat=chat)
+                if include_usage:
+                    yield wire.usage_chunk(trace_id, created, version, item.generation, chat=chat)
+    yield "data: [DONE]\n\n"

@@ -1,0 +1,80 @@
+"""`POST /v1/embeddings`: the vectors that routing works with, for clients.
+
+Each text is normalised, masked and recorded like any other request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Callable
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from cluster.types import Principal, Role
+from serve_app.config import GatewayConfig
+from serve_app.gateway import wire
+from serve_app.gateway.auth import Authenticator
+from serve_app.gateway.bodies import parse
+from serve_app.gateway.errors import Refused
+from serve_app.gateway.road import Road
+from serve_app.handoff import overloaded
+from serve_app.protocol import Block, Envelope, Sampling
+
+EMBEDDING_MODEL = "all-minilm-l6-v2"
+
+CountTokens = Callable[[list[str]], int]
+"""Tokens of the texts as the embedding model reads them."""
+
+
+class Embeddings:
+    """The route's handler."""
+
+    def __init__(
+        self,
+        road: Road,
+        authenticate: Authenticator,
+        config: GatewayConfig,
+        count_tokens: CountTokens,
+    ) -> None:
+        self._road = road
+        self._authenticate = authenticate
+        self._config = config
+        self._count_tokens = count_tokens
+
+    async def __call__(self, request: Request) -> Response:
+        """Embed each text of the body."""
+        if self._road.full(self._config.max_under_way):
+            raise Refused(overloaded())
+        principal = await self._authenticate(request.headers.get("authorization"), Role.INFERENCE)
+        body = await parse(request, wire.EmbeddingsRequest, self._config.max_body_bytes)
+        if body.model != EMBEDDING_MODEL:
+            message = f"model {body.model[:64]!r} embeds nothing here; use {EMBEDDING_MODEL}"
+            raise Refused(Block(404, "model_not_found", message, "model"))
+        envelopes = [_envelope(text, principal) for text in body.texts]
+        found = await asyncio.gather(*(self._road.embed(envelope) for envelope in envelopes))
+        for envelope in found:
+            if envelope.block is not None:
+                raise Refused(envelope.block, envelope.trace_id)
+        answer = wire.embeddings(
+            EMBEDDING_MODEL,
+            [envelope.embedding for envelope in found],
+            body.encoding_format,
+            self._count_tokens([envelope.messages[0]["content"] for envelope in found]),
+        )
+        return JSONResponse(answer, headers={"x-headrace-trace-id": found[0].trace_id})
+
+
+def _envelope(text: str, principal: Principal) -> Envelope:
+    return Envelope(
+        trace_id=f"tr-{uuid.uuid4().hex}",
+        received_at=time.time(),
+        tenant=principal.tenant,
+        attributes=dict(principal.attributes),
+        model=EMBEDDING_MODEL,
+        messages=[{"role": "user", "content": text}],
+        sampling=Sampling(),
+        chat=False,
+    )

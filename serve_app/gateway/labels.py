@@ -1,0 +1,64 @@
+"""The label queue over HTTP, for annotators whose key has the `label` role."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from cluster.registry.labels import GivenLabel, LabelTask
+from cluster.types import Role
+from serve_app.gateway.auth import Authenticator
+from serve_app.gateway.bodies import parse
+
+
+class LabelQueue(Protocol):
+    """The part of the control plane that annotators reach."""
+
+    async def claim_labels(self, annotator: str, limit: int) -> list[LabelTask]: ...
+    async def submit_labels(self, given: list[GivenLabel]) -> int: ...
+    async def label_counts(self) -> dict[str, int]: ...
+
+
+class ClaimRequest(BaseModel):
+    """`POST /v1/labels/claim`."""
+
+    model_config = ConfigDict(extra="forbid")
+    annotator: str = Field(min_length=1, max_length=64)
+    limit: int = Field(default=20, ge=1, le=500)
+
+
+class SubmitRequest(BaseModel):
+    """`POST /v1/labels`."""
+
+    model_config = ConfigDict(extra="forbid")
+    labels: list[GivenLabel] = Field(min_length=1, max_length=500)
+
+
+def label_routes(authenticate: Authenticator, labels: LabelQueue) -> list[Route]:
+    """Claim, submit and count."""
+    limit = 4 << 20
+
+    async def claim(request: Request) -> Response:
+        await authenticate(request.headers.get("authorization"), Role.LABEL)
+        body = await parse(request, ClaimRequest, limit)
+        tasks = await labels.claim_labels(body.annotator, body.limit)
+        return JSONResponse({"tasks": [task.model_dump(mode="json") for task in tasks]})
+
+    async def submit(request: Request) -> Response:
+        await authenticate(request.headers.get("authorization"), Role.LABEL)
+        body = await parse(request, SubmitRequest, limit)
+        return JSONResponse({"accepted": await labels.submit_labels(body.labels)})
+
+    async def counts(request: Request) -> Response:
+        await authenticate(request.headers.get("authorization"), Role.LABEL)
+        return JSONResponse({"counts": await labels.label_counts()})
+
+    return [
+        Route("/v1/labels/claim", claim, methods=["POST"]),
+        Route("/v1/labels", submit, methods=["POST"]),
+        Route("/v1/labels", counts, methods=["GET"]),
+    ]

@@ -1,0 +1,145 @@
+"""The OpenAI surface through the official client, over a fake engine and no Ray."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from tests.serve_app.test_gateway import World
+
+SCHEMA: dict[str, Any] = {
+    "type": "json_schema",
+    "json_schema": {"name": "x", "schema": {"type": "object"}},
+}
+ASK: Any = [{"role": "user", "content": "hi there"}]
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+@pytest.fixture
+async def client(world: World) -> AsyncIterator[openai.AsyncOpenAI]:
+    transport = httpx.ASGITransport(app=world.app)
+    async with httpx.AsyncClient(transport=transport) as http:
+        yield openai.AsyncOpenAI(
+            base_url="http://test/v1", api_key="hr-user", max_retries=0, http_client=http
+        )
+
+
+async def test_each_choice_walks_the_road_and_has_its_own_seed(
+    world: World, client: openai.AsyncOpenAI
+) -> None:
+    answer = await client.chat.completions.create(model="auto", messages=ASK, n=3, seed=7)
+    assert [choice.index for choice in answer.choices] == [0, 1, 2]
+    assert sorted(r.sampling.seed or 0 for r in world.engine.requests) == [7, 8, 9]
+    assert len(world.audited) == 3
+    assert answer.usage is not None
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (5, 21)
+
+
+async def test_logprobs_are_told_by_token(client: openai.AsyncOpenAI) -> None:
+    answer = await client.chat.completions.create(
+        model="auto", messages=ASK, logprobs=True, top_logprobs=2
+    )
+    logprobs = answer.choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.content is not None
+    assert logprobs.content[0].token == '{"intent":'
+    assert [option.token for option in logprobs.content[0].top_logprobs] == ['{"intent":', "other"]
+    plain = await client.chat.completions.create(model="auto", messages=ASK)
+    assert plain.choices[0].logprobs is None
+
+
+async def test_logprobs_do_not_tell_what_the_answer_may_not(
+    world: World, client: openai.AsyncOpenAI
+) -> None:
+    world.engine.answer = "mail ann@shop.example.com"
+    answer = await client.chat.completions.create(model="auto", messages=ASK, logprobs=True)
+    assert "ann@" not in answer.model_dump_json()
+    assert answer.choices[0].logprobs is None
+
+
+async def test_a_schema_reaches_the_engine_and_a_bad_one_the_client(
+    world: World, client: openai.AsyncOpenAI
+) -> None:
+    await client.chat.completions.create(model="auto", messages=ASK, response_format=SCHEMA)  # type: ignore[call-overload]
+    assert world.engine.requests[-1].sampling.json_schema == '{"type": "object"}'
+    bad: Any = {
+        "type": "json_schema",
+        "json_schema": {"name": "x", "schema": {"type": "impossible"}},
+    }
+    with pytest.raises(openai.BadRequestError, match="no such type"):
+        await client.chat.completions.create(model="auto", messages=ASK, response_format=bad)
+    assert [e.block.code for e in world.audited if e.block] == ["invalid_value"]
+
+
+async def test_texts_are_continued_as_they_stand(world: World, client: openai.AsyncOpenAI) -> None:
+    answer = await client.completions.create(
+        model="inventory", prompt=["once upon", "in the"], n=2, logprobs=1, stop=["."]
+    )
+    assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
+    assert answer.choices[0].text == world.engine.answer
+    assert answer.choices[0].logprobs is not None
+    assert (answer.choices[0].logprobs.text_offset or [])[:2] == [0, len('{"intent":')]
+    assert all(not request.chat for request in world.engine.requests)
+    assert answer.usage is not None
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (10, 28)
+
+
+async def test_text_streams_have_text(world: World, client: openai.AsyncOpenAI) -> None:
+    stream = await client.completions.create(
+        model="inventory", prompt="once", stream=True, stream_options={"include_usage": True}
+    )
+    chunks = [chunk async for chunk in stream]
+    assert "".join(c.text for chunk in chunks for c in chunk.choices) == world.engine.answer
+    assert chunks[-1].usage is not None
+    assert chunks[-2].choices[0].finish_reason == "stop"
+    assert chunks[-1].model == "inventory@1"
+
+
+@pytest.mark.parametrize("encoding", ["float", "base64"])
+async def test_embeddings_come_in_order_and_are_recorded_masked(
+    world: World, client: openai.AsyncOpenAI, encoding: Any
+) -> None:
+    found = await client.embeddings.create(
+        model="all-minilm-l6-v2",
+        input=["abc", "my number is 415-555-0132"],
+        encoding_format=encoding,
+    )
+    assert [item.index for item in found.data] == [0, 1]
+    if encoding == "float":
+        assert found.data[0].embedding == [3.0, 0.5]
+    assert found.usage.prompt_tokens == 5
+    assert len(world.audited) == 2
+    assert "415" not in str(world.audited)
+    assert world.engine.requests == []
+
+
+async def test_embeddings_know_one_model(client: openai.AsyncOpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match="all-minilm-l6-v2"):
+        await client.embeddings.create(model="auto", input="x")
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [{"n": 2}, {"logprobs": True}],
+)
+async def test_what_a_stream_cannot_carry_is_said(
+    client: openai.AsyncOpenAI, extra: dict[str, Any]
+) -> None:
+    with pytest.raises(openai.BadRequestError, match="stream"):
+        await client.chat.completions.create(model="auto", messages=ASK, stream=True, **extra)
+
+
+async def test_headers_tell_version_route_and_times(client: openai.AsyncOpenAI) -> None:
+    raw = await client.chat.completions.with_raw_response.create(model="auto", messages=ASK)
+    assert raw.headers["x-headrace-model"] == "inventory@1"
+    assert raw.headers["x-headrace-route"] == "inventory; intent=x; confidence=1.000"
+    assert float(raw.headers["x-headrace-overhead-ms"]) >= 0
+    assert "routing;dur=" in raw.headers["server-timing"]
