@@ -181,6 +181,48 @@ def test_the_openai_client_gets_whole_and_streamed_answers(wheel: Wheel) -> None
     assert {m.id for m in client.models.list()} >= {"auto", "inventory", "loyalty", "storepolicy"}
 
 
+def test_the_rest_of_the_openai_surface_on_the_real_engine(wheel: Wheel) -> None:
+    client = wheel.openai
+    ask: list[Any] = [{"role": "user", "content": "do you have rain boots in size 9"}]
+    schema = {
+        "type": "object",
+        "properties": {"wants": {"type": "string", "enum": ["stock", "points"]}},
+        "required": ["wants"],
+        "additionalProperties": False,
+    }
+    answer = client.chat.completions.create(
+        model="headrace-mini",
+        messages=ask,
+        max_tokens=48,
+        logprobs=True,
+        top_logprobs=2,
+        response_format={"type": "json_schema", "json_schema": {"name": "w", "schema": schema}},
+    )
+    assert json.loads(answer.choices[0].message.content or "")["wants"] in {"stock", "points"}
+    logprobs = answer.choices[0].logprobs
+    assert logprobs is not None
+    assert answer.usage is not None
+    assert len(logprobs.content or []) == answer.usage.completion_tokens
+    several = client.chat.completions.create(
+        model="headrace-mini", messages=ask, n=3, temperature=1.5, seed=1, max_tokens=12
+    )
+    assert len({choice.message.content for choice in several.choices}) > 1
+    text = client.completions.create(model="headrace-mini", prompt="Hello, how", max_tokens=5)
+    assert text.choices[0].finish_reason in {"length", "stop"}
+    vectors = client.embeddings.create(model="all-minilm-l6-v2", input=["rain boots", "boots"])
+    one, two = (item.embedding for item in vectors.data)
+    assert sum(a * b for a, b in zip(one, two, strict=True)) > 0.5
+    with pytest.raises(openai.BadRequestError, match="refused"):
+        client.chat.completions.create(
+            model="headrace-mini",
+            messages=ask,
+            response_format={
+                "type": "json_schema",
+                "json_schema": {"name": "w", "schema": {"type": "impossible"}},
+            },
+        )
+
+
 @pytest.mark.parametrize(
     ("body", "status", "code"),
     [
