@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Annotated, Literal, Self, get_args
 
@@ -90,6 +91,17 @@ class GatewayConfig(ConfigModel):
     key_cache_s: float = 5.0
     """How long a resolved key is trusted without asking again; also how fast one is revoked."""
     request_timeout_s: float = 120.0
+
+
+class CacheConfig(ConfigModel):
+    """The response cache. Off unless asked for."""
+
+    mode: Literal["off", "exact", "semantic"] = "off"
+    """`semantic` also answers from a similar prompt: for texts whose details do not matter."""
+    min_similarity: float = Field(default=0.97, ge=0, le=1)
+    """Least cosine similarity at which two prompts count as one."""
+    max_entries: int = Field(default=4096, ge=1)
+    ttl_s: float = Field(default=300.0, gt=0)
 
 
 class RoutingConfig(ConfigModel):
@@ -187,11 +199,17 @@ class ServeConfig(ConfigModel):
     fuse: tuple[StageName, ...] = STAGE_NAMES
     """What `fused` takes into the gateway's process; the others stay deployments."""
     stages: StageTable = StageTable()
+    cache: CacheConfig = CacheConfig()
     engine: EngineConfig = EngineConfig()
     routing: RoutingConfig
     context: ContextConfig
     policy: PolicyConfig = PolicyConfig()
     monitoring: MonitoringConfig = MonitoringConfig()
+
+    @property
+    def policy_version(self) -> str:
+        """A digest of the rules that shape answers; a changed rule makes another one."""
+        return hashlib.sha256(self.policy.model_dump_json().encode()).hexdigest()[:16]
 
     @property
     def audit_dir(self) -> Path:

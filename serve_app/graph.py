@@ -18,6 +18,7 @@ from cluster.control.client import AsyncControlClient
 from cluster.control.protocol import ENGINE_DEPLOYMENT, RoutingTable
 from cluster.embedding import token_counter
 from serve_app.breaker import Breaker
+from serve_app.cache import ResponseCache
 from serve_app.config import Autoscaling, ServeConfig, StageConfig
 from serve_app.engine.remote import RemoteEngine
 from serve_app.engine.replica import EngineReplica
@@ -107,7 +108,8 @@ class Gateway:
             if name not in calls:
                 calls[name] = _local(make_stage(name, config, replica))
         hops = _hops(calls, config, remote=set(stages))
-        self._road = Road(hops, RemoteEngine(engine), lambda: self._table)
+        cache = ResponseCache(config.cache, config.policy_version)
+        self._road = Road(hops, RemoteEngine(engine), lambda: self._table, cache)
         self._follower: asyncio.Task[None] | None = None
 
     async def __serve_build_asgi_app__(self) -> Any:

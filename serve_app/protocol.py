@@ -151,6 +151,8 @@ class Envelope:
     snippets: list[Snippet] = field(default_factory=list)
     prompt: list[dict[str, str]] = field(default_factory=list)
     generation: Generation | None = None
+    cache: str = "off"
+    """`hit`, `miss`, or `off` where the answer may not come from the cache."""
     answer: str = ""
     verdicts: Verdicts | None = None
     block: Block | None = None
@@ -243,6 +245,7 @@ def trace_record(envelope: Envelope, at: float) -> dict[str, Any]:
         "generation": {k: v for k, v in vars(generation).items() if k != "tokens"}
         if generation
         else None,
+        "cache": envelope.cache,
         "answer": envelope.answer,
         "verdicts": vars(verdicts) if verdicts else None,
         "block": vars(envelope.block) if envelope.block else None,

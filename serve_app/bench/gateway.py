@@ -54,6 +54,12 @@ def run(folder: Path, plan: Plan, narrator: Narrator) -> dict[str, Any]:
         placements = ("split", "fused", "naive")
         mine = stack.enter_context(systems.ours(folder / "cluster", plan.config, placements))
         found = [behind, *others, *mine]
+        narrator.step("Warm up")
+        for system in found:
+            for concurrency in (1, plan.concurrency):
+                system.measure(
+                    concurrency=concurrency, seconds=3, seed=900, core=None, repeated=False
+                )
         rows = _measure(found, plan, narrator)
     return {
         "plan": {**asdict(plan), "config": plan.config.name},

@@ -133,6 +133,7 @@ def _headers(envelope: Envelope) -> dict[str, str]:
     headers = {
         "x-headrace-trace-id": envelope.trace_id,
         "x-headrace-overhead-ms": f"{total - generation:.2f}",
+        "x-headrace-cache": envelope.cache,
         "Server-Timing": ", ".join(f"{span.stage};dur={span.ms:.2f}" for span in envelope.spans),
     }
     if envelope.generation is not None:

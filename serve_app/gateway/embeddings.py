@@ -22,6 +22,7 @@ from serve_app.gateway.errors import Refused
 from serve_app.gateway.road import Road
 from serve_app.handoff import overloaded
 from serve_app.protocol import Block, Envelope, Sampling
+from serve_app.steps import unavailable
 
 EMBEDDING_MODEL = "all-minilm-l6-v2"
 
@@ -56,8 +57,10 @@ class Embeddings:
         envelopes = [_envelope(text, principal) for text in body.texts]
         found = await asyncio.gather(*(self._road.embed(envelope) for envelope in envelopes))
         for envelope in found:
-            if envelope.block is not None:
-                raise Refused(envelope.block, envelope.trace_id)
+            # Routing may be configured to fail open; a vector that is not there cannot.
+            block = envelope.block or (None if envelope.embedding else unavailable("routing"))
+            if block is not None:
+                raise Refused(block, envelope.trace_id)
         answer = wire.embeddings(
             EMBEDDING_MODEL,
             [envelope.embedding for envelope in found],

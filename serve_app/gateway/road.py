@@ -14,6 +14,7 @@ from typing import Protocol
 
 from cluster.control.protocol import RoutingTable, ServedAdapter
 from cluster.privacy import restore
+from serve_app.cache import ResponseCache, Slot
 from serve_app.protocol import (
     AdapterGone,
     Block,
@@ -57,8 +58,13 @@ class Road:
     """Walks envelopes through the graph. `hops` are by step name."""
 
     def __init__(
-        self, hops: Mapping[str, Hop], engine: Engine, table: Callable[[], RoutingTable]
+        self,
+        hops: Mapping[str, Hop],
+        engine: Engine,
+        table: Callable[[], RoutingTable],
+        cache: ResponseCache,
     ) -> None:
+        self._cache = cache
         self._hops = hops
         self._engine = engine
         self._table = table
@@ -202,18 +208,33 @@ class Road:
             envelope.chat,
         )
 
+    def _cached(
+        self, envelope: Envelope, adapter: ServedAdapter | None
+    ) -> tuple[Slot | None, Generation | None]:
+        """The cache's place for this prompt and what it holds; says so on the envelope."""
+        slot = self._cache.slot(envelope, adapter.label if adapter else "base")
+        found = self._cache.get(slot, time.monotonic()) if slot else None
+        envelope.cache = "off" if slot is None else "hit" if found else "miss"
+        return slot, found
+
     async def _generate(self, envelope: Envelope) -> Generation | None:
         for _ in range(_SWAP_RETRIES):
             adapter = self._resolve(envelope)
             if envelope.block is not None:
                 return None
+            slot, found = self._cached(envelope, adapter)
+            if found is not None:
+                return found
             try:
-                return await self._engine.complete(self._request(envelope, adapter))
+                found = await self._engine.complete(self._request(envelope, adapter))
             except AdapterGone:
                 continue  # swapped out between the look-up and the engine: look again
             except (PromptTooLong, NotSupported) as error:
                 envelope.block = _refusal(error)
                 return None
+            if slot is not None:
+                self._cache.put(slot, found, time.monotonic())
+            return found
         envelope.block = _swapping()
         return None
 
@@ -222,8 +243,15 @@ class Road:
             adapter = self._resolve(envelope)
             if envelope.block is not None:
                 return
+            slot, found = self._cached(envelope, adapter)
+            if found is not None:
+                yield Delta(found.text)
+                yield found
+                return
             try:
                 async for item in self._engine.stream(self._request(envelope, adapter)):
+                    if slot is not None and isinstance(item, Generation):
+                        self._cache.put(slot, item, time.monotonic())
                     yield item
                 return
             except AdapterGone:

@@ -4,7 +4,7 @@ import asyncio
 import json
 import struct
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import pytest
@@ -12,7 +12,8 @@ import pytest
 from cluster.control.protocol import RoutingTable, ServedAdapter
 from cluster.registry.labels import GivenLabel, LabelTask
 from cluster.types import Principal, Role
-from serve_app.config import GatewayConfig, MonitoringConfig, PolicyConfig, StageConfig
+from serve_app.cache import ResponseCache
+from serve_app.config import CacheConfig, GatewayConfig, MonitoringConfig, PolicyConfig, StageConfig
 from serve_app.gateway.app import create_app
 from serve_app.gateway.auth import Authenticator
 from serve_app.gateway.road import Hop, Road
@@ -33,12 +34,13 @@ GOOD = {"model": "auto", "messages": [{"role": "user", "content": "hi"}]}
 class World:
     """A gateway and what is behind it."""
 
-    def __init__(self) -> None:
+    def __init__(self, cache_mode: Literal["off", "exact", "semantic"] = "off") -> None:
         self.engine = FakeEngine()
         self.engine.residents.add(V1)
         self.table = RoutingTable(1, {"inventory": V1})
         self.audited: list[Envelope] = []
-        self.road = Road(self._hops(), self.engine, lambda: self.table)
+        cache = ResponseCache(CacheConfig(mode=cache_mode), "p1")
+        self.road = Road(self._hops(), self.engine, lambda: self.table, cache)
         self.app = create_app(
             road=self.road,
             authenticate=Authenticator(self._resolve, 5.0),

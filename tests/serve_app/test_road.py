@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from cluster.control.protocol import RoutingTable
-from serve_app.config import StageConfig
+from serve_app.cache import ResponseCache
+from serve_app.config import CacheConfig, StageConfig
 from serve_app.gateway.road import Road
 from serve_app.handoff import Handoff
 from serve_app.protocol import Delta, Envelope, Generation, GenerationRequest, Sampling
@@ -38,7 +39,7 @@ class Recorder:
 
     def road(self, engine: Any) -> Road:
         hops = {name: Handoff(step, self.call, StageConfig()) for name, step in STEPS.items()}
-        return Road(hops, engine, lambda: RoutingTable(1))
+        return Road(hops, engine, lambda: RoutingTable(1), ResponseCache(CacheConfig(), "p"))
 
 
 class Hanging(FakeEngine):
