@@ -7,6 +7,7 @@ latency budget, the circuit breaker and the failure rule; it knows neither Ray n
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -124,6 +125,9 @@ class Handoff:
             return 0, "late"
         except Exception as error:  # a stage's fault must cost its own step, not the gateway
             return 0, f"failed: {type(error).__name__}"
+        return self._apply(envelope, result, batch)
+
+    def _apply(self, envelope: Envelope, result: Any, batch: int) -> tuple[int, str]:
         if isinstance(result, Fault):
             return batch, f"failed: {result.reason}"
         self.step.put(envelope, result)
@@ -184,6 +188,20 @@ class Handoff:
         for item, result in zip(batch, results, strict=True):
             if not item.future.done():
                 item.future.set_result((result, len(batch)))
+
+
+class InProcess(Handoff):
+    """A hop without a queue, to a stage in this process that gains nothing from a batch.
+
+    The stage runs at once, on the event loop, so no budget could cut it short.
+    """
+
+    async def _hand_over(self, envelope: Envelope) -> tuple[int, str]:
+        try:
+            (result,) = await self._call(self.step, [self.step.take(envelope)], [math.inf])
+        except Exception as error:  # as in a hand-off: the step's cost, not the gateway's
+            return 0, f"failed: {type(error).__name__}"
+        return self._apply(envelope, result, 1)
 
 
 def overloaded() -> Block:

@@ -26,6 +26,8 @@ class Step:
     writes: tuple[str, ...]
     once: bool = False
     """A failed batch is not tried again one by one: its effect outlives the call."""
+    gathers: bool = False
+    """A batch costs much less than its envelopes one by one, also without a hop."""
 
     def take(self, envelope: Envelope) -> Row:
         """What the stage gets to see of `envelope`."""
@@ -64,7 +66,7 @@ _WHOLE = tuple(
 
 DATA_PREP = Step("data_prep", "data_prep", ("messages",), ("messages",))
 MASK = Step("governance", "governance", ("messages",), ("messages", "vault", "masked"))
-ROUTE = Step("routing", "routing", ("messages", "model"), ("embedding", "route"))
+ROUTE = Step("routing", "routing", ("messages", "model"), ("embedding", "route"), gathers=True)
 POLICY = Step(
     "policy",
     "policy",
@@ -84,7 +86,7 @@ GUARD = Step(
     ("generation", "answer", "conflicts"),
 )
 MONITOR = Step("monitoring", "monitoring", ("trace_id", "generation", "route"), ("verdicts",))
-AUDIT = Step("audit", "audit", _WHOLE, (), once=True)
+AUDIT = Step("audit", "audit", _WHOLE, (), once=True, gathers=True)
 
 #: Each entry is walked in turn; the steps of one entry run side by side.
 BEFORE: tuple[tuple[Step, ...], ...] = ((DATA_PREP,), (MASK,), (ROUTE, POLICY), (CONTEXT,))

@@ -8,7 +8,7 @@ import pytest
 
 from serve_app.breaker import Breaker, BreakerState
 from serve_app.config import BreakerConfig, StageConfig
-from serve_app.handoff import Handoff
+from serve_app.handoff import Crowd, Handoff, InProcess
 from serve_app.protocol import Envelope, Sampling
 from serve_app.steps import CONTEXT, POLICY, ROUTE, Row, Step, run
 
@@ -195,3 +195,54 @@ async def test_an_envelope_past_its_deadline_is_not_worked_on() -> None:
     found = await run(stage, POLICY, [([], {}), ([], {})], [now - 1, now + 9])
     assert stage.seen == 1
     assert getattr(found[0], "reason", None) == "late"
+
+
+async def test_in_process_the_same_rules_hold_without_a_queue() -> None:
+    calls: list[int] = []
+
+    async def call(step: Step, rows: list[Row], deadlines: list[float]) -> list[Any]:
+        calls.append(len(rows))
+        if len(calls) > 2:
+            raise RuntimeError("down")
+        return [DONE for _ in rows]
+
+    config = StageConfig(breaker=BreakerConfig(failures=2, cool_s=60))
+    hop = InProcess(POLICY, call, config)
+    outcomes = []
+    for _ in range(5):
+        envelope = _envelope()
+        await hop(envelope)
+        outcomes.append((envelope.spans[-1].outcome, envelope.block is None))
+    assert calls == [1, 1, 1, 1]
+    assert outcomes == [
+        ("ok", True),
+        ("ok", True),
+        ("failed: RuntimeError", False),
+        ("failed: RuntimeError", False),
+        ("breaker open", False),
+    ]
+
+
+async def test_a_call_waits_for_its_share_of_a_crowd_and_no_longer_than_it_may() -> None:
+    sizes: list[int] = []
+
+    async def call(step: Step, rows: list[Row], deadlines: list[float]) -> list[Any]:
+        sizes.append(len(rows))
+        return [DONE for _ in rows]
+
+    crowd = Crowd(stations=2)
+    hop = Handoff(POLICY, call, StageConfig(linger_ms=60_000, budget_ms=100_000), crowd=crowd)
+    await hop(_envelope())
+    assert sizes == [1]
+    crowd.walking = 7
+    waiting = [asyncio.create_task(hop(_envelope())) for _ in range(4)]
+    await asyncio.sleep(0.01)
+    assert sizes == [1]
+    waiting.append(asyncio.create_task(hop(_envelope())))
+    waiting.append(asyncio.create_task(hop(_envelope())))
+    await asyncio.gather(*waiting)
+    assert sizes == [1, 6]
+    crowd.walking = 1000
+    brief = Handoff(POLICY, call, StageConfig(linger_ms=5), crowd=crowd)
+    await brief(_envelope())
+    assert sizes == [1, 6, 1]
