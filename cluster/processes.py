@@ -46,6 +46,18 @@ def command(pid: int) -> str:
     return raw.replace(b"\0", b" ").decode("utf-8", "replace")
 
 
+def resident_bytes(pid: int) -> int:
+    """Memory of `pid` that is its own and in RAM; 0 where it has ended.
+
+    Pages it shares with others, such as mapped libraries and the object store, do not count.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()
+    except OSError:
+        return 0
+    return (int(fields[1]) - int(fields[2])) * os.sysconf("SC_PAGE_SIZE")
+
+
 def tell(pid: int, number: signal.Signals) -> None:
     """Signal `pid`, if it is still there."""
     try:

@@ -1,12 +1,14 @@
-"""`python -m serve_app.bench.main gateway`: benchmarks anyone can run."""
+"""`python -m serve_app.bench.main gateway|soak`: benchmarks anyone can run."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
-from contextlib import redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 from cluster.errors import HeadraceError
 from cluster.storage import write_atomic
@@ -20,35 +22,64 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
     verbs = parser.add_subparsers(required=True, metavar="BENCHMARK")
     gateway = verbs.add_parser("gateway", help="our graph beside LiteLLM, static engine")
-    gateway.add_argument("--report", type=Path, help="where to write rows and medians as JSON")
     gateway.add_argument("--rounds", type=int, default=3)
     gateway.add_argument("--seconds", type=float, default=8.0, help="of each measurement")
     gateway.add_argument("--concurrency", type=int, default=128)
-    gateway.add_argument("--workdir", type=Path, default=_WORKDIR)
+    gateway.set_defaults(run=_gateway)
+    soak = verbs.add_parser("soak", help="our graph under steady load: what grows, what slows")
+    soak.add_argument("--minutes", type=float, default=30.0)
+    soak.add_argument("--concurrency", type=int, default=32)
+    soak.add_argument("--placement", choices=("split", "fused"), default="split")
+    soak.set_defaults(run=_soak)
+    for verb in (gateway, soak):
+        verb.add_argument("--report", type=Path, help="where to write rows and figures as JSON")
+        verb.add_argument("--workdir", type=Path, default=_WORKDIR)
     options = parser.parse_args(arguments)
     try:
-        return _gateway(options)
+        found: dict[str, Any] = options.run(options)
     except HeadraceError as error:
         print(f"bench: {error}", file=sys.stderr)  # noqa: T201 - a command's own output
         return 2
+    if options.report:
+        write_atomic(options.report, json.dumps(found, indent=2) + "\n")
+    return 0
 
 
-def _gateway(options: argparse.Namespace) -> int:
+def _gateway(options: argparse.Namespace) -> dict[str, Any]:
     from serve_app.bench import gateway
 
     narrator = Narrator()
     plan = gateway.Plan(options.rounds, options.seconds, options.concurrency)
-    folder = options.workdir.resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    # Ray prints its advice on standard output.
-    with (folder / "driver.log").open("w", encoding="utf-8") as log, redirect_stdout(log):
+    with _quiet(options.workdir) as folder:
         found = gateway.run(folder, plan, narrator)
     narrator.step("Against LiteLLM at its best of one or two workers (medians of the rounds)")
     for name, value in found["ratios"].items():
         narrator.say(f"{value:6.2f} x  {name}")
-    if options.report:
-        write_atomic(options.report, json.dumps(found, indent=2) + "\n")
-    return 0
+    return found
+
+
+def _soak(options: argparse.Namespace) -> dict[str, Any]:
+    from serve_app.bench import soak
+
+    narrator = Narrator()
+    plan = soak.Plan(options.minutes, options.concurrency, options.placement)
+    with _quiet(options.workdir) as folder:
+        found = soak.run(folder, plan, narrator)
+    narrator.step(f"{found['requests']} requests, {found['errors']} errors")
+    first, last = found["p99_ms"]["first_tenth"], found["p99_ms"]["last_tenth"]
+    narrator.say(f"p99 {first:.1f} ms in the first tenth of the run, {last:.1f} ms in the last")
+    for row in found["growth"][:8]:
+        narrator.say(f"{row['mib_per_10k']:+7.3f} MiB per 10,000 requests  {row['process']}")
+    return found
+
+
+@contextmanager
+def _quiet(workdir: Path) -> Iterator[Path]:
+    """The working folder; Ray prints its advice on standard output, which goes to a log there."""
+    folder = workdir.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "driver.log").open("w", encoding="utf-8") as log, redirect_stdout(log):
+        yield folder
 
 
 if __name__ == "__main__":

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
 
 import pytest
 
+from cluster.processes import resident_bytes
 from serve_app.bench.gateway import Measurement, medians, ratios
 from serve_app.bench.load import Result, measure, prompts
+from serve_app.bench.soak import Slice, growth
 from serve_app.bench.systems import free_port
 
 
@@ -74,3 +77,20 @@ async def test_the_load_generator_names_failures() -> None:
     found = await _measured(f"http://127.0.0.1:{free_port()}/")
     assert set(found.errors) == {"ClientConnectorError"}
     assert not found.latencies_ms
+
+
+def test_growth_is_told_by_process_and_deaf_to_one_jump() -> None:
+    slices = [
+        Slice(100, 1000 * n, 1.0, 2.0, {}, {1: 50 << 20, 2: (10 << 20) + 1000 * n * 200})
+        for n in range(1, 30)
+    ]
+    slices[10].resident[1] += 300 << 20
+    found = growth(slices, {1: "steady", 2: "leaking", 3: "gone"})
+    assert [row["process"] for row in found] == ["leaking", "steady"]
+    assert found[0]["mib_per_10k"] == pytest.approx(200 * 10_000 / (1 << 20), abs=0.01)
+    assert found[1]["mib_per_10k"] == 0
+
+
+def test_a_process_knows_its_own_memory() -> None:
+    assert resident_bytes(os.getpid()) > 1 << 20
+    assert resident_bytes(2**22 + 1) == 0
