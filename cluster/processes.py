@@ -24,9 +24,17 @@ def descendants(roots: Iterable[int]) -> list[int]:
 
 
 def alive(pid: int) -> bool:
-    """Whether `pid` runs; one that has ended and waits to be collected does not."""
+    """Whether `pid` runs; one that has ended and waits to be collected does not.
+
+    A process whose first thread has ended keeps its sockets until its last one has.
+    """
     fields = _stat(pid)
-    return bool(fields) and fields[0] != "Z"
+    if not fields or fields[0] != "Z":
+        return bool(fields)
+    try:
+        return len(list(Path(f"/proc/{pid}/task").iterdir())) > 1
+    except OSError:
+        return False
 
 
 def _stat(pid: int) -> list[str]:

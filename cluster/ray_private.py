@@ -6,6 +6,7 @@ every process of the cluster; `cluster.runtime` sets them.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 #: Documented throughput switches of Ray Serve.
@@ -49,6 +50,23 @@ def direct_ingress(ports: tuple[int, int]) -> dict[str, str]:
         # How long a replica that is to stop waits for a balancer to notice; there is none.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
     }
+
+
+def share_ingress_port() -> None:
+    """Let the gateway of this process listen on a port that has just been left.
+
+    Ray binds a replica's port without `SO_REUSEADDR`, so that for a minute after a stop the same
+    port would be "in use". To be called in the gateway's process, before it listens.
+    """
+    from ray.serve._private import http_util, replica
+
+    replica.start_asgi_http_server = functools.partial(
+        _start_shared, start=http_util.start_asgi_http_server
+    )
+
+
+async def _start_shared(*args: Any, start: Any, **settings: Any) -> Any:
+    return await start(*args, **{**settings, "enable_so_reuseport": True})
 
 
 def ingress_ports(application: str) -> list[int]:

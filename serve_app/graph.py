@@ -17,6 +17,7 @@ from cluster.audit import ChainWriter
 from cluster.control.client import AsyncControlClient
 from cluster.control.protocol import ENGINE_DEPLOYMENT, RoutingTable
 from cluster.embedding import token_counter
+from cluster.ray_private import share_ingress_port
 from serve_app.breaker import Breaker
 from serve_app.cache import ResponseCache
 from serve_app.config import Autoscaling, ServeConfig, StageConfig
@@ -116,7 +117,8 @@ class Gateway:
         self._follower: asyncio.Task[None] | None = None
 
     async def __serve_build_asgi_app__(self) -> Any:
-        """Serve calls this once the replica is constructed."""
+        """Serve calls this once the replica is constructed, and before it listens."""
+        share_ingress_port()
         self._table = await self._control.table()
         self._follower = asyncio.ensure_future(self._follow())
         return create_app(

@@ -29,6 +29,8 @@ from serve_app.protocol import (
 )
 
 _PROBE_OPTIONS = 5
+#: The log-probability OpenAI gives to what cannot be.
+_IMPOSSIBLE = -9999.0
 
 
 class VLLMEngine:
@@ -207,7 +209,7 @@ class _Logprobs:
 
     def add(self, piece: Any) -> None:
         for token, options in zip(piece.token_ids, piece.logprobs or (), strict=False):
-            value = float(options[token].logprob)
+            value = _finite(options[token].logprob)
             self._sum, self._count = self._sum + value, self._count + 1
             self.least = min(self.least, value)
             if self.tokens is not None:
@@ -216,13 +218,18 @@ class _Logprobs:
                     TokenLogprob(
                         options[token].decoded_token or "",
                         value,
-                        [(o.decoded_token or "", float(o.logprob)) for o in best],
+                        [(o.decoded_token or "", _finite(o.logprob)) for o in best],
                     )
                 )
 
     @property
     def mean(self) -> float:
         return self._sum / self._count if self._count else 0.0
+
+
+def _finite(logprob: float) -> float:
+    """A number also for what a schema rules out: JSON has no infinity."""
+    return float(logprob) if logprob > _IMPOSSIBLE else _IMPOSSIBLE
 
 
 def _lora(adapter: ServedAdapter) -> LoRARequest:

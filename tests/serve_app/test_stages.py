@@ -274,7 +274,7 @@ async def test_audit_writes_before_it_acknowledges_and_forwards_edge_cases(tmp_p
     await stage(batch)
     found = verify(tmp_path)
     assert (found.records, found.verified) == (2, True)
-    assert "415" not in (tmp_path / "traces-w.jsonl").read_text()
+    assert "555-01" not in (tmp_path / "traces-w.jsonl").read_text()
     assert [trace["spans"][-1]["stage"] for trace in read_traces(tmp_path)] == ["audit", "audit"]
     for _ in range(100):
         if forwarded:
