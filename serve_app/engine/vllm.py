@@ -9,6 +9,7 @@ from contextlib import aclosing, nullcontext
 from typing import Any
 
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.exceptions import VLLMClientError
 from vllm.lora.request import LoRARequest
 from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -141,7 +142,7 @@ class VLLMEngine:
             try:
                 async for output in outputs:
                     yield output
-            except ValueError as error:
+            except VLLMClientError as error:
                 raise NotSupported(f"the engine refused the request: {error}"[:500]) from error
 
     # -- adapters ---------------------------------------------------------------------------

@@ -81,7 +81,13 @@ async def _http(_request: Request, error: Exception) -> Response:
     return respond(Block(error.status_code, "http_error", str(error.detail)))
 
 
+async def _fault(_request: Request, _error: Exception) -> Response:
+    """Ours, not the client's: the server logs it, the client gets no detail."""
+    return respond(Block(500, "internal_error", "an internal error; the request was not answered"))
+
+
 HANDLERS = {
+    Exception: _fault,
     Refused: _refused,
     ConflictError: _conflict,
     UserError: _user,

@@ -6,6 +6,7 @@ Owns the order and the hand-over of the vault. It knows no HTTP and no Ray.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
@@ -29,6 +30,8 @@ from serve_app.protocol import (
 )
 from serve_app.stages.governance import StreamGuard
 from serve_app.steps import AFTER, AUDIT, BEFORE, DATA_PREP, MASK, ROUTE, Step, settle
+
+logger = logging.getLogger(__name__)
 
 
 class Hop(Protocol):
@@ -232,6 +235,9 @@ class Road:
             except (PromptTooLong, NotSupported) as error:
                 envelope.block = _refusal(error)
                 return None
+            except Exception:  # an engine's fault costs this request, which is still recorded
+                envelope.block = _failed(envelope)
+                return None
             if slot is not None:
                 self._cache.put(slot, found, time.monotonic())
             return found
@@ -259,6 +265,9 @@ class Road:
             except (PromptTooLong, NotSupported) as error:
                 envelope.block = _refusal(error)
                 return
+            except Exception:  # as above; what was streamed so far is followed by the error
+                envelope.block = _failed(envelope)
+                return
         envelope.block = _swapping()
 
 
@@ -271,6 +280,11 @@ def _refusal(error: PromptTooLong | NotSupported) -> Block:
     if isinstance(error, PromptTooLong):
         return Block(400, "context_length_exceeded", str(error), "messages")
     return Block(400, "invalid_value", str(error))
+
+
+def _failed(envelope: Envelope) -> Block:
+    logger.exception("the engine failed on trace %s", envelope.trace_id)
+    return Block(502, "engine_error", "the engine failed on this request; try again")
 
 
 def _swapping() -> Block:

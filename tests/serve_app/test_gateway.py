@@ -324,3 +324,20 @@ async def test_over_the_bound_requests_are_refused_before_any_work(world: World)
         assert [response.status_code for response in await asyncio.gather(*busy)] == [200, 200]
         assert (await client.post(url, json=GOOD)).status_code == 200
     assert len(world.audited) == 3
+
+
+async def test_a_fault_of_ours_has_openais_shape_and_no_detail(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(envelope: Envelope) -> None:
+        raise RuntimeError("a secret path")
+
+    monkeypatch.setattr(world.road, "answer", broken)
+    transport = httpx.ASGITransport(app=world.app, raise_app_exceptions=False)
+    headers = {"Authorization": "Bearer hr-user"}
+    async with httpx.AsyncClient(
+        transport=transport, base_url="http://test", headers=headers
+    ) as client:
+        response = await client.post("/v1/chat/completions", json=GOOD)
+    assert (response.status_code, response.json()["error"]["code"]) == (500, "internal_error")
+    assert "secret" not in response.text

@@ -117,3 +117,33 @@ async def test_routing_that_fails_open_leaves_the_clients_choice() -> None:
     assert finished.generation is not None
     assert finished.generation.version == "base"
     assert text == finished.answer
+
+
+class Failing(FakeEngine):
+    """Breaks after its first word."""
+
+    async def complete(self, request: GenerationRequest) -> Generation:
+        raise RuntimeError("segfault in 0x415")
+
+    async def stream(self, request: GenerationRequest) -> AsyncIterator[Delta | Generation]:
+        yield Delta("wait for it, ")
+        raise RuntimeError("segfault in 0x415")
+
+
+async def test_an_engines_fault_is_an_answer_and_a_trace() -> None:
+    recorder = Recorder()
+    finished, _ = await recorder.road(Failing()).answer(_envelope())
+    assert finished.block is not None
+    assert (finished.block.status, finished.block.code) == (502, "engine_error")
+    assert "segfault" not in finished.block.message
+    assert (await _recorded(recorder)).block == finished.block
+
+
+async def test_a_fault_in_a_stream_follows_what_was_said() -> None:
+    recorder = Recorder()
+    items = [item async for item in recorder.road(Failing()).stream(_envelope())]
+    assert isinstance(items[-1], Envelope)
+    assert items[-1].block is not None
+    assert items[-1].block.status == 502
+    assert "".join(item for item in items if isinstance(item, str)) == "wait for it, "
+    assert (await _recorded(recorder)).block == items[-1].block
