@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from cluster.control.protocol import RoutingTable, ServedAdapter
@@ -143,15 +143,13 @@ class Road:
         if group == (MASK,):
             vault.update(envelope.vault)
             envelope.vault = {}
-            if envelope.spans[-1].outcome != "ok":
-                _withhold(envelope)
 
     async def _outbound(self, envelope: Envelope, progress: _Progress) -> None:
         if envelope.generation is not None:
             for group in AFTER:
                 await self._side_by_side(group, envelope)
         progress.recording = True
-        await self._hops[AUDIT.name](envelope)
+        await self._record(envelope)
 
     async def _side_by_side(self, group: tuple[Step, ...], envelope: Envelope) -> None:
         if len(group) == 1:
@@ -169,8 +167,6 @@ class Road:
             yield progress
         except (asyncio.CancelledError, GeneratorExit):
             if not progress.recording:
-                if all(span.stage != MASK.stage for span in envelope.spans):
-                    _withhold(envelope)
                 envelope.block = Block(499, "client_closed_request", "the client went away")
                 task = asyncio.ensure_future(self._record(envelope))
                 self._abandoned.add(task)
@@ -180,6 +176,7 @@ class Road:
             self._under_way -= 1
 
     async def _record(self, envelope: Envelope) -> None:
+        _withhold_unchecked(envelope)
         await self._hops[AUDIT.name](envelope)
 
     def _resolve(self, envelope: Envelope) -> ServedAdapter | None:
@@ -291,9 +288,14 @@ def _swapping() -> Block:
     return Block(503, "adapter_unavailable", "the adapter is being replaced; try again")
 
 
-def _withhold(envelope: Envelope) -> None:
-    """No unmasked text may reach the log: governance did not get to see these messages."""
-    envelope.messages = [{**message, "content": _WITHHELD} for message in envelope.messages]
+def _withhold_unchecked(envelope: Envelope) -> None:
+    """No unmasked text may reach the log: neither what governance did not get to see on the way in
+    nor what it did not get to see on the way out."""
+    turns = sum(span.stage == MASK.stage and span.outcome == "ok" for span in envelope.spans)
+    if turns < 1:
+        envelope.messages = [{**message, "content": _WITHHELD} for message in envelope.messages]
+    if turns < 2 and envelope.generation is not None:
+        envelope.generation = replace(envelope.generation, text=_WITHHELD, tokens=None)
 
 
 def _span(envelope: Envelope, started: float) -> None:

@@ -24,13 +24,16 @@ SECRET = "415-555-0132"
 class Recorder:
     """Stages that pass everything on, real governance, and a list for audit."""
 
-    def __init__(self, broken: str = "") -> None:
+    def __init__(self, broken: str = "", stuck: str = "") -> None:
         self.recorded: list[Envelope] = []
         self.broken = broken
+        self.stuck = stuck
 
     async def call(self, step: Step, rows: list[Row], deadlines: list[float]) -> list[Any]:
         if step.name == self.broken:
             raise RuntimeError("down")
+        if step.name == self.stuck:
+            await asyncio.Event().wait()
         if step is AUDIT:
             self.recorded += [step.open(row) for row in rows]
         if step.stage == "governance":
@@ -108,6 +111,32 @@ async def test_text_that_governance_never_saw_is_not_recorded() -> None:
     found = await _recorded(recorder)
     assert SECRET not in str(found)
     assert "withheld" in found.messages[0]["content"]
+
+
+async def test_an_answer_that_governance_never_saw_is_neither_recorded_nor_shown() -> None:
+    recorder = Recorder(broken="governance_out")
+    finished, text = await recorder.road(FakeEngine(f"call {SECRET}")).answer(_envelope())
+    assert finished.block is not None
+    assert (finished.block.status, text) == (503, "")
+    found = await _recorded(recorder)
+    assert SECRET not in str(found)
+    assert found.generation is not None
+    assert "withheld" in found.generation.text
+    assert found.messages == finished.messages
+
+
+async def test_a_client_that_goes_away_before_the_answer_is_checked_leaves_none_of_it() -> None:
+    recorder = Recorder(stuck="governance_out")
+    road = recorder.road(FakeEngine(f"call {SECRET}"))
+    task = asyncio.create_task(road.answer(_envelope()))
+    await asyncio.sleep(0.05)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    found = await _recorded(recorder)
+    assert SECRET not in str(found)
+    assert found.generation is not None
+    assert found.generation.completion_tokens == 7
 
 
 async def test_routing_that_fails_open_leaves_the_clients_choice() -> None:
