@@ -22,6 +22,7 @@ class Autoscaling(ConfigModel):
     min_replicas: int = Field(default=1, ge=0)
     max_replicas: int = Field(default=1, ge=1)
     target_ongoing_requests: float = Field(default=4.0, gt=0)
+    """Requests a replica should have under way, however many calls they came in."""
     upscale_delay_s: float = Field(default=10.0, ge=0)
     downscale_delay_s: float = Field(default=120.0, ge=0)
 
@@ -63,6 +64,9 @@ class EngineConfig(ConfigModel):
     num_cpus: float = 1.0
     num_gpus: float = 0.0
     max_ongoing_requests: int = 256
+    """Calls a replica takes at a time; a call carries up to `max_group` requests."""
+    max_group: int = Field(default=32, ge=1)
+    """Most requests that leave a gateway in the same instant and share a call."""
     max_model_len: int = 512
     max_num_seqs: int = 64
     max_loras: int = 5

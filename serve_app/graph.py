@@ -29,6 +29,7 @@ from serve_app.gateway.road import Road
 from serve_app.handoff import Crowd, Handoff, InProcess, StageCall
 from serve_app.protocol import STAGES, Stage
 from serve_app.ray_metrics import RayStageMetrics
+from serve_app.scaling import POLICY, WORK
 from serve_app.steps import STEPS, Row, Step, run
 
 _WATCH_S = 20.0
@@ -91,10 +92,19 @@ class StageReplica:
     def __init__(self, name: str, config: ServeConfig) -> None:
         replica = serve.get_replica_context().replica_id.unique_id
         self._stage = make_stage(name, config, replica)
+        self._under_way = 0
 
     async def __call__(self, step: str, rows: list[Row], deadlines: list[float]) -> list[Any]:
         """Hand the batch to the stage."""
-        return await run(self._stage, STEPS[step], rows, deadlines)
+        self._under_way += len(rows)
+        try:
+            return await run(self._stage, STEPS[step], rows, deadlines)
+        finally:
+            self._under_way -= len(rows)
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Serve asks for this now and then: see `serve_app.scaling`."""
+        return {WORK: float(self._under_way)}
 
 
 class Gateway:
@@ -113,7 +123,9 @@ class Gateway:
                 calls[name] = _local(make_stage(name, config, replica))
         hops = _hops(calls, config, remote=set(stages))
         cache = ResponseCache(config.cache, config.policy_version)
-        self._road = Road(hops, RemoteEngine(engine), lambda: self._table, cache)
+        self._road = Road(
+            hops, RemoteEngine(engine, config.engine.max_group), lambda: self._table, cache
+        )
         self._follower: asyncio.Task[None] | None = None
 
     async def __serve_build_asgi_app__(self) -> Any:
@@ -181,8 +193,9 @@ def _local(stage: Stage) -> StageCall:
     return call
 
 
-def _scaling(autoscaling: Autoscaling) -> dict[str, Any]:
+def _scaling(autoscaling: Autoscaling, *, by_requests: bool) -> dict[str, Any]:
     return {
+        **({"policy": {"policy_function": POLICY}} if by_requests else {}),
         "min_replicas": autoscaling.min_replicas,
         "max_replicas": autoscaling.max_replicas,
         "initial_replicas": max(1, autoscaling.min_replicas),
@@ -197,7 +210,7 @@ def _stage_deployment(name: str, config: ServeConfig) -> Any:
     deployment = serve.deployment(
         StageReplica,
         name=name,
-        autoscaling_config=_scaling(stage.autoscaling),
+        autoscaling_config=_scaling(stage.autoscaling, by_requests=True),
         ray_actor_options={"num_cpus": stage.num_cpus},
         max_ongoing_requests=64,
         graceful_shutdown_timeout_s=5,
@@ -210,7 +223,7 @@ def build_graph(config: ServeConfig, engine_class: type = EngineReplica) -> Any:
     engine = serve.deployment(
         engine_class,
         name=ENGINE_DEPLOYMENT,
-        autoscaling_config=_scaling(config.engine.autoscaling),
+        autoscaling_config=_scaling(config.engine.autoscaling, by_requests=True),
         ray_actor_options={
             "num_cpus": config.engine.num_cpus,
             "num_gpus": config.engine.num_gpus,
@@ -231,7 +244,7 @@ def build_graph(config: ServeConfig, engine_class: type = EngineReplica) -> Any:
     gateway = serve.deployment(
         serve.ingress()(Gateway),
         name="gateway",
-        autoscaling_config=_scaling(config.gateway.autoscaling),
+        autoscaling_config=_scaling(config.gateway.autoscaling, by_requests=False),
         ray_actor_options={"num_cpus": config.gateway.num_cpus},
         max_ongoing_requests=config.gateway.max_ongoing_requests,
         graceful_shutdown_timeout_s=10,

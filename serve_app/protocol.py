@@ -223,6 +223,35 @@ class NotSupported(ValueError):
     """The engine refuses the request's parameters, such as a JSON Schema it cannot compile."""
 
 
+class EngineFailed(RuntimeError):
+    """The engine broke on this request; its own log says why."""
+
+
+@dataclass(frozen=True)
+class EngineFault:
+    """One of an engine's errors on its way over the wire."""
+
+    kind: str
+    message: str
+
+    @classmethod
+    def of(cls, error: Exception) -> EngineFault:
+        """The wire form of `error`, which is one of `Engine`'s."""
+        return cls(next(k for k, v in _FAULTS.items() if isinstance(error, v)), str(error))
+
+    def raised(self) -> Exception:
+        """The error this stands for."""
+        return _FAULTS[self.kind](self.message)
+
+
+_FAULTS: dict[str, type[Exception]] = {
+    "gone": AdapterGone,
+    "too_long": PromptTooLong,
+    "not_supported": NotSupported,
+    "failed": EngineFailed,
+}
+
+
 def trace_record(envelope: Envelope, at: float) -> dict[str, Any]:
     """The durable trace of an envelope: every decision, text masked, no vault."""
     generation, verdicts, route = envelope.generation, envelope.verdicts, envelope.route

@@ -61,7 +61,7 @@ class ControlPlane:
 
     async def table(self) -> RoutingTable:
         """The present routing table."""
-        return self._table
+        return self._table.unproved()
 
     async def watch(self, generation: int, timeout_s: float) -> RoutingTable:
         """The table once it is newer than `generation`, or as it is after `timeout_s`."""
@@ -72,7 +72,7 @@ class ControlPlane:
                 )
             except TimeoutError:
                 pass
-        return self._table
+        return self._table.unproved()
 
     async def desired(self) -> list[ServedAdapter]:
         """What an engine replica must hold before it takes traffic."""

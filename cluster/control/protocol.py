@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from cluster.adapters import GoldenProbe
@@ -22,7 +22,8 @@ class ServedAdapter:
     int_id: int
     path: str
     digest: str
-    golden: tuple[GoldenProbe, ...] = ()
+    golden: tuple[GoldenProbe, ...] = field(default=(), compare=False)
+    """What the engine is proved by; the digest already covers it. Routing goes without."""
 
     @property
     def label(self) -> str:
@@ -42,6 +43,11 @@ class RoutingTable:
         name, mark, _ = model.partition("@")
         adapter = self.live.get(name)
         return None if adapter is None or (mark and adapter.label != model) else adapter
+
+    def unproved(self) -> RoutingTable:
+        """The table without golden probes: what a gateway needs, and sends with each request."""
+        live = {name: replace(adapter, golden=()) for name, adapter in self.live.items()}
+        return RoutingTable(self.generation, live)
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from cluster.config import BaseModelRef
 from cluster.control.protocol import Proof, ServedAdapter
 from serve_app.config import EngineConfig
+from serve_app.engine.in_flight import Answer, InFlight
 from serve_app.protocol import Delta, Generation, GenerationRequest
+from serve_app.scaling import WORK
 
 ANSWER = "This is the fixed answer of a static engine, sixteen tokens or so of plain text."
 TOKENS = 16
@@ -18,6 +20,7 @@ class StaticEngineReplica:
 
     def __init__(self, model: BaseModelRef, config: EngineConfig) -> None:
         self._model = model.path.rstrip("/").rpartition("/")[2]
+        self._in_flight = InFlight(self.complete)
 
     async def reconfigure(self, user_config: dict[str, object]) -> None:
         """Nothing is ever loaded."""
@@ -33,6 +36,21 @@ class StaticEngineReplica:
         for word in ANSWER.split(" "):
             yield Delta(word + " ")
         yield await self.complete(request)
+
+    async def complete_many(
+        self, requests: Sequence[GenerationRequest]
+    ) -> AsyncIterator[list[tuple[int, Answer]]]:
+        """As the real replica."""
+        async for answers in self._in_flight.many(requests):
+            yield answers
+
+    async def abort(self, request_id: str) -> None:
+        """As the real replica."""
+        self._in_flight.abort(request_id)
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """As the real replica."""
+        return {WORK: float(self._in_flight.under_way)}
 
     async def prepare(self, adapter: ServedAdapter) -> Proof:
         """Refused: a static engine cannot prove an adapter."""

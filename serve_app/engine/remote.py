@@ -1,60 +1,100 @@
-"""The engine seen from the gateway: a Serve handle behind the engine protocol."""
+"""The engine seen from the gateway: a Serve handle behind the engine protocol.
+
+Requests that leave in the same instant share a call, so that a busy gateway pays for one hop and
+not for a hundred; a request that leaves alone has a call of its own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
-from serve_app.protocol import (
-    AdapterGone,
-    Delta,
-    Generation,
-    GenerationRequest,
-    NotSupported,
-    PromptTooLong,
-)
+from serve_app.protocol import Delta, EngineFailed, EngineFault, Generation, GenerationRequest
 
-Expected = AdapterGone | PromptTooLong | NotSupported
-_KINDS: dict[str, type[Expected]] = {
-    "gone": AdapterGone,
-    "too_long": PromptTooLong,
-    "not_supported": NotSupported,
-}
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class EngineFault:
-    """An expected error on its way over the wire."""
-
-    kind: str
-    message: str
-
-    @classmethod
-    def of(cls, error: Expected) -> EngineFault:
-        """The wire form of `error`."""
-        return cls(next(k for k, v in _KINDS.items() if isinstance(error, v)), str(error))
-
-    def raised(self) -> Expected:
-        """The error this stands for."""
-        return _KINDS[self.kind](self.message)
+class _Waiting:
+    request: GenerationRequest
+    answer: asyncio.Future[Generation]
 
 
 class RemoteEngine:
     """Implements `serve_app.protocol.Engine` over a deployment handle."""
 
-    def __init__(self, handle: Any) -> None:
+    def __init__(self, handle: Any, max_group: int) -> None:
         handle = handle.options(request_serialization="pickle", response_serialization="pickle")
+        self._handle = handle
         self._complete = handle.complete
+        self._complete_many = handle.options(stream=True).complete_many
         self._stream = handle.options(stream=True).stream
+        self._max_group = max_group
+        self._leaving: list[_Waiting] = []
+        self._calls: set[asyncio.Task[None]] = set()
 
     async def complete(self, request: GenerationRequest) -> Generation:
         """See `serve_app.protocol.Engine.complete`."""
-        result = await self._complete.remote(request)
-        if isinstance(result, EngineFault):
-            raise result.raised()
-        assert isinstance(result, Generation)
-        return result
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Generation] = loop.create_future()
+        self._leaving.append(_Waiting(request, answer))
+        if len(self._leaving) == 1:
+            # After every request that is ready now has come this far.
+            loop.call_soon(self._leave)
+        return await answer
+
+    def _leave(self) -> None:
+        leaving = [item for item in self._leaving if not item.answer.done()]
+        self._leaving = []
+        for start in range(0, len(leaving), self._max_group):
+            group = leaving[start : start + self._max_group]
+            call = self._start(self._alone(*group) if len(group) == 1 else self._together(group))
+            for item in group:
+                self._watch(item, call, group)
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.ensure_future(work)
+        self._calls.add(task)
+        task.add_done_callback(self._calls.discard)
+        return task
+
+    async def _abort(self, request_id: str) -> None:
+        # The handle does not say which replica has it; only that one knows the id.
+        try:
+            await self._handle.broadcast("abort", request_id).results_async()
+        except Exception:  # its answer is discarded then; the request ends by its own length
+            logger.exception("could not stop %s in the engine", request_id)
+
+    def _watch(self, item: _Waiting, call: asyncio.Task[None], group: list[_Waiting]) -> None:
+        def settled(answer: asyncio.Future[Generation]) -> None:
+            if not answer.cancelled():
+                return
+            if all(other.answer.cancelled() for other in group):
+                call.cancel()
+            elif not call.done():
+                self._start(self._abort(item.request.request_id))
+
+        item.answer.add_done_callback(settled)
+
+    async def _alone(self, item: _Waiting) -> None:
+        try:
+            _settle(item, await self._complete.remote(item.request))
+        except Exception as error:  # goes to whoever waits, as if it had called itself
+            _fail(item, error)
+
+    async def _together(self, group: list[_Waiting]) -> None:
+        try:
+            async for answers in self._complete_many.remote([item.request for item in group]):
+                for place, answer in answers:
+                    _settle(group[place], answer)
+        except Exception as error:  # as above, for each that still waits
+            for item in group:
+                _fail(item, error)
+        for item in group:
+            _fail(item, EngineFailed("the engine's replica gave no answer"))
 
     async def stream(self, request: GenerationRequest) -> AsyncIterator[Delta | Generation]:
         """See `serve_app.protocol.Engine.stream`."""
@@ -62,3 +102,17 @@ class RemoteEngine:
             if isinstance(item, EngineFault):
                 raise item.raised()
             yield item
+
+
+def _settle(item: _Waiting, answer: Generation | EngineFault) -> None:
+    if item.answer.done():
+        return
+    if isinstance(answer, EngineFault):
+        item.answer.set_exception(answer.raised())
+    else:
+        item.answer.set_result(answer)
+
+
+def _fail(item: _Waiting, error: Exception) -> None:
+    if not item.answer.done():
+        item.answer.set_exception(error)

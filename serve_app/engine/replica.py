@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 from ray import serve
@@ -18,15 +18,17 @@ from cluster.control.protocol import Proof, ServedAdapter
 from cluster.control.swap import check_proofs
 from cluster.storage import require_stable
 from serve_app.config import EngineConfig
-from serve_app.engine.remote import EngineFault
+from serve_app.engine.in_flight import Answer, InFlight
 from serve_app.protocol import (
     AdapterGone,
     Delta,
+    EngineFault,
     Generation,
     GenerationRequest,
     NotSupported,
     PromptTooLong,
 )
+from serve_app.scaling import WORK
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +42,7 @@ class EngineReplica:
 
         self._replica = serve.get_replica_context().replica_id.unique_id
         self._engine = VLLMEngine(model, config, self._replica)
+        self._in_flight = InFlight(self._engine.complete)
         self._control = AsyncControlClient()
         self._config = config
         self._changing = asyncio.Lock()
@@ -52,22 +55,35 @@ class EngineReplica:
         if self._follower is None:
             self._follower = asyncio.ensure_future(self._follow())
 
-    async def complete(self, request: GenerationRequest) -> Generation | EngineFault:
-        """The whole answer. Expected faults are values: no traceback crosses the wire for them."""
-        try:
-            return await self._engine.complete(request)
-        except (AdapterGone, PromptTooLong, NotSupported) as error:
-            return EngineFault.of(error)
+    async def complete(self, request: GenerationRequest) -> Answer:
+        """The whole answer, or a fault."""
+        return await self._in_flight.one(request)
+
+    async def complete_many(
+        self, requests: Sequence[GenerationRequest]
+    ) -> AsyncIterator[list[tuple[int, Answer]]]:
+        """See `serve_app.engine.in_flight.InFlight.many`."""
+        async for answers in self._in_flight.many(requests):
+            yield answers
+
+    async def abort(self, request_id: str) -> None:
+        """Stop a request that came with others."""
+        self._in_flight.abort(request_id)
 
     async def stream(
         self, request: GenerationRequest
     ) -> AsyncIterator[Delta | Generation | EngineFault]:
         """The answer as it comes, or one fault."""
-        try:
-            async for item in self._engine.stream(request):
-                yield item
-        except (AdapterGone, PromptTooLong, NotSupported) as error:
-            yield EngineFault.of(error)
+        with self._in_flight.counted():
+            try:
+                async for item in self._engine.stream(request):
+                    yield item
+            except (AdapterGone, PromptTooLong, NotSupported) as error:
+                yield EngineFault.of(error)
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Serve asks for this now and then: see `serve_app.scaling`."""
+        return {WORK: float(self._in_flight.under_way)}
 
     async def prepare(self, adapter: ServedAdapter) -> Proof:
         """Load `adapter` and show that it is what the trainer made."""
