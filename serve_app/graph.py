@@ -64,7 +64,8 @@ def make_stage(name: str, config: ServeConfig, replica: str) -> Stage:
         from serve_app.stages.routing import Routing
 
         router = Router(Path(config.routing.artefact))
-        return Routing(MiniLM(), router, config.routing, base_name(config))
+        embed = MiniLM(config.routing.embedding)
+        return Routing(embed, router, config.routing, base_name(config))
     if name == "policy":
         from serve_app.stages.policy import Policy
 
