@@ -15,15 +15,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 GENESIS = "0" * 64
 
 
-def _canonical(value: dict[str, Any]) -> str:
-    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+_ENCODER = msgspec.json.Encoder(order="sorted")
 
 
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+def _canonical(value: dict[str, Any]) -> bytes:
+    """Sorted keys, no spaces; a lone half of a surrogate pair, which UTF-8 has not, is escaped."""
+    try:
+        return _ENCODER.encode(value)
+    except UnicodeEncodeError:
+        return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _sha256(line: bytes) -> str:
+    return hashlib.sha256(line).hexdigest()
 
 
 class ChainWriter:
@@ -31,8 +40,8 @@ class ChainWriter:
 
     def __init__(self, directory: Path, writer: str) -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        self._traces = (directory / f"traces-{writer}.jsonl").open("x", encoding="utf-8")
-        self._chain = (directory / f"chain-{writer}.jsonl").open("x", encoding="utf-8")
+        self._traces = (directory / f"traces-{writer}.jsonl").open("xb")
+        self._chain = (directory / f"chain-{writer}.jsonl").open("xb")
         self._writer = writer
         self._sequence = 0
         self._previous = GENESIS
@@ -51,8 +60,8 @@ class ChainWriter:
             }
             self._previous = _sha256(_canonical(body))
             self._sequence += 1
-            self._traces.write(line + "\n")
-            self._chain.write(_canonical({**body, "hash": self._previous}) + "\n")
+            self._traces.write(line + b"\n")
+            self._chain.write(_canonical({**body, "hash": self._previous}) + b"\n")
             hashes.append(self._previous)
         # Content first: an entry in the chain never points at a trace that is not on disk.
         for handle in (self._traces, self._chain):
@@ -114,12 +123,8 @@ def _verify_pair(directory: Path, name: str, result: Verification) -> None:
         previous = claimed
 
 
-def _read_lines(path: Path) -> list[str]:
-    return (
-        path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-        if path.stat().st_size
-        else []
-    )
+def _read_lines(path: Path) -> list[bytes]:
+    return path.read_bytes().removesuffix(b"\n").split(b"\n") if path.stat().st_size else []
 
 
 def read_traces(directory: Path) -> Iterator[dict[str, Any]]:

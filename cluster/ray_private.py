@@ -16,6 +16,11 @@ SERVE_FLAGS = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     # Replica to replica by gRPC instead of the object store: our messages are a few kilobytes.
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+    # Gateway replicas listen themselves: through Serve's Python proxy each request costs a small
+    # machine more than the gateway does.
+    "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
+    # How long a replica that is to stop waits for a balancer to notice; there is none.
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
     # HAProxy's statistics page listens on every interface, which a laptop must not.
     "RAY_SERVE_ENABLE_HA_PROXY": "0",
 }
@@ -36,52 +41,21 @@ CORE_FLAGS = {
 }
 
 
-def direct_ingress(ports: tuple[int, int]) -> dict[str, str]:
-    """Flags that let gateway replicas listen on `ports` (first, last) themselves.
+def share_ingress_port(port: int) -> None:
+    """Have the gateway of this process listen on `port`, beside the others of its node.
 
-    Without it each request goes through Serve's Python proxy, which costs a small machine more than
-    the gateway does. One gateway replica a node takes the first port.
-    """
-    return {
-        "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
-        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(ports[0]),
-        # Ray leaves the last port of its range out.
-        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(ports[1] + 1),
-        # How long a replica that is to stop waits for a balancer to notice; there is none.
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
-    }
-
-
-def share_ingress_port() -> None:
-    """Let the gateway of this process listen on a port that has just been left.
-
-    Ray binds a replica's port without `SO_REUSEADDR`, so that for a minute after a stop the same
-    port would be "in use". To be called in the gateway's process, before it listens.
+    Serve would give each gateway replica a port of its own, which needs a balancer in front, and
+    bind it without `SO_REUSEADDR`, so that for a minute after a stop it would be "in use". Here the
+    kernel spreads connections over the replicas. To be called in the gateway's process, before it
+    listens. The port Serve knows of is then nobody's.
     """
     from ray.serve._private import http_util, replica
 
     replica.start_asgi_http_server = functools.partial(
-        _start_shared, start=http_util.start_asgi_http_server
+        _start_shared, start=http_util.start_asgi_http_server, port=port
     )
 
 
-async def _start_shared(*args: Any, start: Any, **settings: Any) -> Any:
-    return await start(*args, **{**settings, "enable_so_reuseport": True})
-
-
-def ingress_ports(application: str) -> list[int]:
-    """The HTTP ports of an application's gateway replicas.
-
-    Serve tells them to load balancers through its controller, and to nobody else.
-    """
-    import ray
-    from ray.serve.context import _get_global_client
-
-    controller: Any = _get_global_client()._controller
-    groups = ray.get(controller.get_target_groups.remote(application), timeout=30)
-    return [
-        int(target.port)
-        for group in groups
-        if str(group.protocol).upper().endswith("HTTP")
-        for target in group.targets
-    ]
+async def _start_shared(app: Any, options: Any, *, start: Any, port: int, **settings: Any) -> Any:
+    shared = options.model_copy(update={"port": port})
+    return await start(app, shared, **{**settings, "enable_so_reuseport": True})

@@ -46,20 +46,17 @@ class LocalCluster:
     dashboard: str
     pid: int
     token_path: str
-    http_ports: tuple[int, int]
-    """First and last port that gateway replicas may listen on."""
     proxy_port: int
     """Where Serve's own proxy listens; gateways are reached directly."""
 
 
-def environment(token_path: Path, http_ports: tuple[int, int]) -> dict[str, str]:
+def environment(token_path: Path) -> dict[str, str]:
     """The environment of every process of the cluster: token authentication on."""
     return {
         **os.environ,
         **_QUIET,
         **ray_private.CORE_FLAGS,
         **ray_private.SERVE_FLAGS,
-        **ray_private.direct_ingress(http_ports),
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token_path),
     }
@@ -91,10 +88,8 @@ def _free_ports(count: int) -> list[int]:
     return ports
 
 
-def start(workdir: Path, *, num_cpus: int, http_ports: tuple[int, int]) -> LocalCluster:
+def start(workdir: Path, *, num_cpus: int) -> LocalCluster:
     """Start a Ray head of `num_cpus` logical CPUs whose state is kept in `workdir`.
-
-    Gateway replicas listen on `http_ports` (first, last), the first replica on the first.
 
     Raises:
         ConflictError: one started from this `workdir` still runs.
@@ -120,7 +115,7 @@ def start(workdir: Path, *, num_cpus: int, http_ports: tuple[int, int]) -> Local
             f"--ray-client-server-port={client}",
             f"--object-store-memory={1 << 30}",
         ],
-        env=environment(token_path, http_ports),
+        env=environment(token_path),
         stdout=log,
         stderr=subprocess.STDOUT,
         start_new_session=True,
@@ -132,7 +127,6 @@ def start(workdir: Path, *, num_cpus: int, http_ports: tuple[int, int]) -> Local
         f"http://127.0.0.1:{dashboard}",
         process.pid,
         str(token_path),
-        http_ports,
         proxy,
     )
     write_atomic(workdir / _STATE, json.dumps(asdict(cluster)))
@@ -164,9 +158,7 @@ def running(workdir: Path) -> LocalCluster | None:
     path = workdir / _STATE
     if not path.is_file():
         return None
-    found = json.loads(path.read_text(encoding="utf-8"))
-    first, last = found.pop("http_ports")
-    cluster = LocalCluster(**found, http_ports=(first, last))
+    cluster = LocalCluster(**json.loads(path.read_text(encoding="utf-8")))
     return cluster if _is_ray(cluster.pid) else None
 
 
@@ -214,7 +206,7 @@ def _reap(pid: int) -> None:
 
 def attach(cluster: LocalCluster) -> None:
     """Connect this process to `cluster`."""
-    os.environ.update(environment(Path(cluster.token_path), cluster.http_ports))
+    os.environ.update(environment(Path(cluster.token_path)))
     import ray
 
     from cluster.control.protocol import NAMESPACE

@@ -53,6 +53,8 @@ class _Waiting:
 class Handoff:
     """Calls one stage for many concurrent requests, for one step of the road."""
 
+    immediate = False
+
     def __init__(
         self,
         step: Step,
@@ -195,6 +197,8 @@ class InProcess(Handoff):
 
     The stage runs at once, on the event loop, so no budget could cut it short.
     """
+
+    immediate = True
 
     async def _hand_over(self, envelope: Envelope) -> tuple[int, str]:
         try:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from cluster.config import load
-from cluster.errors import ConfigError, HeadraceError
+from cluster.errors import HeadraceError
 from serve_app.config import ServeConfig
 
 
@@ -34,11 +34,6 @@ def _deploy(config: ServeConfig, workdir: Path) -> None:
     from cluster.runtime import attach, require_cluster
 
     cluster = require_cluster(workdir)
-    if config.gateway.port != cluster.http_ports[0]:
-        raise ConfigError(
-            f"gateway.port is {config.gateway.port}, but the gateways of this cluster listen from "
-            f"port {cluster.http_ports[0]}"
-        )
     attach(cluster)
     from ray import serve
 

@@ -52,9 +52,9 @@ class Site:
             )
         return cls(config, workdir, narrator)
 
-    def start_cluster(self, port: int) -> LocalCluster:
-        """Start Ray, its gateway to listen on `port`, and connect this process to it."""
-        self.cluster = start(self.workdir, num_cpus=self.config.num_cpus, http_ports=(port, port))
+    def start_cluster(self) -> LocalCluster:
+        """Start Ray and connect this process to it."""
+        self.cluster = start(self.workdir, num_cpus=self.config.num_cpus)
         attach(self.cluster)
         return self.cluster
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 import statistics
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from serve_app.bench import systems
 from serve_app.bench.systems import System
 
 _CORES = {0, 1}
+_WARM_S = 3.0
+Start = Callable[[], AbstractContextManager[System]]
 
 
 @dataclass(frozen=True)
@@ -44,23 +48,19 @@ class Measurement:
 
 
 def run(folder: Path, plan: Plan, narrator: Narrator) -> dict[str, Any]:
-    """Start everything, measure in shuffled order, and return rows and medians."""
+    """In each round start one system after another in shuffled order, alone on the machine.
+
+    What is not measured does not run, so that nobody's idle processes cost the others.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
-        narrator.step("Start the static upstream and LiteLLM with one and with two workers")
-        behind = stack.enter_context(systems.upstream(folder))
-        others = [stack.enter_context(systems.litellm(folder, behind, n)) for n in (1, 2)]
-        narrator.step("Start a Ray cluster and deploy our graph split, fused and naive")
-        placements = ("split", "fused", "naive")
-        mine = stack.enter_context(systems.ours(folder / "cluster", plan.config, placements))
-        found = [behind, *others, *mine]
-        narrator.step("Warm up")
-        for system in found:
-            for concurrency in (1, plan.concurrency):
-                system.measure(
-                    concurrency=concurrency, seconds=3, seed=900, core=None, repeated=False
-                )
-        rows = _measure(found, plan, narrator)
+    order, rows = random.Random(0), list[Measurement]()
+    with systems.upstream(folder) as behind:
+        starts = _starts(folder, plan, behind)
+        for number in range(plan.rounds):
+            for name in order.sample(sorted(starts), len(starts)):
+                narrator.step(f"Round {number + 1} of {plan.rounds}: {name}")
+                with starts[name]() as system:
+                    rows += _measure(system, behind, number, plan, narrator)
     return {
         "plan": {**asdict(plan), "config": plan.config.name},
         "litellm": systems.LITELLM,
@@ -70,27 +70,35 @@ def run(folder: Path, plan: Plan, narrator: Narrator) -> dict[str, Any]:
     }
 
 
-def _measure(found: list[System], plan: Plan, narrator: Narrator) -> list[Measurement]:
-    rows: list[Measurement] = []
-    kinds = ("sequential", "throughput", "cached")
-    order = random.Random(0)
+def _starts(folder: Path, plan: Plan, behind: System) -> dict[str, Start]:
+    """How to start each system; the upstream stands for the proxies' model and is on."""
+    return {
+        "upstream": lambda: nullcontext(behind),
+        "litellm-1": lambda: systems.litellm(folder, behind, 1),
+        "litellm-2": lambda: systems.litellm(folder, behind, 2),
+        **{
+            f"headrace-{name}": partial(systems.ours, folder, plan.config, name)
+            for name in systems.PLACEMENTS
+        },
+    }
+
+
+def _measure(
+    system: System, upstream: System, number: int, plan: Plan, narrator: Narrator
+) -> Iterator[Measurement]:
+    for concurrency in (1, plan.concurrency):
+        system.measure(
+            concurrency=concurrency, seconds=_WARM_S, seed=900, core=None, repeated=False
+        )
     for pinned in (False, True):
-        narrator.step("Measure " + ("pinned: system on one core" if pinned else "unpinned"))
-        _place(found, pinned=pinned)
-        total = plan.rounds * len(kinds) * len(found)
-        with narrator.bar("measurements", total) as bar:
-            for number in range(plan.rounds):
-                shuffled = order.sample(found, len(found))
-                for kind in kinds:
-                    for system in shuffled:
-                        row = _row(system, kind, number, plan, pinned=pinned)
-                        rows.append(row)
-                        bar.advance()
-                        narrator.say(
-                            f"{row.system:<16} {kind:<10} {row.rps:7.1f} rps  p50 "
-                            f"{row.p50_ms:7.2f}  p99 {row.p99_ms:7.2f} ms  errors {row.errors}"
-                        )
-    return rows
+        _place(system, upstream, pinned=pinned)
+        for kind in ("sequential", "throughput", "cached"):
+            row = _row(system, kind, number, plan, pinned=pinned)
+            narrator.say(
+                f"{'one core' if pinned else 'unpinned'}  {kind:<10} {row.rps:7.1f} rps  p50 "
+                f"{row.p50_ms:7.2f}  p99 {row.p99_ms:7.2f} ms  errors {row.errors}"
+            )
+            yield row
 
 
 def _row(system: System, kind: str, number: int, plan: Plan, *, pinned: bool) -> Measurement:
@@ -115,13 +123,11 @@ def _row(system: System, kind: str, number: int, plan: Plan, *, pinned: bool) ->
     )
 
 
-def _place(found: list[System], *, pinned: bool) -> None:
-    """Systems under test on core 0, whatever stands for the model on core 1; or all on both."""
-    for system in found:
-        own, behind = system.processes()
-        is_upstream = system.name == "upstream"
-        pin(own, _CORES if not pinned else {1} if is_upstream else {0})
-        pin(behind, {1} if pinned else _CORES)
+def _place(system: System, upstream: System, *, pinned: bool) -> None:
+    """The system under test on core 0, whatever stands for the model on core 1; or all on both."""
+    own, behind = system.processes()
+    pin(own, {0} if pinned else _CORES)
+    pin([*behind, *upstream.processes()[0]], {1} if pinned else _CORES)
 
 
 def medians(rows: list[Measurement]) -> list[dict[str, Any]]:

@@ -49,7 +49,7 @@ def run(folder: Path, plan: Plan, narrator: Narrator) -> dict[str, Any]:
     """Deploy, load, watch; returns rows, slopes and latencies."""
     folder.mkdir(parents=True, exist_ok=True)
     narrator.step(f"Start a Ray cluster and deploy the graph, {plan.placement}")
-    with systems.ours(folder / "cluster", plan.config, (plan.placement,)) as (system,):
+    with systems.ours(folder, plan.config, plan.placement) as system:
         names = {pid: command(pid)[:80].strip() for pid in descendants(system.roots)}
         narrator.step(f"Load it for {plan.minutes:g} minutes")
         slices = _load(system, plan, narrator)

@@ -26,7 +26,6 @@ from cluster.config import load
 from cluster.control import jobs
 from cluster.errors import ConflictError, HeadraceError
 from cluster.processes import alive, command, descendants, tell
-from cluster.ray_private import ingress_ports
 from cluster.types import Role
 from serve_app.bench.load import Result
 from serve_app.config import ServeConfig, StageConfig, StageTable
@@ -173,7 +172,7 @@ def litellm(folder: Path, behind: System, workers: int) -> Iterator[System]:
         yield system
 
 
-_PLACEMENTS: dict[str, dict[str, object]] = {
+PLACEMENTS: dict[str, dict[str, object]] = {
     "fused": {"placement": "fused"},
     "split": {"placement": "split"},
     # Each request a call of its own at every stage, as many at a time as there are requests.
@@ -191,48 +190,49 @@ _PLACEMENTS: dict[str, dict[str, object]] = {
 
 
 @contextmanager
-def ours(folder: Path, config_path: Path, names: tuple[str, ...]) -> Iterator[list[System]]:
-    """Our graph in each of the placements `names`, as applications of one cluster."""
-    if runtime.running(folder) is not None:
-        raise ConflictError(f"a benchmark's cluster from {folder} is still up")
-    shutil.rmtree(folder, ignore_errors=True)
-    first = free_port()
-    cluster = runtime.start(folder, num_cpus=32, http_ports=(first, first + 50))
+def ours(folder: Path, config_path: Path, name: str) -> Iterator[System]:
+    """Our graph in the placement `name`, the only application of a Ray cluster of its own."""
+    cluster_folder = folder / "cluster"
+    if runtime.running(cluster_folder) is not None:
+        raise ConflictError(f"a benchmark's cluster from {cluster_folder} is still up")
+    shutil.rmtree(cluster_folder, ignore_errors=True)
+    cluster = runtime.start(cluster_folder, num_cpus=32)
     try:
         runtime.attach(cluster)
         import ray
         from ray import serve
 
-        workload = folder / "workload"
-        _import_workload(cluster.dashboard, workload)
-        runtime.start_control(f"sqlite:///{folder / 'registry.db'}", max_rank=32)
+        workload = _workload(folder, cluster.dashboard)
+        runtime.start_control(f"sqlite:///{cluster_folder / 'registry.db'}", max_rank=32)
         from cluster.control.client import ControlClient
 
         key = ControlClient().issue_key("bench", [Role.INFERENCE], {})
         serve.start(http_options={"host": "127.0.0.1", "port": cluster.proxy_port})
-        systems = []
-        for name in names:
-            config = load(
-                ServeConfig,
-                config_path,
-                [
-                    f"base_model.path={REPOSITORY / 'cluster/models/headrace-mini'}",
-                    f"state={folder / 'state' / name}",
-                    f"routing.artefact={workload / 'router'}",
-                    f"context.index={workload / 'index'}",
-                ],
-            ).model_copy(update=_PLACEMENTS[name])
-            systems.append(_deploy(name, config, key, cluster.pid))
-        yield systems
+        port = free_port()
+        settings = [
+            f"base_model.path={REPOSITORY / 'cluster/models/headrace-mini'}",
+            f"state={cluster_folder / 'state'}",
+            f"gateway.port={port}",
+            f"routing.artefact={workload / 'router'}",
+            f"context.index={workload / 'index'}",
+        ]
+        config = load(ServeConfig, config_path, settings).model_copy(update=PLACEMENTS[name])
+        yield _deploy(name, config, key, cluster.pid)
         ray.shutdown()
     finally:
-        runtime.stop(folder)
+        runtime.stop(cluster_folder)
 
 
-def _import_workload(dashboard: str, out: Path) -> None:
-    config = str(REPOSITORY / "configs/data/import.yaml")
-    arguments = ["import", "--config", config, "--set", f"out={out}"]
-    jobs.submit(dashboard, "bench-import", "data_jobs.main", arguments).wait(300)
+def _workload(folder: Path, dashboard: str) -> Path:
+    """Router and documents for every placement; made once in a benchmark's folder."""
+    out = folder / "workload"
+    if not (out / "done").exists():
+        shutil.rmtree(out, ignore_errors=True)
+        config = str(REPOSITORY / "configs/data/import.yaml")
+        arguments = ["import", "--config", config, "--set", f"out={out}"]
+        jobs.submit(dashboard, "bench-import", "data_jobs.main", arguments).wait(300)
+        (out / "done").touch()
+    return out
 
 
 def _deploy(name: str, config: ServeConfig, key: str, head: int) -> System:
@@ -241,11 +241,8 @@ def _deploy(name: str, config: ServeConfig, key: str, head: int) -> System:
     from serve_app.bench.static import StaticEngineReplica
     from serve_app.graph import build_graph
 
-    serve.run(
-        build_graph(config, StaticEngineReplica), name=f"bench-{name}", route_prefix=f"/{name}"
-    )
-    (port,) = ingress_ports(f"bench-{name}")
-    url = f"http://127.0.0.1:{port}/{name}/v1/chat/completions"
+    serve.run(build_graph(config, StaticEngineReplica), name="bench", route_prefix="/")
+    url = f"http://127.0.0.1:{config.gateway.port}/v1/chat/completions"
     system = System(f"headrace-{name}", url, key, "auto", (head,), upstream=":engine")
     _await(system, head, config.audit_dir / "none.log")
     return system

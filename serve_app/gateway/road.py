@@ -42,6 +42,11 @@ class Hop(Protocol):
         """Whether what waits for this step is at its bound."""
         ...
 
+    @property
+    def immediate(self) -> bool:
+        """Whether the step is done without waiting for anything, so that nothing runs beside it."""
+        ...
+
     def __call__(self, envelope: Envelope) -> Awaitable[None]:
         """Do the step; see `serve_app.handoff.Handoff`."""
         ...
@@ -152,10 +157,15 @@ class Road:
         await self._record(envelope)
 
     async def _side_by_side(self, group: tuple[Step, ...], envelope: Envelope) -> None:
-        if len(group) == 1:
-            await self._hops[group[0].name](envelope)
-        else:
-            await asyncio.gather(*(self._hops[step.name](envelope) for step in group))
+        hops = [self._hops[step.name] for step in group]
+        waits = [hop for hop in hops if not hop.immediate]
+        if len(waits) > 1:
+            await asyncio.gather(*(hop(envelope) for hop in waits))
+        elif waits:
+            await waits[0](envelope)
+        for hop in hops:
+            if hop.immediate:
+                await hop(envelope)
         settle(envelope)
 
     @asynccontextmanager

@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 Enqueue = Callable[[list[LabelTask]], Awaitable[int]]
 _MAX_WAITING = 10_000
+#: Label tasks of so long share a call: experts do not mind, and the registry writes once.
+_GATHER_S = 0.5
 
 
 class Audit:
@@ -58,6 +60,7 @@ class Audit:
     async def _forward(self) -> None:
         while True:
             tasks = [await self._waiting.get()]
+            await asyncio.sleep(_GATHER_S)
             while not self._waiting.empty() and len(tasks) < 256:
                 tasks.append(self._waiting.get_nowait())
             while True:
