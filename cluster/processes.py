@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -86,3 +87,12 @@ def pin(pids: Iterable[int], cores: set[int]) -> None:
                 os.sched_setaffinity(thread, cores)
             except OSError:
                 continue  # it ended while we looked
+
+
+def share_interpreter() -> None:
+    """Have threads of this process wait at most half a millisecond for the interpreter.
+
+    Python's default is five, which an event loop then waits each time a thread for statistics or
+    garbage is at work, and a thread that embeds waits for each small step of its own.
+    """
+    sys.setswitchinterval(0.0005)

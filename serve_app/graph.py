@@ -7,7 +7,6 @@ autoscaling. Ray's deployment options appear nowhere else.
 from __future__ import annotations
 
 import asyncio
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from cluster.audit import ChainWriter
 from cluster.control.client import AsyncControlClient
 from cluster.control.protocol import ENGINE_DEPLOYMENT, RoutingTable
 from cluster.embedding import token_counter
+from cluster.processes import share_interpreter
 from cluster.ray_private import share_ingress_port
 from serve_app.breaker import Breaker
 from serve_app.cache import ResponseCache
@@ -34,10 +34,6 @@ from serve_app.scaling import POLICY, WORK
 from serve_app.steps import STEPS, Row, Step, run
 
 _WATCH_S = 20.0
-#: How long a thread may keep the interpreter while another wants it. Embedding and audit run in
-#: threads that need it for microseconds at a time; the default lets the event loop make them wait
-#: five milliseconds for each of those.
-_SWITCH_S = 0.0005
 _STREAM_LIMIT_S = 300.0
 #: A remote call costs as much as this many of its envelopes' steps would wait to share it. Measured
 #: at 128 concurrent requests on two cores: 384 requests a second at 1, 501 at 3.
@@ -96,6 +92,7 @@ class StageReplica:
     """One replica of a stage."""
 
     def __init__(self, name: str, config: ServeConfig) -> None:
+        share_interpreter()
         replica = serve.get_replica_context().replica_id.unique_id
         self._stage = make_stage(name, config, replica)
         self._under_way = 0
@@ -119,6 +116,7 @@ class Gateway:
     def __init__(
         self, config: ServeConfig, engine: DeploymentHandle, stages: dict[str, DeploymentHandle]
     ) -> None:
+        share_interpreter()
         self._config = config
         self._control = AsyncControlClient()
         self._table = RoutingTable(0)
@@ -137,7 +135,6 @@ class Gateway:
     async def __serve_build_asgi_app__(self) -> Any:
         """Serve calls this once the replica is constructed, and before it listens."""
         share_ingress_port(self._config.gateway.port)
-        sys.setswitchinterval(_SWITCH_S)
         self._table = await self._control.table()
         self._follower = asyncio.ensure_future(self._follow())
         return create_app(

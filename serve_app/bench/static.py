@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 
 from cluster.config import BaseModelRef
 from cluster.control.protocol import Proof, ServedAdapter
+from cluster.processes import share_interpreter
 from serve_app.config import EngineConfig
 from serve_app.engine.in_flight import Answer, InFlight
 from serve_app.protocol import Delta, Generation, GenerationRequest
@@ -19,6 +20,7 @@ class StaticEngineReplica:
     """Stands where `serve_app.engine.replica.EngineReplica` stands, and generates nothing."""
 
     def __init__(self, model: BaseModelRef, config: EngineConfig) -> None:
+        share_interpreter()
         self._model = model.path.rstrip("/").rpartition("/")[2]
         self._in_flight = InFlight(self.complete)
 

@@ -16,6 +16,7 @@ from cluster.config import BaseModelRef
 from cluster.control.client import AsyncControlClient
 from cluster.control.protocol import Proof, ServedAdapter
 from cluster.control.swap import check_proofs
+from cluster.processes import share_interpreter
 from cluster.storage import require_stable
 from serve_app.config import EngineConfig
 from serve_app.engine.in_flight import Answer, InFlight
@@ -40,6 +41,7 @@ class EngineReplica:
         # Here, so that the processes that only build the graph never import vLLM.
         from serve_app.engine.vllm import VLLMEngine
 
+        share_interpreter()
         self._replica = serve.get_replica_context().replica_id.unique_id
         self._engine = VLLMEngine(model, config, self._replica)
         self._in_flight = InFlight(self._engine.complete)
