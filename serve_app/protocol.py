@@ -81,6 +81,8 @@ class Sampling:
     """Alternatives to report for each token; None reports nothing by token."""
     json_schema: str | None = None
     """A JSON Schema, as JSON text, that the answer has to fit."""
+    tools: str | None = None
+    """The functions the model may call, as JSON text in OpenAI's shape."""
 
 
 @dataclass
@@ -191,6 +193,8 @@ class Delta:
     """A piece of a streamed answer; the last thing a stream yields is a `Generation`."""
 
     text: str
+    tokens: tuple[TokenLogprob, ...] = ()
+    """Its tokens, where log-probabilities were asked for."""
 
 
 class Engine(Protocol):

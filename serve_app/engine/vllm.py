@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing, nullcontext
@@ -16,6 +17,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from cluster.config import BaseModelRef
 from cluster.control.protocol import ServedAdapter
+from serve_app import tools
 from serve_app.config import EngineConfig
 from serve_app.engine.probes import probe_differences
 from serve_app.engine.residents import Residents
@@ -66,7 +68,10 @@ class VLLMEngine:
         ids: list[int]
         if request.chat:
             ids = self._tokenizer.apply_chat_template(
-                list(request.messages), add_generation_prompt=True, tokenize=True, return_dict=True
+                **self._conversation(request),
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
             )["input_ids"]
         else:
             ids = self._tokenizer("\n".join(m["content"] for m in request.messages))["input_ids"]
@@ -77,6 +82,18 @@ class VLLMEngine:
                 f"asked for; the context window is {self._max_length}"
             )
         return ids
+
+    def _conversation(self, request: GenerationRequest) -> dict[str, Any]:
+        """What the chat template is given: tools as such where it knows of them, else in words."""
+        messages, offered = list(request.messages), request.sampling.tools
+        if not offered and all(message.keys() == {"role", "content"} for message in messages):
+            return {"conversation": messages}
+        if "tools" not in str(self._tokenizer.chat_template):
+            return {"conversation": tools.in_words(messages, offered)}
+        return {
+            "conversation": tools.structured(messages),
+            "tools": json.loads(offered) if offered else None,
+        }
 
     async def complete(self, request: GenerationRequest) -> Generation:
         """See `serve_app.protocol.Engine.complete`."""
@@ -100,6 +117,7 @@ class VLLMEngine:
         text, tokens, reason = "", 0, "stop"
         logprobs = _Logprobs(request.sampling.top_logprobs)
         first_ms: float | None = None
+        unsaid: tuple[TokenLogprob, ...] = ()
         holding = self.residents.using(adapter) if adapter else nullcontext()
         with holding:
             async for output in self._generate(request, ids, kind):
@@ -108,10 +126,13 @@ class VLLMEngine:
                     first_ms = (time.perf_counter() - started) * 1000
                 text += piece.text
                 tokens += len(piece.token_ids)
-                logprobs.add(piece)
+                said = logprobs.add(piece)
                 reason = piece.finish_reason or reason
                 if kind is RequestOutputKind.DELTA and piece.text:
-                    yield Delta(piece.text)
+                    yield Delta(piece.text, (*unsaid, *said))
+                    unsaid = ()
+                else:
+                    unsaid = (*unsaid, *said)
         total = (time.perf_counter() - started) * 1000
         yield Generation(
             text=text,
@@ -208,7 +229,9 @@ class _Logprobs:
         self._top = top
         self.tokens: list[TokenLogprob] | None = None if top is None else []
 
-    def add(self, piece: Any) -> None:
+    def add(self, piece: Any) -> tuple[TokenLogprob, ...]:
+        """Take in a piece; its tokens, where each one is kept."""
+        before = len(self.tokens or ())
         for token, options in zip(piece.token_ids, piece.logprobs or (), strict=False):
             value = _finite(options[token].logprob)
             self._sum, self._count = self._sum + value, self._count + 1
@@ -222,6 +245,7 @@ class _Logprobs:
                         [(o.decoded_token or "", _finite(o.logprob)) for o in best],
                     )
                 )
+        return tuple(self.tokens[before:]) if self.tokens is not None else ()
 
     @property
     def mean(self) -> float:

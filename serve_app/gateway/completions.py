@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing
+from collections.abc import Callable
 from dataclasses import replace
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 
 from cluster.control.protocol import RoutingTable
 from cluster.types import Principal, Role
 from serve_app.config import GatewayConfig
-from serve_app.gateway import errors, wire
+from serve_app.gateway import answers, wire
 from serve_app.gateway.auth import Authenticator
 from serve_app.gateway.bodies import parse
 from serve_app.gateway.errors import Refused
 from serve_app.gateway.road import Road
+from serve_app.gateway.streams import streamed
 from serve_app.handoff import overloaded
 from serve_app.protocol import Block, Envelope, Sampling
 from serve_app.stages.routing import AUTO
@@ -58,17 +59,24 @@ class Completions:
         envelopes = self._envelopes(body, principal)
         chat = isinstance(body, wire.ChatRequest)
         if body.stream:
-            return await _streamed(self._road, envelopes[0], body, chat=chat)
+            return await streamed(self._road, envelopes, body, chat=chat)
         walked = await asyncio.gather(*(self._road.answer(envelope) for envelope in envelopes))
-        answers = []
+        finished = []
         for envelope, text in walked:
             if envelope.block is not None:
                 raise Refused(envelope.block, envelope.trace_id)
             assert envelope.generation is not None
-            answers.append((envelope.generation, text))
+            finished.append((envelope.generation, text))
         first = walked[0][0]
         return JSONResponse(
-            wire.completion(first.trace_id, int(first.received_at), answers, body.n, chat=chat),
+            answers.completion(
+                first.trace_id,
+                int(first.received_at),
+                finished,
+                body.n,
+                chat=chat,
+                offer=body.offered,
+            ),
             headers=_headers(first),
         )
 
@@ -94,6 +102,7 @@ class Completions:
             frequency_penalty=body.frequency_penalty,
             top_logprobs=body.alternatives,
             json_schema=body.schema_text,
+            tools=json.dumps(body.offered.tools) if body.offered else None,
         )
         return [
             Envelope(
@@ -151,50 +160,3 @@ def _headers(envelope: Envelope) -> dict[str, str]:
 def _header(text: str) -> str:
     """`text` as a header may carry it: bounded, printable, Latin-1."""
     return "".join(c if c.isprintable() and c < "\x80" else "?" for c in text)[:512]
-
-
-async def _streamed(
-    road: Road, envelope: Envelope, body: wire.GenerateRequest, *, chat: bool
-) -> StreamingResponse:
-    items = road.stream(envelope)
-    first = await anext(items)
-    assert isinstance(first, Envelope)
-    if first.block is not None:
-        async for _ in items:
-            pass  # a refused request is audited like any other
-        raise Refused(first.block, first.trace_id)
-    include_usage = body.stream_options is not None and body.stream_options.include_usage
-    headers = {"x-headrace-trace-id": first.trace_id, "Cache-Control": "no-store"}
-    return StreamingResponse(
-        _events(items, first, include_usage, chat=chat),
-        media_type="text/event-stream",
-        headers=headers,
-    )
-
-
-async def _events(
-    items: AsyncGenerator[str | Envelope, None],
-    envelope: Envelope,
-    include_usage: bool,
-    *,
-    chat: bool,
-) -> AsyncIterator[str]:
-    """The answer as server-sent events; the last chunks name the version that answered."""
-    created, trace_id = int(envelope.received_at), envelope.trace_id
-    # Which version answers is known once the engine has admitted the request, so the first chunks
-    # carry what was asked for and the last one the concrete version.
-    asked = envelope.model
-    if chat:
-        yield wire.chunk(trace_id, created, asked, "", chat=True, role=True)
-    async with aclosing(items) as pieces:
-        async for item in pieces:
-            if isinstance(item, str):
-                yield wire.chunk(trace_id, created, asked, item, chat=chat)
-            elif item.block is not None:
-                yield wire.event(errors.error_body(item.block))
-            elif item.generation is not None:
-                version, reason = item.generation.version, item.generation.finish_reason
-                yield wire.chunk(trace_id, created, version, "", reason, chat=chat)
-                if include_usage:
-                    yield wire.usage_chunk(trace_id, created, version, item.generation, chat=chat)
-    yield "data: [DONE]\n\n"

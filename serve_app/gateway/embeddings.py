@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 
 from cluster.types import Principal, Role
 from serve_app.config import GatewayConfig
-from serve_app.gateway import wire
+from serve_app.gateway import answers, wire
 from serve_app.gateway.auth import Authenticator
 from serve_app.gateway.bodies import parse
 from serve_app.gateway.errors import Refused
@@ -61,7 +61,7 @@ class Embeddings:
             block = envelope.block or (None if envelope.embedding else unavailable("routing"))
             if block is not None:
                 raise Refused(block, envelope.trace_id)
-        answer = wire.embeddings(
+        answer = answers.embeddings(
             EMBEDDING_MODEL,
             [envelope.embedding for envelope in found],
             body.encoding_format,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ from serve_app.protocol import (
     NotSupported,
     PromptTooLong,
     Span,
+    TokenLogprob,
 )
 from serve_app.stages.governance import StreamGuard
 from serve_app.steps import AFTER, AUDIT, BEFORE, DATA_PREP, MASK, ROUTE, Step, settle
@@ -50,6 +52,37 @@ class Hop(Protocol):
     def __call__(self, envelope: Envelope) -> Awaitable[None]:
         """Do the step; see `serve_app.handoff.Handoff`."""
         ...
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of an answer as the client may see it, and the tokens that are known with it."""
+
+    text: str
+    tokens: tuple[TokenLogprob, ...] = ()
+
+
+class _Tokens:
+    """Tokens follow their text: none is shown before the guard has let its text through."""
+
+    def __init__(self, guard: StreamGuard) -> None:
+        self._guard = guard
+        self._waiting: deque[TokenLogprob] = deque()
+        self._shown = 0
+
+    def add(self, delta: Delta) -> None:
+        self._waiting.extend(delta.tokens)
+
+    def shown(self) -> tuple[TokenLogprob, ...]:
+        """Tokens of the text let through by now; none once the guard had to change any of it."""
+        found = []
+        while self._waiting and not self._guard.changed:
+            end = self._shown + len(self._waiting[0].text)
+            if end > self._guard.shown:
+                break
+            self._shown = end
+            found.append(self._waiting.popleft())
+        return tuple(found)
 
 
 _SWAP_RETRIES = 8
@@ -98,7 +131,7 @@ class Road:
             await self._outbound(envelope, progress)
         return envelope, restore(envelope.answer, vault)
 
-    async def stream(self, envelope: Envelope) -> AsyncGenerator[str | Envelope, None]:
+    async def stream(self, envelope: Envelope) -> AsyncGenerator[Piece | Envelope, None]:
         """Pieces of the answer as they come, then the finished envelope.
 
         The first item is the envelope before generation, so that a refusal can still be an HTTP
@@ -111,14 +144,17 @@ class Road:
             if envelope.block is None:
                 started = time.perf_counter()
                 guard = StreamGuard(vault, envelope.max_discount)
+                tokens = _Tokens(guard)
                 async with aclosing(self._stream(envelope)) as items:
                     async for item in items:
                         if isinstance(item, Generation):
                             envelope.generation = item
-                        elif text := guard.push(item.text):
-                            yield text
+                        else:
+                            tokens.add(item)
+                            if text := guard.push(item.text):
+                                yield Piece(text, tokens.shown())
                 if text := guard.finish():
-                    yield text
+                    yield Piece(text, tokens.shown())
                 _span(envelope, started)
             await self._outbound(envelope, progress)
         yield envelope
@@ -303,7 +339,9 @@ def _withhold_unchecked(envelope: Envelope) -> None:
     nor what it did not get to see on the way out."""
     turns = sum(span.stage == MASK.stage and span.outcome == "ok" for span in envelope.spans)
     if turns < 1:
-        envelope.messages = [{**message, "content": _WITHHELD} for message in envelope.messages]
+        envelope.messages = [
+            {"role": message["role"], "content": _WITHHELD} for message in envelope.messages
+        ]
     if turns < 2 and envelope.generation is not None:
         envelope.generation = replace(envelope.generation, text=_WITHHELD, tokens=None)
 

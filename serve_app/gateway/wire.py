@@ -1,16 +1,14 @@
-"""The OpenAI wire format: request bodies as strict, bounded models, and response bodies."""
+"""The OpenAI wire format on the way in: request bodies as strict, bounded models."""
 
 from __future__ import annotations
 
 import json
-import struct
-from base64 import b64encode
-from itertools import accumulate
+from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from serve_app.protocol import Generation, TokenLogprob
+from serve_app.tools import ToolCall, forced_schema, read
 
 MAX_CHOICES = 8
 _MAX_TEXT = 200_000
@@ -18,6 +16,24 @@ _MAX_METADATA = 16
 _MAX_SCHEMA = 16_384
 _MAX_PROMPTS = 32
 _MAX_INPUTS = 256
+
+
+@dataclass(frozen=True)
+class Offer:
+    """Tools in OpenAI's shape, and which of them is to be called: a name, `auto` or `required`."""
+
+    tools: list[dict[str, Any]]
+    choice: str
+
+    @property
+    def schema(self) -> str | None:
+        """What an answer that must be a call has to fit."""
+        return forced_schema(self.tools, self.choice)
+
+    def read(self, text: str) -> tuple[str, list[ToolCall]]:
+        """The words of an answer, and its calls."""
+        names = {tool["function"]["name"] for tool in self.tools}
+        return read(text, names, forced=self.choice != "auto")
 
 
 class TextPart(BaseModel):
@@ -28,28 +44,89 @@ class TextPart(BaseModel):
     text: str = Field(max_length=_MAX_TEXT)
 
 
+class CalledFunction(BaseModel):
+    """Which function an earlier answer called, and with what."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: str = Field(max_length=64)
+    arguments: str = Field(max_length=_MAX_SCHEMA)
+
+
+class EarlierCall(BaseModel):
+    """A tool call of an earlier answer."""
+
+    model_config = ConfigDict(extra="ignore")
+    id: str = Field(max_length=64)
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
 class ChatMessage(BaseModel):
     """A message; content may be text or a list of text parts."""
 
     model_config = ConfigDict(extra="ignore")
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None = None
+    tool_calls: list[EarlierCall] | None = Field(default=None, max_length=32)
+    tool_call_id: str | None = Field(default=None, max_length=64)
 
     @field_validator("content")
     @classmethod
-    def _bounded(cls, value: str | list[TextPart]) -> str | list[TextPart]:
+    def _bounded(cls, value: str | list[TextPart] | None) -> str | list[TextPart] | None:
         if isinstance(value, str) and len(value) > _MAX_TEXT:
             raise ValueError(f"content is over {_MAX_TEXT} characters")
         return value
 
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.content is None and not (self.role == "assistant" and self.tool_calls):
+            raise ValueError("a message needs content; only an assistant's tool_calls go without")
+        if (self.role == "tool") != (self.tool_call_id is not None):
+            raise ValueError("tool_call_id goes with the role tool, and only with it")
+        return self
+
     def plain(self) -> dict[str, str]:
-        """Role and text as the stages use them."""
-        text = (
-            self.content
-            if isinstance(self.content, str)
-            else " ".join(part.text for part in self.content)
-        )
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+        """The message as the stages use it: texts only, so that each of them can be masked."""
+        content = self.content or ""
+        text = content if isinstance(content, str) else " ".join(part.text for part in content)
+        plain = {"role": "system" if self.role == "developer" else self.role, "content": text}
+        if self.tool_calls:
+            plain["tool_calls"] = json.dumps([call.model_dump() for call in self.tool_calls])
+        if self.tool_call_id is not None:
+            plain["tool_call_id"] = self.tool_call_id
+        return plain
+
+
+class Function(BaseModel):
+    """A function the model may call."""
+
+    model_config = ConfigDict(extra="ignore")
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    description: str | None = Field(default=None, max_length=4096)
+    parameters: dict[str, Any] | None = None
+
+
+class Tool(BaseModel):
+    """A tool; OpenAI knows the one kind."""
+
+    model_config = ConfigDict(extra="forbid")
+    type: Literal["function"]
+    function: Function
+
+
+class ChosenFunction(BaseModel):
+    """The name of the function that must be called."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: str = Field(max_length=64)
+
+
+class ChosenTool(BaseModel):
+    """The tool that must be called."""
+
+    model_config = ConfigDict(extra="forbid")
+    type: Literal["function"]
+    function: ChosenFunction
 
 
 class StreamOptions(BaseModel):
@@ -160,13 +237,10 @@ class GenerateRequest(BaseModel):
         """The JSON Schema the answer has to fit, as JSON text."""
         return None
 
-    @model_validator(mode="after")
-    def _streams_one(self) -> Self:
-        if self.stream and (self.n > 1 or len(self.conversations) > 1):
-            raise ValueError("a stream carries one choice for one prompt: n must be 1")
-        if self.stream and self.alternatives is not None:
-            raise ValueError("logprobs come with whole answers: stream must be false")
-        return self
+    @property
+    def offered(self) -> Offer | None:
+        """The tools the model may call."""
+        return None
 
 
 class ChatRequest(GenerateRequest):
@@ -177,6 +251,33 @@ class ChatRequest(GenerateRequest):
     logprobs: bool = False
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     response_format: ResponseFormat | None = None
+    tools: list[Tool] | None = Field(default=None, min_length=1, max_length=64)
+    tool_choice: Literal["none", "auto", "required"] | ChosenTool | None = None
+    parallel_tool_calls: bool = True
+
+    @model_validator(mode="after")
+    def _tools_fit(self) -> Self:
+        if self.tools is None:
+            if self.tool_choice not in (None, "none", "auto"):
+                raise ValueError("tool_choice asks for a tool, but there are no tools")
+            return self
+        names = [tool.function.name for tool in self.tools]
+        if len(set(names)) < len(names):
+            raise ValueError("two tools have the same name")
+        if isinstance(self.tool_choice, ChosenTool) and self.tool_choice.function.name not in names:
+            raise ValueError("tool_choice names a function that is not among the tools")
+        if len(json.dumps([tool.model_dump() for tool in self.tools])) > _MAX_SCHEMA:
+            raise ValueError(f"the tools are over {_MAX_SCHEMA} characters of JSON")
+        return self
+
+    @property
+    def offered(self) -> Offer | None:
+        """None also where `tool_choice` is `none`: the model then hears of no tools."""
+        if self.tools is None or self.tool_choice == "none":
+            return None
+        choice = self.tool_choice or "auto"
+        name = choice if isinstance(choice, str) else choice.function.name
+        return Offer([tool.model_dump(exclude_none=True) for tool in self.tools], name)
 
     @property
     def conversations(self) -> list[list[dict[str, str]]]:
@@ -195,8 +296,9 @@ class ChatRequest(GenerateRequest):
 
     @property
     def schema_text(self) -> str | None:
-        """From `response_format`."""
-        return self.response_format.schema_text if self.response_format else None
+        """From a tool that must be called, else from `response_format`."""
+        forced = self.offered.schema if self.offered else None
+        return forced or (self.response_format.schema_text if self.response_format else None)
 
 
 class CompletionRequest(GenerateRequest):
@@ -246,139 +348,3 @@ class EmbeddingsRequest(BaseModel):
     def texts(self) -> list[str]:
         """The texts as a list."""
         return [self.input] if isinstance(self.input, str) else self.input
-
-
-def usage(generations: list[Generation], choices: int = 1) -> dict[str, int]:
-    """Token counts as OpenAI names them; a prompt counts once for all its `choices`."""
-    prompt = sum(generation.prompt_tokens for generation in generations[::choices])
-    written = sum(generation.completion_tokens for generation in generations)
-    return {
-        "prompt_tokens": prompt,
-        "completion_tokens": written,
-        "total_tokens": prompt + written,
-    }
-
-
-def completion(
-    trace_id: str, created: int, answers: list[tuple[Generation, str]], choices: int, *, chat: bool
-) -> dict[str, Any]:
-    """A whole answer's body; `model` is the concrete version that answered."""
-    generations = [generation for generation, _ in answers]
-    return {
-        "id": trace_id,
-        "object": "chat.completion" if chat else "text_completion",
-        "created": created,
-        "model": generations[0].version,
-        "choices": [
-            _choice(index, generation, text, chat=chat)
-            for index, (generation, text) in enumerate(answers)
-        ],
-        "usage": usage(generations, choices),
-    }
-
-
-def _choice(index: int, generation: Generation, text: str, *, chat: bool) -> dict[str, Any]:
-    choice: dict[str, Any] = {"index": index, "finish_reason": generation.finish_reason}
-    if chat:
-        choice["message"] = {"role": "assistant", "content": text}
-        choice["logprobs"] = _chat_logprobs(generation.tokens)
-    else:
-        choice["text"] = text
-        choice["logprobs"] = _text_logprobs(generation.tokens)
-    return choice
-
-
-def _chat_logprobs(tokens: list[TokenLogprob] | None) -> dict[str, Any] | None:
-    if tokens is None:
-        return None
-    return {
-        "content": [
-            {
-                **_token(token.text, token.logprob),
-                "top_logprobs": [_token(text, value) for text, value in token.top],
-            }
-            for token in tokens
-        ],
-        "refusal": None,
-    }
-
-
-def _token(text: str, logprob: float) -> dict[str, Any]:
-    return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
-
-
-def _text_logprobs(tokens: list[TokenLogprob] | None) -> dict[str, Any] | None:
-    if tokens is None:
-        return None
-    offsets = accumulate((len(token.text) for token in tokens[:-1]), initial=0)
-    return {
-        "tokens": [token.text for token in tokens],
-        "token_logprobs": [token.logprob for token in tokens],
-        "top_logprobs": [dict(token.top) for token in tokens],
-        "text_offset": list(offsets)[: len(tokens)],
-    }
-
-
-def embeddings(model: str, vectors: list[bytes], encoding: str, tokens: int) -> dict[str, Any]:
-    """An embeddings body; each vector is float32 bytes, `tokens` those of all the texts."""
-    shown: list[Any] = [
-        b64encode(vector).decode()
-        if encoding == "base64"
-        else list(struct.unpack(f"<{len(vector) // 4}f", vector))
-        for vector in vectors
-    ]
-    return {
-        "object": "list",
-        "data": [
-            {"object": "embedding", "index": index, "embedding": vector}
-            for index, vector in enumerate(shown)
-        ],
-        "model": model,
-        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
-    }
-
-
-def chunk(
-    trace_id: str,
-    created: int,
-    model: str,
-    text: str,
-    finish_reason: str | None = None,
-    *,
-    chat: bool,
-    role: bool = False,
-) -> str:
-    """One server-sent event of a streamed answer; the first of a chat names the `role`."""
-    choice: dict[str, Any] = {"index": 0, "finish_reason": finish_reason, "logprobs": None}
-    if not chat:
-        choice["text"] = text
-    elif role:
-        choice["delta"] = {"role": "assistant", "content": text}
-    else:
-        choice["delta"] = {} if finish_reason else {"content": text}
-    return event(_chunk(trace_id, created, model, [choice], chat=chat))
-
-
-def usage_chunk(
-    trace_id: str, created: int, model: str, generation: Generation, *, chat: bool
-) -> str:
-    """The last event of a stream whose client asked for the usage."""
-    body = _chunk(trace_id, created, model, [], chat=chat)
-    return event({**body, "usage": usage([generation])})
-
-
-def _chunk(
-    trace_id: str, created: int, model: str, choices: list[dict[str, Any]], *, chat: bool
-) -> dict[str, Any]:
-    return {
-        "id": trace_id,
-        "object": "chat.completion.chunk" if chat else "text_completion",
-        "created": created,
-        "model": model,
-        "choices": choices,
-    }
-
-
-def event(body: dict[str, Any]) -> str:
-    """A server-sent event."""
-    return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"

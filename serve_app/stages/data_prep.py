@@ -13,7 +13,7 @@ class DataPrep:
         """Normalise each message of each envelope."""
         for envelope in batch:
             envelope.messages = [
-                {**message, "content": normalise(message["content"])}
+                {key: text if key == "role" else normalise(text) for key, text in message.items()}
                 for message in envelope.messages
             ]
             if not any(m["role"] == "user" and m["content"] for m in envelope.messages):

@@ -35,7 +35,8 @@ class Governance:
     def _inbound(self, envelope: Envelope) -> None:
         vault = Vault()
         envelope.messages = [
-            {**message, "content": mask(message["content"], vault)} for message in envelope.messages
+            {key: text if key == "role" else mask(text, vault) for key, text in message.items()}
+            for message in envelope.messages
         ]
         envelope.vault, envelope.masked = vault.values, vault.counts()
 
@@ -81,6 +82,10 @@ class StreamGuard:
         self._vault = vault
         self._max_discount = max_discount
         self._held = ""
+        self.shown = 0
+        """Characters of the model's own text that have been let through."""
+        self.changed = False
+        """Whether any of them came out otherwise than the model wrote them."""
 
     def push(self, text: str) -> str:
         """What may be shown after `text` arrived."""
@@ -105,4 +110,7 @@ class StreamGuard:
         return self._clean(ready)
 
     def _clean(self, text: str) -> str:
-        return restore(cap_discounts(mask(text, Vault()), self._max_discount), self._vault)
+        clean = restore(cap_discounts(mask(text, Vault()), self._max_discount), self._vault)
+        self.shown += len(text)
+        self.changed = self.changed or clean != text
+        return clean

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import nullcontext
 
 from serve_app.engine.residents import Residents
 from serve_app.protocol import (
@@ -68,11 +69,8 @@ class FakeEngine:
 
     async def stream(self, request: GenerationRequest) -> AsyncIterator[Delta | Generation]:
         generation = self._generation(request)
-        if request.adapter:
-            with self.residents.using(request.adapter):
-                for piece in generation.text:
-                    yield Delta(piece)
-        else:
+        asked = request.sampling.top_logprobs is not None
+        with self.residents.using(request.adapter) if request.adapter else nullcontext():
             for piece in generation.text:
-                yield Delta(piece)
+                yield Delta(piece, (TokenLogprob(piece, self.logprob),) if asked else ())
         yield generation

@@ -126,15 +126,62 @@ async def test_embeddings_know_one_model(client: openai.AsyncOpenAI) -> None:
         await client.embeddings.create(model="auto", input="x")
 
 
-@pytest.mark.parametrize(
-    "extra",
-    [{"n": 2}, {"logprobs": True}],
-)
-async def test_what_a_stream_cannot_carry_is_said(
-    client: openai.AsyncOpenAI, extra: dict[str, Any]
+async def test_a_stream_carries_several_choices(world: World, client: openai.AsyncOpenAI) -> None:
+    stream = await client.chat.completions.create(
+        model="auto", messages=ASK, n=3, stream=True, stream_options={"include_usage": True}
+    )
+    texts, reasons = ["", "", ""], list[str]()
+    async for chunk in stream:
+        for choice in chunk.choices:
+            texts[choice.index] += choice.delta.content or ""
+            reasons += [choice.finish_reason] if choice.finish_reason else []
+        usage = chunk.usage
+    assert texts == [world.engine.answer] * 3
+    assert reasons == ["stop"] * 3
+    assert len(world.audited) == 3
+    assert usage is not None
+    assert (usage.prompt_tokens, usage.completion_tokens) == (5, 21)
+
+
+async def test_a_blocked_choice_refuses_the_stream_before_it_starts(
+    world: World, client: openai.AsyncOpenAI
 ) -> None:
-    with pytest.raises(openai.BadRequestError, match="stream"):
-        await client.chat.completions.create(model="auto", messages=ASK, stream=True, **extra)
+    with pytest.raises(openai.BadRequestError):
+        await client.chat.completions.create(
+            model="auto", messages=[{"role": "user", "content": " "}], n=2, stream=True
+        )
+    assert [e.block.code for e in world.audited if e.block] == ["empty_messages"] * 2
+
+
+async def _streamed_tokens(client: openai.AsyncOpenAI) -> tuple[str, str]:
+    stream = await client.chat.completions.create(
+        model="auto", messages=ASK, stream=True, logprobs=True
+    )
+    text = tokens = ""
+    async for chunk in stream:
+        for choice in chunk.choices:
+            text += choice.delta.content or ""
+            told = choice.logprobs.content if choice.logprobs else None
+            tokens += "".join(token.token for token in told or [])
+            assert text.startswith(tokens)
+    return text, tokens
+
+
+async def test_a_stream_tells_logprobs_with_the_text_they_belong_to(
+    world: World, client: openai.AsyncOpenAI
+) -> None:
+    text, tokens = await _streamed_tokens(client)
+    assert text == tokens == world.engine.answer
+
+
+async def test_a_stream_tells_no_token_of_what_was_masked(
+    world: World, client: openai.AsyncOpenAI
+) -> None:
+    world.engine.answer = "well then, mail ann@shop.example.com today, or tomorrow"
+    text, tokens = await _streamed_tokens(client)
+    assert "[EMAIL_1]" in text
+    assert "well then, mail ".startswith(tokens)
+    assert tokens
 
 
 async def test_headers_tell_version_route_and_times(client: openai.AsyncOpenAI) -> None:

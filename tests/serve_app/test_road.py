@@ -11,7 +11,7 @@ import pytest
 from cluster.control.protocol import RoutingTable
 from serve_app.cache import ResponseCache
 from serve_app.config import CacheConfig, StageConfig
-from serve_app.gateway.road import Road
+from serve_app.gateway.road import Piece, Road
 from serve_app.handoff import Handoff
 from serve_app.protocol import Delta, Envelope, Generation, GenerationRequest, Sampling
 from serve_app.stages.governance import Governance
@@ -174,5 +174,5 @@ async def test_a_fault_in_a_stream_follows_what_was_said() -> None:
     assert isinstance(items[-1], Envelope)
     assert items[-1].block is not None
     assert items[-1].block.status == 502
-    assert "".join(item for item in items if isinstance(item, str)) == "wait for it, "
+    assert "".join(item.text for item in items if isinstance(item, Piece)) == "wait for it, "
     assert (await _recorded(recorder)).block == items[-1].block

@@ -1,0 +1,160 @@
+"""Streamed answers: one or several choices as server-sent events on one response."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+
+from starlette.responses import StreamingResponse
+
+from serve_app.gateway import answers, errors, wire
+from serve_app.gateway.errors import Refused
+from serve_app.gateway.road import Piece, Road
+from serve_app.protocol import Envelope, Generation, TokenLogprob
+from serve_app.tools import OPEN, may_be_call
+
+Items = AsyncGenerator[Piece | Envelope, None]
+#: Pieces one choice may be ahead of what the client has taken.
+_AHEAD = 32
+
+
+async def streamed(
+    road: Road, envelopes: Sequence[Envelope], body: wire.GenerateRequest, *, chat: bool
+) -> StreamingResponse:
+    """The response once every choice has come to its generation.
+
+    Raises:
+        Refused: a choice was blocked before anything was generated for any of them.
+    """
+    walks = [road.stream(envelope) for envelope in envelopes]
+    firsts = await asyncio.gather(*(anext(walk) for walk in walks))
+    blocked = next((e for e in firsts if isinstance(e, Envelope) and e.block is not None), None)
+    if blocked is not None and blocked.block is not None:
+        for walk, first in zip(walks, firsts, strict=True):
+            if isinstance(first, Envelope) and first.block is not None:
+                async for _ in walk:
+                    pass  # a refused request is audited like any other
+            else:
+                await walk.aclose()
+        raise Refused(blocked.block, blocked.trace_id)
+    first = envelopes[0]
+    writer = answers.Stream(first.trace_id, int(first.received_at), chat)
+    return StreamingResponse(
+        _events(walks, envelopes, writer, body),
+        media_type="text/event-stream",
+        headers={"x-headrace-trace-id": first.trace_id, "Cache-Control": "no-store"},
+    )
+
+
+async def _events(
+    walks: list[Items],
+    envelopes: Sequence[Envelope],
+    writer: answers.Stream,
+    body: wire.GenerateRequest,
+) -> AsyncIterator[str]:
+    """Choices as their pieces come; what ends a choice names the version that answered.
+
+    Which version answers is known once the engine has admitted the request, so the first events
+    carry what was asked for.
+    """
+    choices = [_Choice(i, envelopes[i].model, writer, body.offered) for i in range(len(walks))]
+    finished: list[Generation] = []
+    for choice in choices:
+        if writer.chat:
+            yield writer.opening(choice.index, choice.asked)
+    async with aclosing(_merged(walks)) as items:
+        async for index, item in items:
+            if isinstance(item, Piece):
+                for event in choices[index].push(item):
+                    yield event
+            elif item.block is not None:
+                yield answers.event(errors.error_body(item.block))
+            elif item.generation is not None:
+                finished.append(item.generation)
+                for event in choices[index].finish(item.generation):
+                    yield event
+    if finished and body.stream_options is not None and body.stream_options.include_usage:
+        yield writer.usage(finished[-1].version, finished, body.n)
+    yield "data: [DONE]\n\n"
+
+
+class _Choice:
+    """Writes one choice; holds back what may turn out to be a tool call."""
+
+    def __init__(
+        self, index: int, asked: str, writer: answers.Stream, offer: wire.Offer | None
+    ) -> None:
+        self.index, self.asked = index, asked
+        self._writer, self._offer = writer, offer
+        self._held: list[Piece] = []
+        self._holding = offer is not None
+
+    def push(self, piece: Piece) -> list[str]:
+        """The events a new piece makes possible."""
+        if not self._holding:
+            return [self._piece(piece)]
+        assert self._offer is not None
+        self._held.append(piece)
+        text = self._text()
+        if self._offer.choice != "auto" or OPEN in text or may_be_call(text):
+            return []
+        self._holding = False
+        return [self._piece(held) for held in self._held]
+
+    def finish(self, generation: Generation) -> list[str]:
+        """The last events."""
+        reason, last = generation.finish_reason, list[str]()
+        if self._holding and self._offer is not None:
+            words, calls = self._offer.read(self._text())
+            tokens = [token for piece in self._held for token in piece.tokens]
+            if words:
+                last.append(self._piece(Piece(words, () if calls else tuple(tokens))))
+            if calls:
+                reason = "tool_calls"
+                last.append(self._writer.calls(self.index, self.asked, calls))
+        return [*last, self._writer.closing(self.index, generation.version, reason)]
+
+    def _text(self) -> str:
+        return "".join(piece.text for piece in self._held)
+
+    def _piece(self, piece: Piece) -> str:
+        tokens: Sequence[TokenLogprob] = piece.tokens
+        return self._writer.piece(self.index, self.asked, piece.text, tokens)
+
+
+async def _merged(walks: list[Items]) -> AsyncGenerator[tuple[int, Piece | Envelope], None]:
+    """Items of every walk with its place, as they come; closes them all when it is closed."""
+    if len(walks) == 1:
+        async with aclosing(walks[0]) as items:
+            async for item in items:
+                yield 0, item
+        return
+    queue: asyncio.Queue[tuple[int, Piece | Envelope] | None] = asyncio.Queue(_AHEAD)
+
+    async def pump(index: int) -> None:
+        try:
+            async with aclosing(walks[index]) as items:
+                async for item in items:
+                    await queue.put((index, item))
+        finally:
+            if not closing:
+                await queue.put(None)
+
+    closing = False
+    pumps = [asyncio.ensure_future(pump(index)) for index in range(len(walks))]
+    try:
+        left = len(pumps)
+        while left:
+            found = await queue.get()
+            if found is None:
+                left -= 1
+            else:
+                yield found
+        for done in pumps:
+            await done  # raises what went wrong in it
+    finally:
+        closing = True
+        for task in pumps:
+            task.cancel()
+        await asyncio.gather(*pumps, return_exceptions=True)

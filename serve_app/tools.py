@@ -1,0 +1,111 @@
+"""Tools a client offers the model: how they are shown, forced, and read out of an answer.
+
+Calls are written the way Hermes models and those after them do, `<tool_call>{"name": ...,
+"arguments": {...}}</tool_call>`. A chat template that knows tools shows them itself; for one that
+does not, they become a system message. Pure: knows no engine and no HTTP.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+OPEN, CLOSE = "<tool_call>", "</tool_call>"
+_HOW = (
+    "You may call these functions:\n{tools}\nTo call one, answer with "
+    '<tool_call>{{"name": ..., "arguments": ...}}</tool_call> and nothing else.'
+)
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A call the model made; `arguments` is JSON text, as OpenAI has it."""
+
+    name: str
+    arguments: str
+
+
+def forced_schema(tools: list[dict[str, Any]], choice: str) -> str | None:
+    """The JSON Schema an answer must fit, as JSON text: `choice` is a function's name or a mode.
+
+    None where the model may answer in words: `auto` and `none`.
+    """
+    if choice in ("auto", "none"):
+        return None
+    functions = [tool["function"] for tool in tools]
+    chosen = [f for f in functions if choice in ("required", f["name"])]
+    variants = [
+        {
+            "type": "object",
+            "properties": {
+                "name": {"const": function["name"]},
+                "arguments": function.get("parameters") or {"type": "object"},
+            },
+            "required": ["name", "arguments"],
+            "additionalProperties": False,
+        }
+        for function in chosen
+    ]
+    return json.dumps(variants[0] if len(variants) == 1 else {"anyOf": variants})
+
+
+def may_be_call(text: str) -> bool:
+    """Whether `text`, the beginning of an answer, may turn out to be a call."""
+    start = text.lstrip()[: len(OPEN)]
+    return OPEN.startswith(start)
+
+
+def read(text: str, names: set[str], *, forced: bool) -> tuple[str, list[ToolCall]]:
+    """The words of an answer and its calls; what calls no function in `names` stays words."""
+    if forced:
+        call = _call(text, names)
+        return ("", [call]) if call else (text, [])
+    words, calls, rest = [], list[ToolCall](), text
+    while OPEN in rest:
+        before, _, after = rest.partition(OPEN)
+        body, closed, tail = after.partition(CLOSE)
+        call = _call(body, names)
+        if call is None:
+            words.append(rest[: len(rest) - len(tail)] if closed else rest)
+        else:
+            words.append(before)
+            calls.append(call)
+        rest = tail
+    words.append(rest)
+    return ("".join(words).strip() if calls else text), calls
+
+
+def _call(text: str, names: set[str]) -> ToolCall | None:
+    try:
+        found = json.loads(text)
+        name, arguments = found["name"], found.get("arguments", {})
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+    if name not in names or not isinstance(arguments, dict):
+        return None
+    return ToolCall(name, json.dumps(arguments, ensure_ascii=False))
+
+
+def structured(messages: list[dict[str, str]]) -> list[dict[str, Any]]:
+    """Messages as a template that knows tools reads them: earlier calls as objects, not as text."""
+    return [
+        {**message, "tool_calls": json.loads(message["tool_calls"])}
+        if "tool_calls" in message
+        else dict(message)
+        for message in messages
+    ]
+
+
+def in_words(messages: list[dict[str, str]], tools: str | None) -> list[dict[str, str]]:
+    """Messages for a template that knows neither tools nor their results."""
+    plain = [{"role": "system", "content": _HOW.format(tools=tools)}] if tools else []
+    for message in messages:
+        content = message["content"]
+        if message["role"] == "tool":
+            plain.append({"role": "user", "content": f"<tool_response>{content}</tool_response>"})
+            continue
+        for call in json.loads(message.get("tool_calls", "[]")):
+            content += f"{OPEN}{json.dumps(call['function'])}{CLOSE}"
+        plain.append({"role": message["role"], "content": content})
+    return plain
