@@ -94,7 +94,7 @@ class _Layer(nn.Module):
 
 
 class _Encoder(nn.Module):
-    def __init__(self, weights: Weights, heads: int, *, quantise: bool) -> None:
+    def __init__(self, weights: Weights, heads: int, depth: int, *, quantise: bool) -> None:
         super().__init__()
         self.dtype = torch.float32 if quantise else torch.bfloat16
         words, places, kinds = (
@@ -104,10 +104,9 @@ class _Encoder(nn.Module):
         self.register_buffer("words", words.to(self.dtype))
         self.register_buffer("places", (places + kinds[0]).to(self.dtype))
         self.first = _Norm(weights, "embeddings.LayerNorm", self.dtype)
-        count = len({key.split(".")[2] for key in weights if key.startswith("encoder.layer.")})
         self.layers = nn.ModuleList(
             _Layer(weights, f"encoder.layer.{i}", heads, self.dtype, quantise=quantise)
-            for i in range(count)
+            for i in range(depth)
         )
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
@@ -123,8 +122,8 @@ class _Encoder(nn.Module):
         return functional.normalize(total / weight.sum(1), dim=1)
 
 
-def network(weights: Weights, heads: int, *, quantise: bool) -> Network:
-    """The encoder of `weights` as one frozen TorchScript module of (ids, mask).
+def network(weights: Weights, heads: int, depth: int, *, quantise: bool) -> Network:
+    """The first `depth` layers of `weights` as one frozen TorchScript module of (ids, mask).
 
     Traced, it runs without the interpreter, which a busy event loop in the same process would
     otherwise take away after each small operation.
@@ -134,7 +133,7 @@ def network(weights: Weights, heads: int, *, quantise: bool) -> Network:
         # The tracer notes each value it takes as fixed, and PyTorch that its quantised tensors will
         # move; that texts of any length come out right is a test's to say.
         warnings.simplefilter("ignore")
-        encoder = _Encoder(weights, heads, quantise=quantise).eval()
+        encoder = _Encoder(weights, heads, depth, quantise=quantise).eval()
         traced = torch.jit.trace(  # type: ignore[no-untyped-call]
             encoder, (example, (example > 0).long()), check_trace=False
         )

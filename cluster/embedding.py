@@ -11,16 +11,36 @@ import json
 from collections import OrderedDict
 from collections.abc import Callable
 from importlib.resources.abc import Traversable
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 DIMENSIONS = 384
+LAYERS = 6
+ROUTING_LAYERS = 4
+_ROUTING_MAP = Path(__file__).resolve().parent / "models" / "minilm-routing" / "map.safetensors"
 Precision = Literal["bfloat16", "int8"]
 _MAX_TOKENS = 128
 _BATCH = 16
 _MAX_CACHED = 8192
+
+
+def routing_embedder(precision: Precision) -> MiniLM:
+    """What routing, retrieval, novelty and the semantic cache see of a text; the data jobs as well.
+
+    The model's first four layers and a linear map (`train_jobs.base_model.routing_map`), at two
+    thirds of the time of all six. On intents of CLINC150 and, with every domain at once, of
+    MultiDoGO, against the whole model: accuracy of a linear classifier .951 against .955 and .452
+    against .450; nearest neighbour of the right intent .891 against .860; AUROC of novelty .975
+    against .965.
+    """
+    from safetensors.numpy import load_file
+
+    found = load_file(_ROUTING_MAP)
+    turn = (found["weight"].astype(np.float32), found["bias"].astype(np.float32))
+    return MiniLM(precision, ROUTING_LAYERS, turn)
 
 
 def token_counter() -> Callable[[list[str]], int]:
@@ -43,7 +63,9 @@ def _folder() -> Traversable:
 
 
 class MiniLM:
-    """Mean-pooled, unit-length embeddings (Reimers and Gurevych 2019); one thread.
+    """Mean-pooled, unit-length embeddings (Reimers and Gurevych 2019) after `layers`; one thread.
+
+    `turn` is a weight (384, 384) and a bias (384,) that the vectors are turned by.
 
     `bfloat16` is the model as it is. `int8` has linear layers of eight-bit weights and activations:
     vectors at a cosine of 0.99 to the model's own, at less than half the time. A text's eight-bit
@@ -51,7 +73,13 @@ class MiniLM:
     instructions for it, `int8` is bfloat16. Vectors of recent texts are kept, at most 12 MiB.
     """
 
-    def __init__(self, precision: Precision = "bfloat16", threads: int = 1) -> None:
+    def __init__(
+        self,
+        precision: Precision = "bfloat16",
+        layers: int = LAYERS,
+        turn: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None,
+        threads: int = 1,
+    ) -> None:
         import torch
         from safetensors.torch import load_file
 
@@ -63,7 +91,9 @@ class MiniLM:
         self._tokenizer.enable_padding()
         weights = load_file(str(_folder() / "model.safetensors"))
         heads = json.loads((_folder() / "config.json").read_text())["num_attention_heads"]
-        self._model = network(weights, heads, quantise=precision == "int8" and eight_bits())
+        quantise = precision == "int8" and eight_bits()
+        self._model = network(weights, heads, layers, quantise=quantise)
+        self._turn = turn
         self._recent: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
 
     def __call__(self, texts: list[str]) -> NDArray[np.float32]:
@@ -90,4 +120,8 @@ class MiniLM:
         mask = self._torch.tensor([one.attention_mask for one in found])
         with self._torch.inference_mode():
             vectors: NDArray[np.float32] = self._model(ids, mask).numpy()
+        if self._turn is not None:
+            weight, bias = self._turn
+            vectors = vectors @ weight + bias
+            vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         return vectors

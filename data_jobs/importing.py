@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from cluster import router_artefact, storage
 from cluster.answer import Understanding, masked_example
 from cluster.dataset import MAX_NAMED_FAULTS
-from cluster.embedding import MiniLM
+from cluster.embedding import routing_embedder
 from cluster.workload import SUMMARY, TurnRecord, WorkloadSummary, write_turns
 from data_jobs.config import ImportConfig
 from data_jobs.sources import multidogo, retail
@@ -98,7 +98,7 @@ class _EmbedBatch:
     """Embeds a batch's `text` column; one model an actor."""
 
     def __init__(self) -> None:
-        self._model = MiniLM()
+        self._model = routing_embedder("bfloat16")
 
     def __call__(self, batch: dict[str, NDArray[np.str_]]) -> dict[str, object]:
         vectors = self._model([str(text) for text in batch["text"]])

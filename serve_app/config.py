@@ -113,9 +113,8 @@ class RoutingConfig(ConfigModel):
 
     artefact: str
     """Published router directory; written by the data job."""
-    embedding: Literal["int8", "bfloat16"] = "int8"
-    """`int8` routes as well and costs less than half; `bfloat16` gives clients of `/v1/embeddings`
-    the model's vectors to the third decimal."""
+    precision: Literal["int8", "bfloat16"] = "int8"
+    """Of the vectors that requests are routed by: `int8` does it as well for less than half."""
     min_confidence: float = 0.0
     """Below this the base model answers instead of an adapter."""
 
@@ -126,7 +125,7 @@ class ContextConfig(ConfigModel):
     index: str
     """Published document index; written by the data job."""
     top_k: int = 2
-    min_similarity: float = 0.45
+    min_similarity: float = 0.55
     budget_tokens: dict[str, int] = Field(default_factory=dict)
     """Adapter name to the words of context its prompt may carry; 0 for tasks that need none."""
     default_budget_tokens: int = 0
@@ -139,7 +138,7 @@ class MonitoringConfig(ConfigModel):
     """Mean token probability below which an answer is an edge case."""
     min_weakest: float = 0.60
     """Least token probability below which it is one."""
-    max_novelty: float = 0.75
+    max_novelty: float = 0.6
     """Distance from everything the router knows above which it is one."""
     sample_share: float = Field(default=0.1, ge=0, le=1)
     """Share of all other requests sampled for labelling."""

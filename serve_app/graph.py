@@ -60,13 +60,13 @@ def make_stage(name: str, config: ServeConfig, replica: str) -> Stage:
 
         return Governance()
     if name == "routing":
-        from cluster.embedding import MiniLM
+        from cluster.embedding import MiniLM, routing_embedder
         from serve_app.routing.router import Router
-        from serve_app.stages.routing import Routing
+        from serve_app.stages.routing import Routing, lazily
 
         router = Router(Path(config.routing.artefact))
-        embed = MiniLM(config.routing.embedding)
-        return Routing(embed, router, config.routing, base_name(config))
+        embed = routing_embedder(config.routing.precision)
+        return Routing(embed, lazily(MiniLM), router, config.routing, base_name(config))
     if name == "policy":
         from serve_app.stages.policy import Policy
 

@@ -22,6 +22,9 @@ STAGES = (
     "audit",
 )
 
+#: What clients call the model behind `/v1/embeddings`; a request for it is embedded, not routed.
+EMBEDDING_MODEL = "all-minilm-l6-v2"
+
 
 @dataclass
 class Span:

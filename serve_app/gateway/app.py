@@ -16,11 +16,11 @@ from serve_app.config import GatewayConfig
 from serve_app.gateway import errors
 from serve_app.gateway.auth import Authenticator
 from serve_app.gateway.completions import Completions
-from serve_app.gateway.embeddings import EMBEDDING_MODEL, CountTokens, Embeddings
+from serve_app.gateway.embeddings import CountTokens, Embeddings
 from serve_app.gateway.labels import LabelQueue, label_routes
 from serve_app.gateway.road import Road
 from serve_app.gateway.wire import ChatRequest, CompletionRequest
-from serve_app.protocol import STAGES
+from serve_app.protocol import EMBEDDING_MODEL, STAGES
 from serve_app.stages.routing import AUTO
 
 

@@ -1,4 +1,4 @@
-"""`POST /v1/embeddings`: the vectors that routing works with, for clients.
+"""`POST /v1/embeddings`: the sentence embeddings of the model that routing is built on.
 
 Each text is normalised, masked and recorded like any other request.
 """
@@ -21,10 +21,8 @@ from serve_app.gateway.bodies import parse
 from serve_app.gateway.errors import Refused
 from serve_app.gateway.road import Road
 from serve_app.handoff import overloaded
-from serve_app.protocol import Block, Envelope, Sampling
+from serve_app.protocol import EMBEDDING_MODEL, Block, Envelope, Sampling
 from serve_app.steps import unavailable
-
-EMBEDDING_MODEL = "all-minilm-l6-v2"
 
 CountTokens = Callable[[list[str]], int]
 """Tokens of the texts as the embedding model reads them."""

@@ -166,7 +166,6 @@ class Road:
                 await self._step(group, envelope, {})
                 if envelope.block is not None:
                     break
-            envelope.route = None  # nothing is sent anywhere
             await self._outbound(envelope, progress)
         return envelope
 

@@ -7,7 +7,7 @@ import importlib.resources
 import numpy as np
 import pytest
 
-from cluster.embedding import MiniLM, Precision
+from cluster.embedding import MiniLM, Precision, routing_embedder
 
 
 @pytest.fixture(scope="module")
@@ -39,3 +39,24 @@ def test_repeated_texts_get_the_same_vector_in_any_batch(embed: MiniLM) -> None:
     assert np.array_equal(first[0], again[2])
     assert np.array_equal(again[0], again[3])
     assert embed([]).shape == (0, 384)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+def test_routing_vectors_bring_together_what_means_the_same(precision: Precision) -> None:
+    embed = routing_embedder(precision)
+    asked = ["where is my order", "is this in stock", "what time do you open", "i want a refund"]
+    again = [
+        "my parcel has not arrived yet",
+        "do you have any of these left",
+        "opening hours please",
+        "give me my money back",
+    ]
+    vectors, others = embed(asked), embed(again)
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-4)
+    assert (vectors @ others.T).argmax(axis=1).tolist() == [0, 1, 2, 3]
+
+
+def test_routing_vectors_of_both_precisions_can_be_compared() -> None:
+    texts = [f"{text} {number}" for number, text in enumerate(TEXTS)]
+    near = (routing_embedder("int8")(texts) * routing_embedder("bfloat16")(texts)).sum(axis=1)
+    assert near.min() > 0.95

@@ -26,7 +26,7 @@ from serve_app.config import (
     VipRoute,
 )
 from serve_app.context.index import DocumentIndex
-from serve_app.protocol import Envelope, Generation, Route, Sampling, Snippet
+from serve_app.protocol import EMBEDDING_MODEL, Envelope, Generation, Route, Sampling, Snippet
 from serve_app.routing.router import Router
 from serve_app.stages.audit import Audit, label_task
 from serve_app.stages.context import Context
@@ -34,7 +34,7 @@ from serve_app.stages.data_prep import DataPrep
 from serve_app.stages.governance import Governance, StreamGuard, cap_discounts
 from serve_app.stages.monitoring import Monitoring, share_of
 from serve_app.stages.policy import Policy
-from serve_app.stages.routing import Routing
+from serve_app.stages.routing import Embedder, Routing, lazily
 from serve_app.steps import settle
 
 
@@ -129,7 +129,7 @@ def _embed(texts: list[str]) -> NDArray[np.float32]:
 
 
 async def test_routing_picks_by_intent_and_obeys_the_client(router: Router) -> None:
-    stage = Routing(_embed, router, RoutingConfig(artefact="x"), "mini")
+    stage = Routing(_embed, _embed, router, RoutingConfig(artefact="x"), "mini")
     found = await stage(
         [
             _envelope("stock"),
@@ -156,9 +156,33 @@ async def test_routing_picks_by_intent_and_obeys_the_client(router: Router) -> N
 
 async def test_an_unsure_route_goes_to_the_base_model(router: Router) -> None:
     config = RoutingConfig(artefact="x", min_confidence=0.95)
-    found = await Routing(_embed, router, config, "mini")([_envelope("between")])
+    found = await Routing(_embed, _embed, router, config, "mini")([_envelope("between")])
     assert found[0].route is not None
     assert found[0].route.adapter is None
+
+
+async def test_requests_for_embeddings_get_sentence_vectors_and_no_route(router: Router) -> None:
+    made = []
+
+    def make() -> Embedder:
+        made.append(1)
+        return lambda texts: np.full((len(texts), 3), 7, dtype=np.float32)
+
+    stage = Routing(_embed, lazily(make), router, RoutingConfig(artefact="x"), "mini")
+    await stage([_envelope("stock")])
+    assert made == []
+    asked, routed, _ = await stage(
+        [
+            _envelope("stock", model=EMBEDDING_MODEL),
+            _envelope("stock"),
+            _envelope("odd", model=EMBEDDING_MODEL),
+        ]
+    )
+    assert np.frombuffer(asked.embedding, np.float32).tolist() == [7, 7, 7]
+    assert asked.route is None
+    assert np.frombuffer(routed.embedding, np.float32).tolist() == [1, 0, 0]
+    assert routed.route is not None
+    assert made == [1]
 
 
 # -- policy ------------------------------------------------------------------------------------
