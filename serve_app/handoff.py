@@ -18,6 +18,7 @@ from serve_app.breaker import Breaker
 from serve_app.config import StageConfig
 from serve_app.protocol import Block, Envelope, Span
 from serve_app.steps import Fault, Row, Step, unavailable
+from serve_app.tasks import apart
 from serve_app.telemetry import NO_METRICS, StageMetrics
 
 #: Runs one step on a batch; `deadlines` are seconds since the epoch. See `serve_app.steps.run`.
@@ -150,7 +151,7 @@ class Handoff:
             batch = [self._queue.popleft() for _ in range(size)]
             waiting = [item for item in batch if not item.future.done()]
             if waiting:
-                task = asyncio.ensure_future(self._send(waiting))
+                task = apart(self._send(waiting))
                 self._in_flight.add(task)
                 task.add_done_callback(self._sent)
         self._metrics.queued(len(self._queue))

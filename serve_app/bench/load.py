@@ -13,11 +13,10 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from typing import cast
-from urllib.parse import urlsplit
 
-import httptools
 import uvloop
+
+from serve_app.bench.http import Connection, head_of
 
 _TIMEOUT_S = 60.0
 _SUBJECTS = ("rain boots", "winter coats", "garden hoses", "desk lamps", "running shoes")
@@ -58,84 +57,24 @@ def prompts(seed: int, *, distinct: bool) -> Iterator[str]:
         yield question.format(_SUBJECTS[shown % len(_SUBJECTS)], shown)
 
 
-class _Connection(asyncio.Protocol):
-    """One kept-alive HTTP/1.1 connection with one request on it at a time.
-
-    A load generator shares the machine with what it measures: this one costs a tenth of a
-    millisecond a request, a general HTTP client three to six times that.
-    """
-
-    def __init__(self) -> None:
-        self._transport: asyncio.Transport | None = None
-        self._answer: asyncio.Future[str] | None = None
-        self._parser = httptools.HttpResponseParser(self)
-        self.lost = False
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports are asyncio's by behaviour, not by class.
-        self._transport = cast(asyncio.Transport, transport)
-
-    def data_received(self, data: bytes) -> None:
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserError as error:
-            self._settle(type(error).__name__)
-            self.close()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.lost = True
-        self._settle(type(exc).__name__ if exc else "Disconnected")
-
-    def on_message_complete(self) -> None:
-        """Called by the parser at the end of a body, whether of a known length or chunked."""
-        status = str(self._parser.get_status_code())
-        if not self._parser.should_keep_alive():
-            self.close()
-        self._parser = httptools.HttpResponseParser(self)
-        self._settle(status)
-
-    def _settle(self, status: str) -> None:
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_result(status)
-
-    async def ask(self, request: bytes) -> str:
-        """The status of the answer to `request`, once it is there whole; or what went wrong."""
-        assert self._transport is not None
-        self._answer = asyncio.get_running_loop().create_future()
-        self._transport.write(request)
-        return await self._answer
-
-    def close(self) -> None:
-        """Hang up."""
-        self.lost = True
-        if self._transport is not None:
-            self._transport.close()
-
-
 async def measure(
     url: str, key: str, model: str, *, concurrency: int, seconds: float, seed: int, distinct: bool
 ) -> Result:
     """Keep `concurrency` requests in flight for `seconds`; answers that end later do not count."""
     result = Result(seconds=seconds)
     feed = prompts(seed, distinct=distinct)
-    target = urlsplit(url)
-    assert target.hostname is not None
-    host, port = target.hostname, target.port or 80
-    head = (
-        f"POST {target.path} HTTP/1.1\r\nHost: {host}:{port}\r\nAuthorization: Bearer {key}\r\n"
-        "Content-Type: application/json\r\nContent-Length: "
-    ).encode()
+    host, port, head = head_of(url, key)
     loop = asyncio.get_running_loop()
     deadline = time.perf_counter() + seconds
 
     async def client() -> None:
-        connection: _Connection | None = None
+        connection: Connection | None = None
         while (begun := time.perf_counter()) < deadline:
             message = {"role": "user", "content": next(feed)}
             body = json.dumps({"model": model, "messages": [message]}).encode()
             try:
                 if connection is None or connection.lost:
-                    _, connection = await loop.create_connection(_Connection, host, port)
+                    _, connection = await loop.create_connection(Connection, host, port)
                 async with asyncio.timeout(_TIMEOUT_S):
                     status = await connection.ask(head + b"%d\r\n\r\n" % len(body) + body)
             except (OSError, TimeoutError) as error:

@@ -26,12 +26,17 @@ def main(arguments: list[str] | None = None) -> int:
     gateway.add_argument("--seconds", type=float, default=8.0, help="of each measurement")
     gateway.add_argument("--concurrency", type=int, default=128)
     gateway.set_defaults(run=_gateway)
+    engine = verbs.add_parser("engine", help="our graph beside the bare engine's own server")
+    engine.add_argument("--rounds", type=int, default=3)
+    engine.add_argument("--seconds", type=float, default=10.0, help="of each measurement")
+    engine.add_argument("--placement", choices=("split", "fused"), action="append")
+    engine.set_defaults(run=_engine)
     soak = verbs.add_parser("soak", help="our graph under steady load: what grows, what slows")
     soak.add_argument("--minutes", type=float, default=30.0)
     soak.add_argument("--concurrency", type=int, default=32)
     soak.add_argument("--placement", choices=("split", "fused"), default="split")
     soak.set_defaults(run=_soak)
-    for verb in (gateway, soak):
+    for verb in (gateway, engine, soak):
         verb.add_argument("--report", type=Path, help="where to write rows and figures as JSON")
         verb.add_argument("--workdir", type=Path, default=_WORKDIR)
     options = parser.parse_args(arguments)
@@ -55,6 +60,20 @@ def _gateway(options: argparse.Namespace) -> dict[str, Any]:
     narrator.step("Against LiteLLM at its best of one or two workers (medians of the rounds)")
     for name, value in found["ratios"].items():
         narrator.say(f"{value:6.2f} x  {name}")
+    return found
+
+
+def _engine(options: argparse.Namespace) -> dict[str, Any]:
+    from serve_app.bench import engine
+
+    narrator = Narrator()
+    placements = tuple(options.placement or engine.Plan.placements)
+    plan = engine.Plan(options.rounds, options.seconds, placements=placements)
+    with _quiet(options.workdir) as folder:
+        found = engine.run(folder, plan, narrator)
+    narrator.step("Against the engine's own server (medians of the rounds)")
+    for name, value in found["ratios"].items():
+        narrator.say(f"{value:8.2f}  {name}")
     return found
 
 

@@ -9,6 +9,7 @@ from cluster.control.protocol import Proof, ServedAdapter
 from cluster.processes import share_interpreter
 from serve_app.config import EngineConfig
 from serve_app.engine.in_flight import Answer, InFlight
+from serve_app.engine.outbox import Parcel
 from serve_app.protocol import Delta, Generation, GenerationRequest
 from serve_app.scaling import WORK
 
@@ -22,7 +23,7 @@ class StaticEngineReplica:
     def __init__(self, model: BaseModelRef, config: EngineConfig) -> None:
         share_interpreter()
         self._model = model.path.rstrip("/").rpartition("/")[2]
-        self._in_flight = InFlight(self.complete)
+        self._in_flight = InFlight(self.complete, self._words)
 
     async def reconfigure(self, user_config: dict[str, object]) -> None:
         """Nothing is ever loaded."""
@@ -33,8 +34,12 @@ class StaticEngineReplica:
             ANSWER, self._model, 12, TOKENS, "stop", -0.01, -0.05, None, 0.0, "static"
         )
 
-    async def stream(self, request: GenerationRequest) -> AsyncIterator[Delta | Generation]:
+    async def stream(self, request: GenerationRequest, caller: str) -> AsyncIterator[Parcel]:
         """The fixed answer, word by word."""
+        async for parcel in self._in_flight.stream(request, caller):
+            yield parcel
+
+    async def _words(self, request: GenerationRequest) -> AsyncIterator[Delta | Generation]:
         for word in ANSWER.split(" "):
             yield Delta(word + " ")
         yield await self.complete(request)

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import yaml
@@ -28,11 +29,13 @@ from cluster.errors import ConflictError, HeadraceError
 from cluster.processes import alive, command, descendants, tell
 from cluster.types import Role
 from serve_app.bench.load import Result
-from serve_app.config import ServeConfig, StageConfig, StageTable
+from serve_app.bench.streams import Stream
+from serve_app.config import EngineConfig, ServeConfig, StageConfig, StageTable
 
 LITELLM = "1.106.2"
 REPOSITORY = Path(__file__).resolve().parents[2]
 _READY_S = 180.0
+_ENGINE_CORE = 0
 
 
 @dataclass(frozen=True)
@@ -58,21 +61,38 @@ class System:
         self, *, concurrency: int, seconds: float, seed: int, core: int | None, repeated: bool
     ) -> Result:
         """Load it from a process of its own, on `core` where one is given."""
-        pinned = ["taskset", "-c", str(core)] if core is not None else []
         arguments = [
-            *("--url", self.url, "--model", self.model, "--concurrency", str(concurrency)),
-            *("--seconds", str(seconds), "--seed", str(seed)),
+            *("--concurrency", str(concurrency), "--seconds", str(seconds), "--seed", str(seed)),
             *(("--repeated",) if repeated else ()),
         ]
+        return Result(**self._load("load", arguments, core, seconds))
+
+    def stream(
+        self, *, concurrency: int, seconds: float, seed: int, max_tokens: int
+    ) -> tuple[float, list[Stream]]:
+        """Open streams from a process of its own; the seconds it took, and the streams."""
+        arguments = [
+            *("--concurrency", str(concurrency), "--seconds", str(seconds), "--seed", str(seed)),
+            *("--max-tokens", str(max_tokens)),
+        ]
+        found = self._load("streams", arguments, None, seconds)
+        return float(found["seconds"]), [Stream(**one) for one in found["streams"]]
+
+    def _load(
+        self, module: str, arguments: list[str], core: int | None, seconds: float
+    ) -> dict[str, Any]:
+        pinned = ["taskset", "-c", str(core)] if core is not None else []
+        target = ["--url", self.url, "--model", self.model]
         done = subprocess.run(  # noqa: S603 - our own command line, no shell
-            [*pinned, sys.executable, "-m", "serve_app.bench.load", *arguments],
+            [*pinned, sys.executable, "-m", f"serve_app.bench.{module}", *target, *arguments],
             input=self.key + "\n",
             capture_output=True,
             text=True,
-            timeout=seconds + 120,
+            timeout=seconds + 240,
             check=True,
         )
-        return Result(**json.loads(done.stdout))
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
 
 
 def free_port() -> int:
@@ -172,6 +192,37 @@ def litellm(folder: Path, behind: System, workers: int) -> Iterator[System]:
         yield system
 
 
+@contextmanager
+def bare_engine(folder: Path) -> Iterator[System]:
+    """vLLM's own OpenAI server on the base model, with the engine settings ours has.
+
+    `vllm serve` looks for a distribution of that name, which the CPU build has not; this is the
+    module behind it.
+    """
+    model, engine = REPOSITORY / "cluster/models/headrace-mini", EngineConfig()
+    port, log = free_port(), folder / "vllm.log"
+    arguments = [
+        *("env", f"VLLM_CPU_KVCACHE_SPACE={engine.kv_cache_gib}"),
+        # Left to itself it computes on every core and its HTTP server starves: 570 tokens a second
+        # at 32 streams, against 1,900 with one core left free.
+        *(f"VLLM_CPU_OMP_THREADS_BIND={_ENGINE_CORE}",),
+        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
+        *("--model", str(model), "--served-model-name", model.name, "--dtype", "bfloat16"),
+        *("--host", "127.0.0.1", "--port", str(port), "--enforce-eager"),
+        *("--max-model-len", str(engine.max_model_len), "--max-num-seqs", str(engine.max_num_seqs)),
+        *("--enable-lora", "--max-loras", str(engine.max_loras)),
+        *("--max-cpu-loras", str(engine.max_cpu_loras)),
+        *("--max-lora-rank", str(engine.max_lora_rank)),
+        "--disable-log-stats",
+        "--disable-uvicorn-access-log",
+    ]
+    with _process(arguments, log) as pid:
+        url = f"http://127.0.0.1:{port}/v1/chat/completions"
+        system = System("vllm", url, "none", model.name, (pid,))
+        _await(system, pid, log)
+        yield system
+
+
 PLACEMENTS: dict[str, dict[str, object]] = {
     "fused": {"placement": "fused"},
     "split": {"placement": "split"},
@@ -190,8 +241,12 @@ PLACEMENTS: dict[str, dict[str, object]] = {
 
 
 @contextmanager
-def ours(folder: Path, config_path: Path, name: str) -> Iterator[System]:
-    """Our graph in the placement `name`, the only application of a Ray cluster of its own."""
+def ours(folder: Path, config_path: Path, name: str, engine: str = "static") -> Iterator[System]:
+    """Our graph in the placement `name`, the only application of a Ray cluster of its own.
+
+    `engine` is `static`, or `vllm` for the real one: what is asked then is the base model, whose
+    prompts carry no passages, as they carry none in the engine's own server.
+    """
     cluster_folder = folder / "cluster"
     if runtime.running(cluster_folder) is not None:
         raise ConflictError(f"a benchmark's cluster from {cluster_folder} is still up")
@@ -217,7 +272,10 @@ def ours(folder: Path, config_path: Path, name: str) -> Iterator[System]:
             f"context.index={workload / 'index'}",
         ]
         config = load(ServeConfig, config_path, settings).model_copy(update=PLACEMENTS[name])
-        yield _deploy(name, config, key, cluster.pid)
+        if engine == "vllm":
+            context = config.context.model_copy(update={"budget_tokens": {}})
+            config = config.model_copy(update={"context": context})
+        yield _deploy(name, config, key, cluster.pid, engine)
         ray.shutdown()
     finally:
         runtime.stop(cluster_folder)
@@ -235,14 +293,17 @@ def _workload(folder: Path, dashboard: str) -> Path:
     return out
 
 
-def _deploy(name: str, config: ServeConfig, key: str, head: int) -> System:
+def _deploy(name: str, config: ServeConfig, key: str, head: int, engine: str) -> System:
     from ray import serve
 
     from serve_app.bench.static import StaticEngineReplica
-    from serve_app.graph import build_graph
+    from serve_app.engine.replica import EngineReplica
+    from serve_app.graph import base_name, build_graph
 
-    serve.run(build_graph(config, StaticEngineReplica), name="bench", route_prefix="/")
+    replica = {"static": StaticEngineReplica, "vllm": EngineReplica}[engine]
+    serve.run(build_graph(config, replica), name="bench", route_prefix="/")
     url = f"http://127.0.0.1:{config.gateway.port}/v1/chat/completions"
-    system = System(f"headrace-{name}", url, key, "auto", (head,), upstream=":engine")
+    model = "auto" if engine == "static" else base_name(config)
+    system = System(f"headrace-{name}", url, key, model, (head,), upstream=":engine")
     _await(system, head, config.audit_dir / "none.log")
     return system

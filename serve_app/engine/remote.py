@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Coroutine
+import uuid
+from collections.abc import AsyncGenerator, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
 from serve_app.protocol import Delta, EngineFailed, EngineFault, Generation, GenerationRequest
+from serve_app.tasks import apart
 
 logger = logging.getLogger(__name__)
+_LATE_S = 10.0
+_Items = asyncio.Queue[Delta | Generation | EngineFault]
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,9 @@ class RemoteEngine:
         self._complete_many = handle.options(stream=True).complete_many
         self._stream = handle.options(stream=True).stream
         self._max_group = max_group
+        self._name = uuid.uuid4().hex
         self._leaving: list[_Waiting] = []
+        self._streams: dict[str, _Items] = {}
         self._calls: set[asyncio.Task[None]] = set()
 
     async def complete(self, request: GenerationRequest) -> Generation:
@@ -56,7 +62,7 @@ class RemoteEngine:
                 self._watch(item, call, group)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.ensure_future(work)
+        task = apart(work)
         self._calls.add(task)
         task.add_done_callback(self._calls.discard)
         return task
@@ -96,12 +102,38 @@ class RemoteEngine:
         for item in group:
             _fail(item, EngineFailed("the engine's replica gave no answer"))
 
-    async def stream(self, request: GenerationRequest) -> AsyncIterator[Delta | Generation]:
+    async def stream(self, request: GenerationRequest) -> AsyncGenerator[Delta | Generation, None]:
         """See `serve_app.protocol.Engine.stream`."""
-        async for item in self._stream.remote(request):
-            if isinstance(item, EngineFault):
-                raise item.raised()
-            yield item
+        items: _Items = asyncio.Queue()
+        self._streams[request.request_id] = items
+        self._start(self._carry(request, items))
+        ended = False
+        try:
+            while not ended:
+                item = await items.get()
+                ended = not isinstance(item, Delta)
+                if isinstance(item, EngineFault):
+                    raise item.raised()
+                yield item
+        finally:
+            if self._streams.get(request.request_id) is items:
+                del self._streams[request.request_id]
+            if not ended:
+                self._start(self._abort(request.request_id))
+
+    async def _carry(self, request: GenerationRequest, items: _Items) -> None:
+        """Read one call to its end, whatever becomes of its request: it carries others' items."""
+        try:
+            async for parcel in self._stream.remote(request, self._name):
+                for request_id, item in parcel:
+                    if request_id in self._streams:
+                        self._streams[request_id].put_nowait(item)
+        except Exception:  # ends the stream it was called for, if that still waits
+            logger.exception("the stream of %s broke", request.request_id)
+        else:
+            # The last items may have gone with another call that is still on its way.
+            await asyncio.sleep(_LATE_S if self._streams.get(request.request_id) is items else 0)
+        items.put_nowait(EngineFault("failed", "the engine's replica gave no answer"))
 
 
 def _settle(item: _Waiting, answer: Generation | EngineFault) -> None:

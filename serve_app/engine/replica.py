@@ -20,15 +20,8 @@ from cluster.processes import share_interpreter
 from cluster.storage import require_stable
 from serve_app.config import EngineConfig
 from serve_app.engine.in_flight import Answer, InFlight
-from serve_app.protocol import (
-    AdapterGone,
-    Delta,
-    EngineFault,
-    Generation,
-    GenerationRequest,
-    NotSupported,
-    PromptTooLong,
-)
+from serve_app.engine.outbox import Parcel
+from serve_app.protocol import GenerationRequest
 from serve_app.scaling import WORK
 
 logger = logging.getLogger(__name__)
@@ -44,7 +37,7 @@ class EngineReplica:
         share_interpreter()
         self._replica = serve.get_replica_context().replica_id.unique_id
         self._engine = VLLMEngine(model, config, self._replica)
-        self._in_flight = InFlight(self._engine.complete)
+        self._in_flight = InFlight(self._engine.complete, self._engine.stream)
         self._control = AsyncControlClient()
         self._config = config
         self._changing = asyncio.Lock()
@@ -72,16 +65,10 @@ class EngineReplica:
         """Stop a request that came with others."""
         self._in_flight.abort(request_id)
 
-    async def stream(
-        self, request: GenerationRequest
-    ) -> AsyncIterator[Delta | Generation | EngineFault]:
-        """The answer as it comes, or one fault."""
-        with self._in_flight.counted():
-            try:
-                async for item in self._engine.stream(request):
-                    yield item
-            except (AdapterGone, PromptTooLong, NotSupported) as error:
-                yield EngineFault.of(error)
+    async def stream(self, request: GenerationRequest, caller: str) -> AsyncIterator[Parcel]:
+        """See `serve_app.engine.in_flight.InFlight.stream`."""
+        async for parcel in self._in_flight.stream(request, caller):
+            yield parcel
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Serve asks for this now and then: see `serve_app.scaling`."""
