@@ -35,6 +35,8 @@ class Connection(asyncio.Protocol):
         self._answer: asyncio.Future[str] | None = None
         self._parser = httptools.HttpResponseParser(self)
         self.lost = False
+        self.retry_after_s = 0
+        """What the last refusal asked for."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports are asyncio's by behaviour, not by class.
@@ -50,6 +52,11 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.lost = True
         self._settle(type(exc).__name__ if exc else "Disconnected")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Called by the parser with each header."""
+        if name.lower() == b"retry-after" and value.isdigit():
+            self.retry_after_s = int(value)
 
     def on_body(self, body: bytes) -> None:
         """Called by the parser with each piece of a body."""

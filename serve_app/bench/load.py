@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -35,6 +36,8 @@ class Result:
     seconds: float = 0.0
     latencies_ms: list[float] = field(default_factory=list)
     errors: dict[str, int] = field(default_factory=dict)
+    by_second: list[int] = field(default_factory=list)
+    """Good answers in each second."""
 
     @property
     def rps(self) -> float:
@@ -58,14 +61,26 @@ def prompts(seed: int, *, distinct: bool) -> Iterator[str]:
 
 
 async def measure(
-    url: str, key: str, model: str, *, concurrency: int, seconds: float, seed: int, distinct: bool
+    url: str,
+    key: str,
+    model: str,
+    *,
+    concurrency: int,
+    seconds: float,
+    seed: int,
+    distinct: bool,
+    patient: bool = False,
 ) -> Result:
-    """Keep `concurrency` requests in flight for `seconds`; answers that end later do not count."""
-    result = Result(seconds=seconds)
+    """Keep `concurrency` requests in flight for `seconds`; answers that end later do not count.
+
+    A `patient` client that is refused waits for as long as the refusal says.
+    """
+    result = Result(seconds=seconds, by_second=[0] * math.ceil(seconds))
     feed = prompts(seed, distinct=distinct)
     host, port, head = head_of(url, key)
     loop = asyncio.get_running_loop()
-    deadline = time.perf_counter() + seconds
+    started = time.perf_counter()
+    deadline = started + seconds
 
     async def client() -> None:
         connection: Connection | None = None
@@ -82,8 +97,11 @@ async def measure(
             ended = time.perf_counter()
             if status != "200":
                 result.errors[status] = result.errors.get(status, 0) + 1
+                if patient and status == "429" and connection is not None:
+                    await asyncio.sleep(min(connection.retry_after_s, deadline - ended))
             elif ended <= deadline:
                 result.latencies_ms.append(round((ended - begun) * 1000, 3))
+                result.by_second[int(ended - started)] += 1
         if connection is not None:
             connection.close()
 
@@ -100,6 +118,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--repeated", action="store_true", help="prompts repeat after forty")
+    parser.add_argument("--patient", action="store_true", help="wait as long as a 429 says")
     options = parser.parse_args()
     result = uvloop.run(
         measure(
@@ -110,6 +129,7 @@ def main() -> int:
             seconds=options.seconds,
             seed=options.seed,
             distinct=not options.repeated,
+            patient=options.patient,
         )
     )
     json.dump(asdict(result), sys.stdout)

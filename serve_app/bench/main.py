@@ -1,4 +1,4 @@
-"""`python -m serve_app.bench.main gateway|soak`: benchmarks anyone can run."""
+"""`python -m serve_app.bench.main BENCHMARK`: benchmarks anyone can run."""
 
 from __future__ import annotations
 
@@ -36,7 +36,16 @@ def main(arguments: list[str] | None = None) -> int:
     soak.add_argument("--concurrency", type=int, default=32)
     soak.add_argument("--placement", choices=("split", "fused"), default="split")
     soak.set_defaults(run=_soak)
-    for verb in (gateway, engine, soak):
+    overload = verbs.add_parser("overload", help="ten times the clients the graph can serve")
+    overload.add_argument("--seconds", type=float, default=60.0)
+    overload.add_argument("--concurrency", type=int, default=128, help="clients that make the peak")
+    overload.set_defaults(run=_overload)
+    streams = verbs.add_parser("streams", help="hundreds of streams at once, every frame checked")
+    streams.add_argument("--concurrency", type=int, default=500)
+    streams.set_defaults(run=_streams)
+    for verb in (overload, streams):
+        verb.add_argument("--placement", choices=("split", "fused"), default="fused")
+    for verb in (gateway, engine, soak, overload, streams):
         verb.add_argument("--report", type=Path, help="where to write rows and figures as JSON")
         verb.add_argument("--workdir", type=Path, default=_WORKDIR)
     options = parser.parse_args(arguments)
@@ -74,6 +83,30 @@ def _engine(options: argparse.Namespace) -> dict[str, Any]:
     narrator.step("Against the engine's own server (medians of the rounds)")
     for name, value in found["ratios"].items():
         narrator.say(f"{value:8.2f}  {name}")
+    return found
+
+
+def _overload(options: argparse.Namespace) -> dict[str, Any]:
+    from serve_app.bench import pressure
+
+    narrator = Narrator()
+    plan = pressure.Plan(options.placement, options.seconds, options.concurrency)
+    with _quiet(options.workdir) as folder:
+        found = pressure.overload(folder, plan, narrator)
+    narrator.step(f"{found['goodput']:.2f} of the peak; {found['refused']} clean refusals")
+    narrator.say(f"other errors: {found['other_errors']}")
+    narrator.say(f"recovered after {found['recovered_after_s']} s")
+    return found
+
+
+def _streams(options: argparse.Namespace) -> dict[str, Any]:
+    from serve_app.bench import pressure
+
+    narrator = Narrator()
+    plan = pressure.Plan(options.placement, concurrency=options.concurrency)
+    with _quiet(options.workdir) as folder:
+        found = pressure.streams(folder, plan, narrator)
+    narrator.step(f"{found['complete']} of {found['streams']} complete in {found['seconds']} s")
     return found
 
 

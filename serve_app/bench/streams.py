@@ -23,6 +23,7 @@ from serve_app.bench.http import Connection, head_of
 from serve_app.bench.load import prompts
 
 _TIMEOUT_S = 120.0
+_SHOWN = 400
 _TOKENS = re.compile(rb'"completion_tokens": ?(\d+)')
 _REASON = re.compile(rb'"finish_reason": ?"')
 _CONTENT = re.compile(rb'"content": ?"[^"]')
@@ -37,8 +38,11 @@ class Stream:
     total_ms: float = 0.0
     tokens: int = 0
     gaps_ms: list[float] = field(default_factory=list)
+    text: str = ""
     whole: bool = False
     """Opened, said why it finished, counted its tokens and closed."""
+    problem: str = ""
+    """The end of what came instead."""
 
 
 class _Frames:
@@ -68,9 +72,19 @@ class _Frames:
         self.stream.tokens = int(counted[-1]) if counted else 0
         self.stream.total_ms = round((time.perf_counter() - self._begun) * 1000, 3)
         reasons = len(_REASON.findall(body))
+        self.stream.text = _text(body)
         ended = body.rstrip().endswith(b"data: [DONE]")
         self.stream.whole = status == "200" and ended and reasons == 1 and bool(counted)
+        if not self.stream.whole:
+            self.stream.problem = body[-_SHOWN:].decode(errors="replace")
         return self.stream
+
+
+def _text(body: bytes) -> str:
+    """What the frames of `body` say, put together."""
+    events = [line[6:] for line in body.splitlines() if line.startswith(b"data: {")]
+    choices = [choice for event in events for choice in json.loads(event).get("choices", ())]
+    return "".join(choice.get("delta", {}).get("content") or "" for choice in choices)
 
 
 async def measure(

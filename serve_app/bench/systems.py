@@ -58,12 +58,20 @@ class System:
         return [pid for pid in found if pid not in behind], behind
 
     def measure(
-        self, *, concurrency: int, seconds: float, seed: int, core: int | None, repeated: bool
+        self,
+        *,
+        concurrency: int,
+        seconds: float,
+        seed: int,
+        core: int | None = None,
+        repeated: bool = False,
+        patient: bool = False,
     ) -> Result:
         """Load it from a process of its own, on `core` where one is given."""
         arguments = [
             *("--concurrency", str(concurrency), "--seconds", str(seconds), "--seed", str(seed)),
             *(("--repeated",) if repeated else ()),
+            *(("--patient",) if patient else ()),
         ]
         return Result(**self._load("load", arguments, core, seconds))
 
@@ -241,11 +249,18 @@ PLACEMENTS: dict[str, dict[str, object]] = {
 
 
 @contextmanager
-def ours(folder: Path, config_path: Path, name: str, engine: str = "static") -> Iterator[System]:
+def ours(
+    folder: Path,
+    config_path: Path,
+    name: str,
+    engine: str = "static",
+    settings: tuple[str, ...] = (),
+) -> Iterator[System]:
     """Our graph in the placement `name`, the only application of a Ray cluster of its own.
 
     `engine` is `static`, or `vllm` for the real one: what is asked then is the base model, whose
-    prompts carry no passages, as they carry none in the engine's own server.
+    prompts carry no passages, as they carry none in the engine's own server. `settings` are
+    `KEY=VALUE` overrides of the configuration.
     """
     cluster_folder = folder / "cluster"
     if runtime.running(cluster_folder) is not None:
@@ -264,14 +279,15 @@ def ours(folder: Path, config_path: Path, name: str, engine: str = "static") -> 
         key = ControlClient().issue_key("bench", [Role.INFERENCE], {})
         serve.start(http_options={"host": "127.0.0.1", "port": cluster.proxy_port})
         port = free_port()
-        settings = [
+        paths = [
             f"base_model.path={REPOSITORY / 'cluster/models/headrace-mini'}",
             f"state={cluster_folder / 'state'}",
             f"gateway.port={port}",
             f"routing.artefact={workload / 'router'}",
             f"context.index={workload / 'index'}",
         ]
-        config = load(ServeConfig, config_path, settings).model_copy(update=PLACEMENTS[name])
+        config = load(ServeConfig, config_path, [*paths, *settings])
+        config = config.model_copy(update=PLACEMENTS[name])
         if engine == "vllm":
             context = config.context.model_copy(update={"budget_tokens": {}})
             config = config.model_copy(update={"context": context})

@@ -40,12 +40,18 @@ class Outbox:
     async def carry(self, own: asyncio.Task[None]) -> AsyncIterator[Parcel]:
         """What one call sends, until its `own` request is done and nothing is left to send."""
         self.calls += 1
+        sent = False
         try:
             while True:
                 if self._items:
                     parcel, self._items = self._items, []
+                    sent = True
                     yield parcel
                 elif own.done():
+                    if not sent:
+                        # gRPC may lose the headers of a stream without a message, and Ray Serve
+                        # then takes the call for a broken one.
+                        yield []
                     return
                 else:
                     await self._wait(own)

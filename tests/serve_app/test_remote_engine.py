@@ -189,6 +189,15 @@ async def test_streams_come_whole_and_in_order_on_fewer_messages(
     assert handle.in_flight.under_way == 0
 
 
+async def test_every_call_sends_a_message_also_where_others_carried_its_items(
+    handle: Handle,
+) -> None:
+    async def call(name: str) -> int:
+        return len([p async for p in handle.in_flight.stream(_request(name), "gateway")])
+
+    assert min(await asyncio.gather(*(call(f"r{i}") for i in range(20)))) >= 1
+
+
 async def test_a_stream_that_is_left_stops_its_request_and_no_other(
     engine: Engine, remote: RemoteEngine
 ) -> None:
@@ -219,7 +228,7 @@ async def test_a_request_given_up_before_it_arrives_is_not_worked_on(
 ) -> None:
     engine.gates["late"] = asyncio.Event()
     handle.in_flight.abort("late")
-    assert [p async for p in handle.in_flight.stream(_request("late"), "gateway")] == []
+    assert [p async for p in handle.in_flight.stream(_request("late"), "gateway")] == [[]]
     assert handle.in_flight.under_way == 0
 
 
