@@ -7,6 +7,7 @@ every process of the cluster; `cluster.runtime` sets them.
 from __future__ import annotations
 
 import functools
+import logging
 from typing import Any
 
 #: Documented throughput switches of Ray Serve.
@@ -59,3 +60,17 @@ def share_ingress_port(port: int) -> None:
 async def _start_shared(app: Any, options: Any, *, start: Any, port: int, **settings: Any) -> Any:
     shared = options.model_copy(update={"port": port})
     return await start(app, shared, **{**settings, "enable_so_reuseport": True})
+
+
+def log_with_serve() -> None:
+    """Send this process's own log records where Serve sends its: into the replica's log file.
+
+    Serve gives handlers to its own logger only, so that in a replica everybody else's warnings are
+    lost, and neither the dashboard nor a log shipper sees them.
+    """
+    handlers = logging.getLogger("ray.serve").handlers
+    for package in ("cluster", "serve_app"):
+        logger = logging.getLogger(package)
+        logger.handlers = list(handlers)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False

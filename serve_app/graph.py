@@ -18,7 +18,7 @@ from cluster.control.client import AsyncControlClient
 from cluster.control.protocol import ENGINE_DEPLOYMENT, RoutingTable
 from cluster.embedding import token_counter
 from cluster.processes import share_interpreter
-from cluster.ray_private import share_ingress_port
+from cluster.ray_private import log_with_serve, share_ingress_port
 from serve_app.breaker import Breaker
 from serve_app.cache import ResponseCache
 from serve_app.config import Autoscaling, ServeConfig, StageConfig
@@ -93,6 +93,7 @@ class StageReplica:
 
     def __init__(self, name: str, config: ServeConfig) -> None:
         share_interpreter()
+        log_with_serve()
         replica = serve.get_replica_context().replica_id.unique_id
         self._stage = make_stage(name, config, replica)
         self._under_way = 0
@@ -117,6 +118,7 @@ class Gateway:
         self, config: ServeConfig, engine: DeploymentHandle, stages: dict[str, DeploymentHandle]
     ) -> None:
         share_interpreter()
+        log_with_serve()
         self._config = config
         self._control = AsyncControlClient()
         self._table = RoutingTable(0)

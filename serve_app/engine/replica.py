@@ -17,6 +17,7 @@ from cluster.control.client import AsyncControlClient
 from cluster.control.protocol import Proof, ServedAdapter
 from cluster.control.swap import check_proofs
 from cluster.processes import share_interpreter
+from cluster.ray_private import log_with_serve
 from cluster.storage import require_stable
 from serve_app.config import EngineConfig
 from serve_app.engine.in_flight import Answer, InFlight
@@ -35,6 +36,7 @@ class EngineReplica:
         from serve_app.engine.vllm import VLLMEngine
 
         share_interpreter()
+        log_with_serve()
         self._replica = serve.get_replica_context().replica_id.unique_id
         self._engine = VLLMEngine(model, config, self._replica)
         self._in_flight = InFlight(self._engine.complete, self._engine.stream)
