@@ -9,11 +9,13 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from cluster.control.protocol import RoutingTable
 from cluster.types import Role
 from serve_app.config import GatewayConfig
 from serve_app.gateway import errors
+from serve_app.gateway.admission import Admission
 from serve_app.gateway.auth import Authenticator
 from serve_app.gateway.completions import Completions
 from serve_app.gateway.embeddings import CountTokens, Embeddings
@@ -33,7 +35,7 @@ def create_app(
     base_model: str,
     config: GatewayConfig,
     count_tokens: CountTokens,
-) -> Starlette:
+) -> ASGIApp:
     """The ASGI application of one gateway replica."""
     completions = Completions(road, authenticate, table, base_model, config)
     embeddings = Embeddings(road, authenticate, config, count_tokens)
@@ -53,7 +55,7 @@ def create_app(
         await authenticate(request.headers.get("authorization"), Role.INFERENCE)
         return JSONResponse({"object": "list", "data": _models(table(), base_model)})
 
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/v1/chat/completions", chat, methods=["POST"]),
             Route("/v1/completions", text, methods=["POST"]),
@@ -64,6 +66,7 @@ def create_app(
         ],
         exception_handlers=errors.HANDLERS,
     )
+    return Admission(app, lambda: road.full(config.max_under_way))
 
 
 def _models(table: RoutingTable, base_model: str) -> list[dict[str, Any]]:

@@ -21,7 +21,6 @@ from serve_app.gateway.bodies import parse
 from serve_app.gateway.errors import Refused
 from serve_app.gateway.road import Road
 from serve_app.gateway.streams import streamed
-from serve_app.handoff import overloaded
 from serve_app.protocol import Block, Envelope, Sampling
 from serve_app.stages.routing import AUTO
 
@@ -51,8 +50,6 @@ class Completions:
 
         Every choice walks the whole road and has a trace of its own: each is judged and recorded.
         """
-        if self._road.full(self._config.max_under_way):
-            raise Refused(overloaded())
         principal = await self._authenticate(request.headers.get("authorization"), Role.INFERENCE)
         body = await parse(request, shape, self._config.max_body_bytes)
         self._check(body)

@@ -20,7 +20,6 @@ from serve_app.gateway.auth import Authenticator
 from serve_app.gateway.bodies import parse
 from serve_app.gateway.errors import Refused
 from serve_app.gateway.road import Road
-from serve_app.handoff import overloaded
 from serve_app.protocol import EMBEDDING_MODEL, Block, Envelope, Sampling
 from serve_app.steps import unavailable
 
@@ -45,8 +44,6 @@ class Embeddings:
 
     async def __call__(self, request: Request) -> Response:
         """Embed each text of the body."""
-        if self._road.full(self._config.max_under_way):
-            raise Refused(overloaded())
         principal = await self._authenticate(request.headers.get("authorization"), Role.INFERENCE)
         body = await parse(request, wire.EmbeddingsRequest, self._config.max_body_bytes)
         if body.model != EMBEDDING_MODEL:
