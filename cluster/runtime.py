@@ -88,8 +88,11 @@ def _free_ports(count: int) -> list[int]:
     return ports
 
 
-def start(workdir: Path, *, num_cpus: int) -> LocalCluster:
+def start(workdir: Path, *, num_cpus: int, token: str | None = None) -> LocalCluster:
     """Start a Ray head of `num_cpus` logical CPUs whose state is kept in `workdir`.
+
+    A process reads its Ray token once: who attaches to one cluster after another gives them all the
+    same `token`. Otherwise each has its own.
 
     Raises:
         ConflictError: one started from this `workdir` still runs.
@@ -100,7 +103,7 @@ def start(workdir: Path, *, num_cpus: int) -> LocalCluster:
     workdir.mkdir(parents=True, exist_ok=True)
     token_path = workdir / "auth_token"
     token_path.touch(mode=0o600)
-    token_path.write_text(secrets.token_hex(32), encoding="ascii")
+    token_path.write_text(token or secrets.token_hex(32), encoding="ascii")
     gcs, dashboard, agent, agent_grpc, metrics, client, proxy = _free_ports(7)
     log = (workdir / "ray.log").open("w", encoding="utf-8")
     process = subprocess.Popen(  # noqa: S603 - our own command line, no shell

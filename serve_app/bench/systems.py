@@ -231,6 +231,9 @@ def bare_engine(folder: Path) -> Iterator[System]:
         yield system
 
 
+#: Fused, gateways do all the work, and there is one for each core, as the proxies have a worker for
+#: each. Split, one of them gathers larger batches.
+_GATEWAYS = {"fused": 2}
 PLACEMENTS: dict[str, dict[str, object]] = {
     "fused": {"placement": "fused"},
     "split": {"placement": "split"},
@@ -265,8 +268,10 @@ def ours(
     cluster_folder = folder / "cluster"
     if runtime.running(cluster_folder) is not None:
         raise ConflictError(f"a benchmark's cluster from {cluster_folder} is still up")
+    kept = cluster_folder / "auth_token"
+    token = kept.read_text(encoding="ascii") if kept.exists() else None
     shutil.rmtree(cluster_folder, ignore_errors=True)
-    cluster = runtime.start(cluster_folder, num_cpus=32)
+    cluster = runtime.start(cluster_folder, num_cpus=32, token=token)
     try:
         runtime.attach(cluster)
         import ray
@@ -286,7 +291,11 @@ def ours(
             f"routing.artefact={workload / 'router'}",
             f"context.index={workload / 'index'}",
         ]
-        config = load(ServeConfig, config_path, [*paths, *settings])
+        gateways = [
+            f"gateway.autoscaling.{bound}={_GATEWAYS.get(name, 1)}"
+            for bound in ("min_replicas", "max_replicas")
+        ]
+        config = load(ServeConfig, config_path, [*paths, *gateways, *settings])
         config = config.model_copy(update=PLACEMENTS[name])
         if engine == "vllm":
             context = config.context.model_copy(update={"budget_tokens": {}})
