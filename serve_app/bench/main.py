@@ -93,7 +93,7 @@ def _overload(options: argparse.Namespace) -> dict[str, Any]:
     plan = pressure.Plan(options.placement, options.seconds, options.concurrency)
     with _quiet(options.workdir) as folder:
         found = pressure.overload(folder, plan, narrator)
-    narrator.step(f"{found['goodput']:.2f} of the peak; {found['refused']} clean refusals")
+    narrator.step(f"{found['goodput']:.3f} of the peak; {found['refused']} clean refusals")
     narrator.say(f"other errors: {found['other_errors']}")
     narrator.say(f"recovered after {found['recovered_after_s']} s")
     return found
