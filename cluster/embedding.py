@@ -31,11 +31,11 @@ def routing_embedder(precision: Precision) -> MiniLM:
     """What routing, retrieval, novelty and the semantic cache see of a text; the data jobs as well.
 
     The model's first four layers and a linear map (`train_jobs.base_model.routing_map`), at two
-    thirds of the time of all six in batches of 32 and three quarters for one text. On intents of CLINC150 and, with six domains at once, of
-    MultiDoGO, against the whole model: accuracy of a linear classifier .948 against .954 and .442
-    against .450; nearest neighbour of the right intent .912 against .871 and .416 against .417;
-    AUROC of novelty .980 against .970. Depth, ridge and the default floors were chosen on CLINC150's
-    validation split and on MultiDoGO's dev split, which these figures are of too.
+    thirds of the time of all six in batches of 32 and three quarters for one text. On intents of
+    CLINC150 and, with six domains at once, of MultiDoGO, against the whole model: accuracy of a
+    linear classifier .948 against .954 and .442 against .450; nearest neighbour of the right intent
+    .912 against .871 and .416 against .417; AUROC of novelty .980 against .970. Depth, ridge and
+    the default floors were chosen on the splits these figures are of: validation and dev.
     """
     from safetensors.numpy import load_file
 
