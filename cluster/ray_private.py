@@ -74,3 +74,10 @@ def log_with_serve() -> None:
         logger.handlers = list(handlers)
         logger.setLevel(logging.INFO)
         logger.propagate = False
+
+
+def node_address() -> str:
+    """The address by which other nodes reach this one; loopback where Ray was told to stay there."""
+    import ray
+
+    return str(ray.util.get_node_ip_address())

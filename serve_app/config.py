@@ -63,10 +63,6 @@ class EngineConfig(ConfigModel):
     autoscaling: Autoscaling = Autoscaling(target_ongoing_requests=16)
     num_cpus: float = 1.0
     num_gpus: float = 0.0
-    max_ongoing_requests: int = 256
-    """Calls a replica takes at a time; a call carries up to `max_group` requests."""
-    max_group: int = Field(default=32, ge=1)
-    """Most requests that leave a gateway in the same instant and share a call."""
     max_model_len: int = 512
     max_num_seqs: int = 64
     max_loras: int = 5

@@ -18,7 +18,7 @@ from cluster.control.client import AsyncControlClient
 from cluster.control.protocol import ENGINE_DEPLOYMENT, RoutingTable
 from cluster.embedding import token_counter
 from cluster.processes import share_interpreter
-from cluster.ray_private import log_with_serve, share_ingress_port
+from cluster.ray_private import log_with_serve, node_address, share_ingress_port
 from serve_app.breaker import Breaker
 from serve_app.cache import ResponseCache
 from serve_app.config import Autoscaling, ServeConfig, StageConfig
@@ -30,6 +30,8 @@ from serve_app.gateway.road import Road
 from serve_app.handoff import Crowd, Handoff, InProcess, StageCall
 from serve_app.protocol import STAGES, Stage
 from serve_app.ray_metrics import RayStageMetrics
+from serve_app.rpc.pool import Pool
+from serve_app.rpc.server import Address, Server
 from serve_app.scaling import POLICY, WORK
 from serve_app.steps import STEPS, Row, Step, run
 
@@ -97,8 +99,17 @@ class StageReplica:
         replica = serve.get_replica_context().replica_id.unique_id
         self._stage = make_stage(name, config, replica)
         self._under_way = 0
+        self._server = Server(replica, {"run": self._run})
 
-    async def __call__(self, step: str, rows: list[Row], deadlines: list[float]) -> list[Any]:
+    async def address(self) -> Address:
+        """Where gateways call this replica."""
+        return await self._server.address(node_address())
+
+    async def __del__(self) -> None:
+        # Serve awaits this before it stops the replica; batches under way are seen out.
+        await self._server.leave()
+
+    async def _run(self, step: str, rows: list[Row], deadlines: list[float]) -> list[Any]:
         """Hand the batch to the stage."""
         self._under_way += len(rows)
         try:
@@ -123,15 +134,14 @@ class Gateway:
         self._control = AsyncControlClient()
         self._table = RoutingTable(0)
         replica = serve.get_replica_context().replica_id.unique_id
-        calls = {name: _remote(handle) for name, handle in stages.items()}
+        calls = {name: _remote(_pool(name, handle)) for name, handle in stages.items()}
         for name in STAGES:
             if name not in calls:
                 calls[name] = _local(make_stage(name, config, replica))
         hops = _hops(calls, config, remote=set(stages))
         cache = ResponseCache(config.cache, config.policy_version)
-        self._road = Road(
-            hops, RemoteEngine(engine, config.engine.max_group), lambda: self._table, cache
-        )
+        replicas = _pool(ENGINE_DEPLOYMENT, engine)
+        self._road = Road(hops, RemoteEngine(replicas), lambda: self._table, cache)
         self._follower: asyncio.Task[None] | None = None
 
     async def __serve_build_asgi_app__(self) -> Any:
@@ -181,12 +191,20 @@ def _hops(calls: dict[str, StageCall], config: ServeConfig, remote: set[str]) ->
     return made
 
 
-def _remote(handle: DeploymentHandle) -> StageCall:
-    # What crosses is ours, importable on both sides: Serve's cloudpickle would look for more.
-    handle = handle.options(request_serialization="pickle", response_serialization="pickle")
+def _pool(name: str, handle: DeploymentHandle) -> Pool:
+    # Serve keeps replicas alive, scales them and says which there are; requests go to them directly,
+    # for a tenth of what its handle's call costs.
+    async def discover() -> list[Address]:
+        return list(await handle.broadcast("address").results_async())
 
+    return Pool(name, discover)
+
+
+def _remote(replicas: Pool) -> StageCall:
     async def call(step: Step, rows: list[Row], deadlines: list[float]) -> list[Any]:
-        result: list[Any] = await handle.remote(step.name, rows, deadlines)
+        result: list[Any] = await replicas.call(
+            "run", step.name, rows, deadlines, again=not step.once
+        )
         return result
 
     return call
@@ -218,7 +236,6 @@ def _stage_deployment(name: str, config: ServeConfig) -> Any:
         name=name,
         autoscaling_config=_scaling(stage.autoscaling, by_requests=True),
         ray_actor_options={"num_cpus": stage.num_cpus},
-        max_ongoing_requests=64,
         graceful_shutdown_timeout_s=5,
     )
     return deployment.bind(name, config)
@@ -240,7 +257,6 @@ def build_graph(config: ServeConfig, engine_class: type = EngineReplica) -> Any:
         },
         # Makes Serve await `reconfigure` before a replica takes traffic.
         user_config={},
-        max_ongoing_requests=config.engine.max_ongoing_requests,
         # A swap never waits for this; it bounds how long a stopped replica may finish streams.
         graceful_shutdown_timeout_s=_STREAM_LIMIT_S if config.engine.num_gpus else 10,
         health_check_timeout_s=60,

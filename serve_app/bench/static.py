@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
+
+from ray import serve
 
 from cluster.config import BaseModelRef
 from cluster.control.protocol import Proof, ServedAdapter
 from cluster.processes import share_interpreter
+from cluster.ray_private import node_address
 from serve_app.config import EngineConfig
-from serve_app.engine.in_flight import Answer, InFlight
-from serve_app.engine.outbox import Parcel
+from serve_app.engine.in_flight import InFlight
 from serve_app.protocol import Delta, Generation, GenerationRequest
+from serve_app.rpc.server import Address, Server
 from serve_app.scaling import WORK
 
 ANSWER = "This is the fixed answer of a static engine, sixteen tokens or so of plain text."
@@ -24,6 +27,8 @@ class StaticEngineReplica:
         share_interpreter()
         self._model = model.path.rstrip("/").rpartition("/")[2]
         self._in_flight = InFlight(self.complete, self._words)
+        replica = serve.get_replica_context().replica_id.unique_id
+        self._server = Server(replica, self._in_flight.methods)
 
     async def reconfigure(self, user_config: dict[str, object]) -> None:
         """Nothing is ever loaded."""
@@ -34,26 +39,14 @@ class StaticEngineReplica:
             ANSWER, self._model, 12, TOKENS, "stop", -0.01, -0.05, None, 0.0, "static"
         )
 
-    async def stream(self, request: GenerationRequest, caller: str) -> AsyncIterator[Parcel]:
-        """The fixed answer, word by word."""
-        async for parcel in self._in_flight.stream(request, caller):
-            yield parcel
-
     async def _words(self, request: GenerationRequest) -> AsyncIterator[Delta | Generation]:
         for word in ANSWER.split(" "):
             yield Delta(word + " ")
         yield await self.complete(request)
 
-    async def complete_many(
-        self, requests: Sequence[GenerationRequest]
-    ) -> AsyncIterator[list[tuple[int, Answer]]]:
+    async def address(self) -> Address:
         """As the real replica."""
-        async for answers in self._in_flight.many(requests):
-            yield answers
-
-    async def abort(self, request_id: str) -> None:
-        """As the real replica."""
-        self._in_flight.abort(request_id)
+        return await self._server.address(node_address())
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """As the real replica."""

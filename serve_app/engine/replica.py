@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 from ray import serve
@@ -17,12 +16,11 @@ from cluster.control.client import AsyncControlClient
 from cluster.control.protocol import Proof, ServedAdapter
 from cluster.control.swap import check_proofs
 from cluster.processes import share_interpreter
-from cluster.ray_private import log_with_serve
+from cluster.ray_private import log_with_serve, node_address
 from cluster.storage import require_stable
 from serve_app.config import EngineConfig
-from serve_app.engine.in_flight import Answer, InFlight
-from serve_app.engine.outbox import Parcel
-from serve_app.protocol import GenerationRequest
+from serve_app.engine.in_flight import InFlight
+from serve_app.rpc.server import Address, Server
 from serve_app.scaling import WORK
 
 logger = logging.getLogger(__name__)
@@ -40,6 +38,7 @@ class EngineReplica:
         self._replica = serve.get_replica_context().replica_id.unique_id
         self._engine = VLLMEngine(model, config, self._replica)
         self._in_flight = InFlight(self._engine.complete, self._engine.stream)
+        self._server = Server(self._replica, self._in_flight.methods)
         self._control = AsyncControlClient()
         self._config = config
         self._changing = asyncio.Lock()
@@ -52,25 +51,13 @@ class EngineReplica:
         if self._follower is None:
             self._follower = asyncio.ensure_future(self._follow())
 
-    async def complete(self, request: GenerationRequest) -> Answer:
-        """The whole answer, or a fault."""
-        return await self._in_flight.one(request)
+    async def address(self) -> Address:
+        """Where gateways call this replica for generations."""
+        return await self._server.address(node_address())
 
-    async def complete_many(
-        self, requests: Sequence[GenerationRequest]
-    ) -> AsyncIterator[list[tuple[int, Answer]]]:
-        """See `serve_app.engine.in_flight.InFlight.many`."""
-        async for answers in self._in_flight.many(requests):
-            yield answers
-
-    async def abort(self, request_id: str) -> None:
-        """Stop a request that came with others."""
-        self._in_flight.abort(request_id)
-
-    async def stream(self, request: GenerationRequest, caller: str) -> AsyncIterator[Parcel]:
-        """See `serve_app.engine.in_flight.InFlight.stream`."""
-        async for parcel in self._in_flight.stream(request, caller):
-            yield parcel
+    async def __del__(self) -> None:
+        # Serve awaits this before it stops the replica; requests under way are seen out.
+        await self._server.leave()
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Serve asks for this now and then: see `serve_app.scaling`."""
