@@ -192,8 +192,8 @@ def _hops(calls: dict[str, StageCall], config: ServeConfig, remote: set[str]) ->
 
 
 def _pool(name: str, handle: DeploymentHandle) -> Pool:
-    # Serve keeps replicas alive, scales them and says which there are; requests go to them directly,
-    # for a tenth of what its handle's call costs.
+    # Serve keeps replicas alive, scales them and says which there are; requests go to them
+    # directly, for a tenth of what its handle's call costs.
     async def discover() -> list[Address]:
         return list(await handle.broadcast("address").results_async())
 

@@ -43,12 +43,18 @@ class Crowd:
         return self.walking // self._stations
 
 
-@dataclass
-class _Waiting:
+@dataclass(slots=True)
+class Pending:
+    """One envelope on its way through a stage."""
+
+    started: float
     row: Row
-    since: float
     deadline: float
-    future: asyncio.Future[tuple[Any, int]]
+    answer: asyncio.Future[tuple[Any, int]] | None
+    """The stage's result and the size of its batch; None where the stage was not asked."""
+    outcome: str = "ok"
+    ended: float = 0.0
+    walking: bool = True
 
 
 class Handoff:
@@ -73,7 +79,7 @@ class Handoff:
         self._metrics = metrics
         self._crowd = crowd or Crowd(stations=1_000_000)
         self._timer: asyncio.TimerHandle | None = None
-        self._queue: deque[_Waiting] = deque()
+        self._queue: deque[Pending] = deque()
         self._in_flight: set[asyncio.Task[None]] = set()
 
     @property
@@ -87,54 +93,68 @@ class Handoff:
         A stage that fails, runs past its budget or is cut off never raises here: by its failure
         rule the envelope goes on with a warning, or is blocked with 503.
         """
-        started = time.perf_counter()
+        await self.finish(envelope, self.start(envelope))
+
+    def start(self, envelope: Envelope) -> Pending:
+        """Hand `envelope` over without waiting; `finish` or `abandon` what is returned."""
+        now = time.perf_counter()
+        pending = Pending(now, (), 0.0, None)
         self._crowd.walking += 1
-        try:
-            batch, outcome = await self._pass(envelope, started)
-        finally:
-            self._crowd.walking -= 1
-        if outcome != "ok":
-            self._apply_failure_rule(envelope, outcome)
-        elapsed = (time.perf_counter() - started) * 1000
-        envelope.spans.append(Span(self.step.stage, round(elapsed, 3), batch, outcome))
-        self._metrics.passed(elapsed, outcome, self._breaker.state(time.perf_counter()))
-
-    async def _pass(self, envelope: Envelope, started: float) -> tuple[int, str]:
-        batch, outcome = 0, "ok"
-        if not self._breaker.allows(started):
-            outcome = "breaker open"
+        if not self._breaker.allows(now):
+            pending.outcome = "breaker open"
         elif self.full:
-            outcome = "queue full"
+            pending.outcome = "queue full"
         else:
-            try:
-                batch, outcome = await self._hand_over(envelope)
-            finally:
-                # A client that went away says nothing of the stage.
-                if outcome != "ok" or batch:
-                    self._breaker.record(outcome == "ok", time.perf_counter())
-        return batch, outcome
+            pending.row = self.step.take(envelope)
+            pending.deadline = time.time() + self._config.budget_ms / 1000
+            pending.answer = asyncio.get_running_loop().create_future()
+            self._queue.append(pending)
+            self._dispatch()
+        return pending
 
-    async def _hand_over(self, envelope: Envelope) -> tuple[int, str]:
-        budget = self._config.budget_ms / 1000
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[tuple[Any, int]] = loop.create_future()
-        row = self.step.take(envelope)
-        self._queue.append(_Waiting(row, time.perf_counter(), time.time() + budget, future))
-        self._dispatch()
+    async def finish(self, envelope: Envelope, pending: Pending) -> None:
+        """Wait for the stage, within its budget, and write what it did to `envelope`."""
+        batch = 0
         try:
-            async with asyncio.timeout(budget):
-                result, batch = await future
-        except TimeoutError:
-            return 0, "late"
-        except Exception as error:  # a stage's fault must cost its own step, not the gateway
-            return 0, f"failed: {type(error).__name__}"
-        return self._apply(envelope, result, batch)
+            if pending.answer is not None:
+                batch = await self._receive(envelope, pending, pending.answer)
+                self._breaker.record(pending.outcome == "ok", time.perf_counter())
+        finally:
+            self.abandon(pending)
+        self._close(envelope, pending, batch)
 
-    def _apply(self, envelope: Envelope, result: Any, batch: int) -> tuple[int, str]:
+    def _close(self, envelope: Envelope, pending: Pending, batch: int) -> None:
+        if pending.outcome != "ok":
+            self._apply_failure_rule(envelope, pending.outcome)
+        elapsed = ((pending.ended or time.perf_counter()) - pending.started) * 1000
+        envelope.spans.append(Span(self.step.stage, round(elapsed, 3), batch, pending.outcome))
+        self._metrics.passed(elapsed, pending.outcome, self._breaker.state(time.perf_counter()))
+
+    def abandon(self, pending: Pending) -> None:
+        """Nobody waits for it any more. A client that went away says nothing of the stage."""
+        if pending.walking:
+            pending.walking = False
+            self._crowd.walking -= 1
+            if pending.answer is not None:
+                pending.answer.cancel()
+
+    async def _receive(
+        self, envelope: Envelope, pending: Pending, answer: asyncio.Future[tuple[Any, int]]
+    ) -> int:
+        left = pending.deadline - time.time()
+        timer = asyncio.get_running_loop().call_later(left, _late, answer)
+        try:
+            result, batch = await answer
+        finally:
+            timer.cancel()
+        pending.outcome = self._apply(envelope, result)
+        return batch
+
+    def _apply(self, envelope: Envelope, result: Any) -> str:
         if isinstance(result, Fault):
-            return batch, f"failed: {result.reason}"
+            return result.reason if result is _LATE else f"failed: {result.reason}"
         self.step.put(envelope, result)
-        return batch, "ok"
+        return "ok"
 
     def _apply_failure_rule(self, envelope: Envelope, outcome: str) -> None:
         stage = self.step.stage
@@ -149,7 +169,7 @@ class Handoff:
                 break
             size = min(len(self._queue), self._config.max_batch)
             batch = [self._queue.popleft() for _ in range(size)]
-            waiting = [item for item in batch if not item.future.done()]
+            waiting = [item for item in batch if item.answer and not item.answer.done()]
             if waiting:
                 task = apart(self._send(waiting))
                 self._in_flight.add(task)
@@ -160,7 +180,7 @@ class Handoff:
         """Whether to wait for more of the crowd; a timer looks again when the wait is over."""
         if len(self._queue) >= min(self._crowd.share, self._config.max_batch):
             return False
-        left = self._queue[0].since + self._config.linger_ms / 1000 - time.perf_counter()
+        left = self._queue[0].started + self._config.linger_ms / 1000 - time.perf_counter()
         if left <= 0:
             return False
         if self._timer is None:
@@ -175,22 +195,31 @@ class Handoff:
         self._in_flight.discard(task)
         self._dispatch()
 
-    async def _send(self, batch: list[_Waiting]) -> None:
+    async def _send(self, batch: list[Pending]) -> None:
         self._metrics.batched(len(batch))
+        size = len(batch)
         try:
             results = await self._call(
                 self.step, [item.row for item in batch], [item.deadline for item in batch]
             )
-            if len(results) != len(batch):
-                raise RuntimeError(f"{self.step.stage} returned {len(results)} of {len(batch)}")
-        except Exception as error:  # handed to each waiting request, which applies the rule
-            for item in batch:
-                if not item.future.done():
-                    item.future.set_exception(error)
-            return
+            if len(results) != size:
+                raise RuntimeError(f"{self.step.stage} returned {len(results)} of {size}")
+        except Exception as error:  # goes to each waiting request, which applies the rule
+            results, size = [Fault(type(error).__name__)] * size, 0
+        ended = time.perf_counter()
         for item, result in zip(batch, results, strict=True):
-            if not item.future.done():
-                item.future.set_result((result, len(batch)))
+            item.row = ()
+            if item.answer is not None and not item.answer.done():
+                item.ended = ended
+                item.answer.set_result((result, size))
+
+
+_LATE = Fault("late")
+
+
+def _late(answer: asyncio.Future[tuple[Any, int]]) -> None:
+    if not answer.done():
+        answer.set_result((_LATE, 0))
 
 
 class InProcess(Handoff):
@@ -201,12 +230,22 @@ class InProcess(Handoff):
 
     immediate = True
 
-    async def _hand_over(self, envelope: Envelope) -> tuple[int, str]:
-        try:
-            (result,) = await self._call(self.step, [self.step.take(envelope)], [math.inf])
-        except Exception as error:  # as in a hand-off: the step's cost, not the gateway's
-            return 0, f"failed: {type(error).__name__}"
-        return self._apply(envelope, result, 1)
+    async def __call__(self, envelope: Envelope) -> None:
+        """See `Handoff`."""
+        now = time.perf_counter()
+        pending, batch = Pending(now, (), math.inf, None), 0
+        if not self._breaker.allows(now):
+            pending.outcome = "breaker open"
+        else:
+            try:
+                row = self.step.take(envelope)
+                (result,) = await self._call(self.step, [row], [pending.deadline])
+            except Exception as error:  # as in a hand-off: the step's cost, not the gateway's
+                pending.outcome = f"failed: {type(error).__name__}"
+            else:
+                pending.outcome, batch = self._apply(envelope, result), 1
+            self._breaker.record(pending.outcome == "ok", time.perf_counter())
+        self._close(envelope, pending, batch)
 
 
 def overloaded() -> Block:

@@ -57,7 +57,10 @@ class Completions:
         chat = isinstance(body, wire.ChatRequest)
         if body.stream:
             return await streamed(self._road, envelopes, body, chat=chat)
-        walked = await asyncio.gather(*(self._road.answer(envelope) for envelope in envelopes))
+        if len(envelopes) == 1:
+            walked = [await self._road.answer(envelopes[0])]
+        else:
+            walked = await asyncio.gather(*(self._road.answer(one) for one in envelopes))
         finished = []
         for envelope, text in walked:
             if envelope.block is not None:

@@ -17,6 +17,7 @@ from typing import Protocol
 from cluster.control.protocol import RoutingTable, ServedAdapter
 from cluster.privacy import restore
 from serve_app.cache import ResponseCache, Slot
+from serve_app.handoff import Pending
 from serve_app.protocol import (
     AdapterGone,
     Block,
@@ -51,6 +52,17 @@ class Hop(Protocol):
 
     def __call__(self, envelope: Envelope) -> Awaitable[None]:
         """Do the step; see `serve_app.handoff.Handoff`."""
+        ...
+
+    def start(self, envelope: Envelope) -> Pending:
+        """Have the step begin; for those that are not immediate."""
+        ...
+
+    async def finish(self, envelope: Envelope, pending: Pending) -> None:
+        """Wait for a step that began."""
+
+    def abandon(self, pending: Pending) -> None:
+        """Give up a step that began, if it has not ended."""
         ...
 
 
@@ -193,14 +205,16 @@ class Road:
 
     async def _side_by_side(self, group: tuple[Step, ...], envelope: Envelope) -> None:
         hops = [self._hops[step.name] for step in group]
-        waits = [hop for hop in hops if not hop.immediate]
-        if len(waits) > 1:
-            await asyncio.gather(*(hop(envelope) for hop in waits))
-        elif waits:
-            await waits[0](envelope)
-        for hop in hops:
-            if hop.immediate:
-                await hop(envelope)
+        under_way = [(hop, hop.start(envelope)) for hop in hops if not hop.immediate]
+        try:
+            for hop in hops:
+                if hop.immediate:
+                    await hop(envelope)
+            for hop, pending in under_way:
+                await hop.finish(envelope, pending)
+        finally:
+            for hop, pending in under_way:
+                hop.abandon(pending)
         settle(envelope)
 
     @asynccontextmanager

@@ -1,4 +1,4 @@
-"""One end of a connection: messages are framed, and those of one turn of the event loop share a write.
+"""One end of a connection: framed messages, and one write for those of a turn of the event loop.
 
 Owns framing and bounds of size; knows nothing of calls. What arrives is unpickled, so only an end
 that has proved to be of the cluster may be listened to: see `serve_app.rpc.server`.

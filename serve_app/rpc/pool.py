@@ -80,7 +80,7 @@ class Pool:
                 self._follower = apart(self._follow())
             usable = [one for one in self._connections.values() if one.usable]
             if usable:
-                drawn = random.sample(usable, 2) if len(usable) > 2 else usable  # noqa: S311
+                drawn = random.sample(usable, 2) if len(usable) > 2 else usable
                 return min(drawn, key=lambda one: one.under_way)
             self._found.clear()
             self._missed.set()
