@@ -77,7 +77,7 @@ def log_with_serve() -> None:
 
 
 def node_address() -> str:
-    """The address by which other nodes reach this one; loopback where Ray was told to stay there."""
+    """The address by which other nodes reach this one."""
     import ray
 
     return str(ray.util.get_node_ip_address())

@@ -200,6 +200,8 @@ class ServeConfig(ConfigModel):
     """`split`: each stage its own deployment; `fused`: those of `fuse` in the gateway's process."""
     fuse: tuple[StageName, ...] = STAGE_NAMES
     """What `fused` takes into the gateway's process; the others stay deployments."""
+    nodes: Literal["one", "many"] = "one"
+    """`one`: replicas take calls on the loopback interface only; `many`: on their node's address."""
     stages: StageTable = StageTable()
     cache: CacheConfig = CacheConfig()
     engine: EngineConfig = EngineConfig()

@@ -37,6 +37,7 @@ from serve_app.steps import STEPS, Row, Step, run
 
 _WATCH_S = 20.0
 _STREAM_LIMIT_S = 300.0
+_LOOPBACK = "127.0.0.1"
 #: A remote call costs as much as this many of its envelopes' steps would wait to share it. Measured
 #: at 128 concurrent requests on two cores: 384 requests a second at 1, 501 at 3.
 _STEPS_A_CALL = 3
@@ -101,9 +102,9 @@ class StageReplica:
         self._under_way = 0
         self._server = Server(replica, {"run": self._run})
 
-    async def address(self) -> Address:
-        """Where gateways call this replica."""
-        return await self._server.address(node_address())
+    async def address(self, host: str | None) -> Address:
+        """Where gateways call this replica; without `host`, on its node's address."""
+        return await self._server.address(host or node_address())
 
     async def __del__(self) -> None:
         # Serve awaits this before it stops the replica; batches under way are seen out.
@@ -134,13 +135,14 @@ class Gateway:
         self._control = AsyncControlClient()
         self._table = RoutingTable(0)
         replica = serve.get_replica_context().replica_id.unique_id
-        calls = {name: _remote(_pool(name, handle)) for name, handle in stages.items()}
+        host = _LOOPBACK if config.nodes == "one" else None
+        calls = {name: _remote(_pool(name, handle, host)) for name, handle in stages.items()}
         for name in STAGES:
             if name not in calls:
                 calls[name] = _local(make_stage(name, config, replica))
         hops = _hops(calls, config, remote=set(stages))
         cache = ResponseCache(config.cache, config.policy_version)
-        replicas = _pool(ENGINE_DEPLOYMENT, engine)
+        replicas = _pool(ENGINE_DEPLOYMENT, engine, host)
         self._road = Road(hops, RemoteEngine(replicas), lambda: self._table, cache)
         self._follower: asyncio.Task[None] | None = None
 
@@ -191,11 +193,11 @@ def _hops(calls: dict[str, StageCall], config: ServeConfig, remote: set[str]) ->
     return made
 
 
-def _pool(name: str, handle: DeploymentHandle) -> Pool:
+def _pool(name: str, handle: DeploymentHandle, host: str | None) -> Pool:
     # Serve keeps replicas alive, scales them and says which there are; requests go to them
     # directly, for a tenth of what its handle's call costs.
     async def discover() -> list[Address]:
-        return list(await handle.broadcast("address").results_async())
+        return list(await handle.broadcast("address", host).results_async())
 
     return Pool(name, discover)
 

@@ -44,9 +44,9 @@ class StaticEngineReplica:
             yield Delta(word + " ")
         yield await self.complete(request)
 
-    async def address(self) -> Address:
+    async def address(self, host: str | None) -> Address:
         """As the real replica."""
-        return await self._server.address(node_address())
+        return await self._server.address(host or node_address())
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """As the real replica."""

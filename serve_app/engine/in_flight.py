@@ -23,6 +23,8 @@ from serve_app.protocol import (
 logger = logging.getLogger(__name__)
 
 Answer = Generation | EngineFault
+#: Characters of letters and figures that are kept for one piece.
+_LONGEST_WORD = 24
 
 
 class InFlight:
@@ -63,10 +65,28 @@ class InFlight:
         with self._counted():
             try:
                 async with aclosing(self._stream(request)) as items:  # type: ignore[type-var]
-                    async for item in items:
+                    async for item in _by_word(items):
                         yield item
             except Exception as error:  # as above
                 yield _fault(request, error)
+
+
+async def _by_word(
+    items: AsyncIterator[Delta | Generation],
+) -> AsyncIterator[Delta | Generation]:
+    """Pieces of one word as one: masking shows a word when it has ended, and not before."""
+    held = Delta("")
+    async for item in items:
+        if isinstance(item, Delta):
+            held = Delta(held.text + item.text, (*held.tokens, *item.tokens))
+            word = item.text.isascii() and item.text.isalnum()
+            if word and len(held.text) < _LONGEST_WORD:
+                continue
+        if held.text or held.tokens:
+            yield held
+            held = Delta("")
+        if isinstance(item, Generation):
+            yield item
 
 
 def _fault(request: GenerationRequest, error: Exception) -> EngineFault:

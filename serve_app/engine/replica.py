@@ -51,9 +51,9 @@ class EngineReplica:
         if self._follower is None:
             self._follower = asyncio.ensure_future(self._follow())
 
-    async def address(self) -> Address:
+    async def address(self, host: str | None) -> Address:
         """Where gateways call this replica for generations."""
-        return await self._server.address(node_address())
+        return await self._server.address(host or node_address())
 
     async def __del__(self) -> None:
         # Serve awaits this before it stops the replica; requests under way are seen out.

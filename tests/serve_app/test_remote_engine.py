@@ -1,16 +1,13 @@
-"""Calls that many requests share, from the gateway's side and the replica's, joined without Ray."""
+"""The engine from the gateway's side and the replica's, joined by a socket, without Ray."""
 
 from __future__ import annotations
 
 import asyncio
-import contextvars
-from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from collections.abc import AsyncIterator
 
 import pytest
 
-from serve_app.engine.in_flight import Answer, InFlight
-from serve_app.engine.outbox import Parcel
+from serve_app.engine.in_flight import InFlight
 from serve_app.engine.remote import RemoteEngine
 from serve_app.protocol import (
     AdapterGone,
@@ -20,7 +17,9 @@ from serve_app.protocol import (
     GenerationRequest,
     Sampling,
 )
-from serve_app.tasks import apart
+from serve_app.rpc.pool import Pool
+from serve_app.rpc.server import Address, Server
+from tests.waiting import until
 
 WORDS = ["one", "two", "three", "four", "five", "six"]
 
@@ -54,57 +53,6 @@ class Engine:
         yield Generation(text, "base", 1, 6, "stop", 0.0, 0.0, None, 0.0, "r")
 
 
-class Handle:
-    """Stands for a Serve handle to one replica, with its methods and nothing else of it."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.in_flight = InFlight(engine.complete, engine.stream)
-        self.calls: list[int] = []
-        self.parcels: list[Parcel] = []
-
-    def options(self, **_options: Any) -> Handle:
-        return self
-
-    @property
-    def complete(self) -> Any:
-        return _Method(self._complete)
-
-    @property
-    def complete_many(self) -> Any:
-        return _Method(self._many)
-
-    @property
-    def stream(self) -> Any:
-        return _Method(self._stream)
-
-    async def _complete(self, request: GenerationRequest) -> Answer:
-        self.calls.append(1)
-        return await self.in_flight.one(request)
-
-    async def _many(self, requests: Sequence[GenerationRequest]) -> AsyncIterator[Any]:
-        self.calls.append(len(requests))
-        async for answers in self.in_flight.many(requests):
-            yield answers
-
-    async def _stream(self, request: GenerationRequest, caller: str) -> AsyncIterator[Parcel]:
-        async for parcel in self.in_flight.stream(request, caller):
-            self.parcels.append(parcel)
-            yield parcel
-
-    def broadcast(self, method: str, request_id: str) -> Handle:
-        assert method == "abort"
-        self.in_flight.abort(request_id)
-        return self
-
-    async def results_async(self) -> list[None]:
-        return [None]
-
-
-class _Method:
-    def __init__(self, call: Any) -> None:
-        self.remote = call
-
-
 def _request(name: str) -> GenerationRequest:
     return GenerationRequest(name, ({"role": "user", "content": "hi"},), Sampling(), None)
 
@@ -115,27 +63,29 @@ def engine() -> Engine:
 
 
 @pytest.fixture
-def handle(engine: Engine) -> Handle:
-    return Handle(engine)
+def in_flight(engine: Engine) -> InFlight:
+    return InFlight(engine.complete, engine.stream)
 
 
 @pytest.fixture
-def remote(handle: Handle) -> RemoteEngine:
-    return RemoteEngine(handle, max_group=4)
+async def remote(in_flight: InFlight) -> AsyncIterator[RemoteEngine]:
+    server = Server("r", in_flight.methods)
+
+    async def discover() -> list[Address]:
+        return [await server.address("127.0.0.1")]
+
+    pool = Pool("engine", discover)
+    yield RemoteEngine(pool)
+    await pool.close()
+    await server.leave()
 
 
-async def _settle() -> None:
-    for _ in range(30):
-        await asyncio.sleep(0)
-
-
-async def test_requests_that_leave_together_share_calls_and_keep_their_answers(
-    handle: Handle, remote: RemoteEngine
+async def test_requests_that_leave_together_keep_their_answers(
+    in_flight: InFlight, remote: RemoteEngine
 ) -> None:
     found = await asyncio.gather(*(remote.complete(_request(f"r{i}")) for i in range(9)))
     assert [one.text.split(":")[0] for one in found] == [f"r{i}" for i in range(9)]
-    assert handle.calls == [4, 4, 1]
-    assert handle.in_flight.under_way == 0
+    assert in_flight.under_way == 0
 
 
 async def test_an_answer_does_not_wait_for_its_neighbours(
@@ -158,17 +108,16 @@ async def test_one_fault_fails_one_request(remote: RemoteEngine) -> None:
     assert [type(one) for one in found] == [Generation, AdapterGone, EngineFailed, Generation]
 
 
-async def test_who_leaves_a_group_is_stopped_alone(
-    engine: Engine, handle: Handle, remote: RemoteEngine
+async def test_who_leaves_is_stopped_alone(
+    engine: Engine, in_flight: InFlight, remote: RemoteEngine
 ) -> None:
     engine.gates = {"left": asyncio.Event(), "stays": asyncio.Event()}
     left = asyncio.ensure_future(remote.complete(_request("left")))
     stays = asyncio.ensure_future(remote.complete(_request("stays")))
-    await _settle()
+    await until(lambda: in_flight.under_way == 2)
     left.cancel()
-    await _settle()
-    assert engine.cancelled == ["left"]
-    assert handle.in_flight.under_way == 1
+    await until(lambda: engine.cancelled == ["left"])
+    await until(lambda: in_flight.under_way == 1)
     engine.gates["stays"].set()
     assert (await stays).text.startswith("stays")
 
@@ -179,36 +128,44 @@ async def _read(remote: RemoteEngine, name: str) -> str:
     )
 
 
-async def test_streams_come_whole_and_in_order_on_fewer_messages(
-    handle: Handle, remote: RemoteEngine
-) -> None:
+async def test_streams_come_whole_and_in_order(in_flight: InFlight, remote: RemoteEngine) -> None:
     found = await asyncio.gather(*(_read(remote, f"r{i}") for i in range(20)))
     assert found == ["".join(f"r{i}:{word} " for word in WORDS) for i in range(20)]
-    assert sum(len(parcel) for parcel in handle.parcels) == 20 * 7
-    assert len(handle.parcels) < 40
-    assert handle.in_flight.under_way == 0
+    assert in_flight.under_way == 0
 
 
-async def test_every_call_sends_a_message_also_where_others_carried_its_items(
-    handle: Handle,
-) -> None:
-    async def call(name: str) -> int:
-        return len([p async for p in handle.in_flight.stream(_request(name), "gateway")])
+async def test_pieces_of_a_word_leave_the_replica_as_one() -> None:
+    said = ["un", "believ", "able", ", ", "really", " \u4f60", "\u597d", "x" * 30, "y"]
 
-    assert min(await asyncio.gather(*(call(f"r{i}") for i in range(20)))) >= 1
+    async def speak(_request: GenerationRequest) -> AsyncIterator[Delta | Generation]:
+        for piece in said:
+            yield Delta(piece)
+        yield Generation("", "base", 1, 6, "stop", 0.0, 0.0, None, 0.0, "r")
+
+    async def silent(_request: GenerationRequest) -> Generation:
+        raise NotImplementedError
+
+    items = [item async for item in InFlight(silent, speak).stream(_request("r"))]
+    assert [item.text for item in items if isinstance(item, Delta)] == [
+        "unbelievable, ",
+        "really \u4f60",
+        "\u597d",
+        "x" * 30,
+        "y",
+    ]
+    assert isinstance(items[-1], Generation)
 
 
 async def test_a_stream_that_is_left_stops_its_request_and_no_other(
-    engine: Engine, remote: RemoteEngine
+    engine: Engine, in_flight: InFlight, remote: RemoteEngine
 ) -> None:
     engine.gates = {"left": asyncio.Event(), "stays": asyncio.Event()}
     items = remote.stream(_request("left"))
     assert isinstance(await anext(items), Delta)
     stays = asyncio.ensure_future(_read(remote, "stays"))
-    await _settle()
+    await until(lambda: in_flight.under_way == 2)
     await items.aclose()
-    await _settle()
-    assert engine.cancelled == ["left"]
+    await until(lambda: engine.cancelled == ["left"])
     engine.gates["stays"].set()
     assert (await stays) == "".join(f"stays:{word} " for word in WORDS)
 
@@ -221,24 +178,3 @@ async def test_faults_of_a_stream_are_raised_where_it_is_read(
     with pytest.raises(error):
         await _read(remote, name)
     assert (await other).startswith("other:one")
-
-
-async def test_a_request_given_up_before_it_arrives_is_not_worked_on(
-    engine: Engine, handle: Handle
-) -> None:
-    engine.gates["late"] = asyncio.Event()
-    handle.in_flight.abort("late")
-    assert [p async for p in handle.in_flight.stream(_request("late"), "gateway")] == [[]]
-    assert handle.in_flight.under_way == 0
-
-
-async def test_shared_work_is_in_no_requests_context() -> None:
-    request = contextvars.ContextVar("request", default="none")
-    seen = []
-
-    async def look() -> None:
-        seen.append(request.get())
-
-    request.set("one client's")
-    await apart(look())
-    assert seen == ["none"]

@@ -1,0 +1,15 @@
+"""Waiting in tests, within bounds."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+
+async def until(happened: Callable[[], bool]) -> None:
+    """Come back once `happened`; fail after ten seconds."""
+    for _ in range(1000):
+        if happened():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it did not happen within ten seconds")
