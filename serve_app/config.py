@@ -201,7 +201,7 @@ class ServeConfig(ConfigModel):
     fuse: tuple[StageName, ...] = STAGE_NAMES
     """What `fused` takes into the gateway's process; the others stay deployments."""
     nodes: Literal["one", "many"] = "one"
-    """`one`: replicas take calls on the loopback interface only; `many`: on their node's address."""
+    """`one`: replicas take calls on loopback only; `many`: on the address of their node."""
     stages: StageTable = StageTable()
     cache: CacheConfig = CacheConfig()
     engine: EngineConfig = EngineConfig()
