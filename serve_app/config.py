@@ -202,6 +202,9 @@ class ServeConfig(ConfigModel):
     """What `fused` takes into the gateway's process; the others stay deployments."""
     nodes: Literal["one", "many"] = "one"
     """`one`: replicas take calls on loopback only; `many`: on the address of their node."""
+    calls: Literal["direct", "handle"] = "direct"
+    """How stages are called: over connections of the gateway's own, or by Serve's handle, which
+    costs ten times as much and counts in Serve's own request metrics."""
     stages: StageTable = StageTable()
     cache: CacheConfig = CacheConfig()
     engine: EngineConfig = EngineConfig()

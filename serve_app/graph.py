@@ -100,7 +100,7 @@ class StageReplica:
         replica = serve.get_replica_context().replica_id.unique_id
         self._stage = make_stage(name, config, replica)
         self._under_way = 0
-        self._server = Server(replica, {"run": self._run})
+        self._server = Server(replica, {"run": self.run})
 
     async def address(self, host: str | None) -> Address:
         """Where gateways call this replica; without `host`, on its node's address."""
@@ -110,7 +110,7 @@ class StageReplica:
         # Serve awaits this before it stops the replica; batches under way are seen out.
         await self._server.leave()
 
-    async def _run(self, step: str, rows: list[Row], deadlines: list[float]) -> list[Any]:
+    async def run(self, step: str, rows: list[Row], deadlines: list[float]) -> list[Any]:
         """Hand the batch to the stage."""
         self._under_way += len(rows)
         try:
@@ -136,7 +136,10 @@ class Gateway:
         self._table = RoutingTable(0)
         replica = serve.get_replica_context().replica_id.unique_id
         host = _LOOPBACK if config.nodes == "one" else None
-        calls = {name: _remote(_pool(name, handle, host)) for name, handle in stages.items()}
+        calls = {
+            name: _remote(_pool(name, handle, host)) if config.calls == "direct" else _by(handle)
+            for name, handle in stages.items()
+        }
         for name in STAGES:
             if name not in calls:
                 calls[name] = _local(make_stage(name, config, replica))
@@ -207,6 +210,17 @@ def _remote(replicas: Pool) -> StageCall:
         result: list[Any] = await replicas.call(
             "run", step.name, rows, deadlines, again=not step.once
         )
+        return result
+
+    return call
+
+
+def _by(handle: DeploymentHandle) -> StageCall:
+    # What crosses is ours, importable on both sides: Serve's cloudpickle would look for more.
+    handle = handle.options(request_serialization="pickle", response_serialization="pickle")
+
+    async def call(step: Step, rows: list[Row], deadlines: list[float]) -> list[Any]:
+        result: list[Any] = await handle.run.remote(step.name, rows, deadlines)
         return result
 
     return call

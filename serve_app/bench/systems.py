@@ -237,8 +237,9 @@ _GATEWAYS = {"fused": 2}
 PLACEMENTS: dict[str, dict[str, object]] = {
     "fused": {"placement": "fused"},
     "split": {"placement": "split"},
-    # Each request a call of its own at every stage, as many at a time as there are requests.
+    # Each request a Serve call of its own at every stage, as many at a time as there are requests.
     "naive": {
+        "calls": "handle",
         "stages": StageTable(
             **{
                 name: StageConfig(
@@ -246,7 +247,7 @@ PLACEMENTS: dict[str, dict[str, object]] = {
                 )
                 for name, field in StageTable.model_fields.items()
             }
-        )
+        ),
     },
 }
 

@@ -10,10 +10,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from cluster.audit import ChainWriter
 from cluster.registry.labels import LabelTask
 from serve_app.protocol import Envelope, Span, last_user_text, trace_record
+from serve_app.tasks import apart
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +43,11 @@ class Audit:
             # The write itself is still to come; the gateway times it and tells the client.
             ms = round((time.perf_counter() - started) * 1000, 3)
             record["spans"].append(vars(Span("audit", ms, len(batch), "recorded")))
+        # A caller that goes away must not let the next batch into the chain beside this one.
+        await asyncio.shield(apart(self._commit(batch, records)))
+        return batch
+
+    async def _commit(self, batch: list[Envelope], records: list[dict[str, Any]]) -> None:
         async with self._lock:
             await asyncio.to_thread(self._writer.append, records)
         for envelope in batch:
@@ -55,7 +62,6 @@ class Audit:
                 self._waiting.put_nowait(task)
         if self._forwarder is None:
             self._forwarder = asyncio.ensure_future(self._forward())
-        return batch
 
     async def _forward(self) -> None:
         while True:

@@ -2,7 +2,10 @@
 
 import asyncio
 import math
+import threading
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -305,6 +308,43 @@ async def test_audit_writes_before_it_acknowledges_and_forwards_edge_cases(tmp_p
             break
         await asyncio.sleep(0.01)
     assert [task.trace_id for task in forwarded] == ["tr-2"]
+
+
+class SlowWriter(ChainWriter):
+    """Holds each write until it is let go, and counts those at work at once."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory, "w")
+        self.entered, self.go = threading.Semaphore(0), threading.Event()
+        self.at_work = self.most = 0
+
+    def append(self, traces: Sequence[dict[str, Any]]) -> list[str]:
+        self.at_work += 1
+        self.most = max(self.most, self.at_work)
+        self.entered.release()
+        assert self.go.wait(10)
+        hashes = super().append(traces)
+        self.at_work -= 1
+        return hashes
+
+
+async def test_a_caller_that_leaves_during_a_write_breaks_no_chain(tmp_path: Path) -> None:
+    async def enqueue(tasks: list[LabelTask]) -> int:
+        return len(tasks)
+
+    writer = SlowWriter(tmp_path)
+    stage = Audit(writer, enqueue)
+    left = asyncio.ensure_future(stage([_envelope()]))
+    assert await asyncio.to_thread(writer.entered.acquire, True, 10)
+    left.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await left
+    stays = asyncio.ensure_future(stage([_envelope()]))
+    await asyncio.sleep(0.05)
+    writer.go.set()
+    await stays
+    found = verify(tmp_path)
+    assert (found.records, found.verified, writer.most) == (2, True, 1)
 
 
 def test_an_unremarkable_request_needs_no_expert() -> None:
