@@ -9,6 +9,17 @@ import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+#: The published shares of a retail orchestration layer's activity, in percent.
+PUBLISHED_SHARES = {
+    "routing": 29,
+    "governance": 22,
+    "context": 19,
+    "monitoring": 14,
+    "policy": 8,
+    "data_prep": 5,
+    "audit": 3,
+}
+
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 
 

@@ -12,6 +12,7 @@ import random
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
+from cluster.types import PUBLISHED_SHARES
 from serve_app.breaker import BreakerState
 
 _LATENCY_MS = [0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000]
@@ -34,6 +35,11 @@ class RayStageMetrics:
         self._steps = Counter("headrace_stage_steps", "Steps taken", tags)
         self._errors = Counter("headrace_stage_errors", "Steps that did not end well", tags)
         self._time = Counter("headrace_stage_ms", "Milliseconds spent in a stage's steps", tags)
+        self._published = Gauge(
+            "headrace_stage_published_share",
+            "Percent of stage time, published retail figures",
+            tags,
+        )
         self._breaker = Gauge("headrace_stage_breaker", "0 closed, 1 half open, 2 open", tags)
         self._latencies, self._batches = _Sample(), _Sample()
         self._failed, self._queued, self._state = 0, 0, BreakerState.CLOSED
@@ -71,6 +77,7 @@ class RayStageMetrics:
             self._failed = 0
         self._queue.set(self._queued, self._tags)
         self._breaker.set(int(self._state), self._tags)
+        self._published.set(PUBLISHED_SHARES[self._tags["stage"]], self._tags)
 
 
 class _Sample:

@@ -8,18 +8,7 @@ from typing import Any
 
 from cluster.dataset import DatasetManifest
 from cluster.registry.versions import AdapterRecord
-from cluster.types import VersionState
-
-#: The published shares of a retail orchestration layer's activity, in percent.
-PUBLISHED_SHARES = {
-    "routing": 29,
-    "governance": 22,
-    "context": 19,
-    "monitoring": 14,
-    "policy": 8,
-    "data_prep": 5,
-    "audit": 3,
-}
+from cluster.types import PUBLISHED_SHARES, VersionState
 
 
 def percentile(values: Sequence[float], share: float) -> float:
