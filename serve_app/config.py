@@ -19,7 +19,8 @@ STAGE_NAMES: tuple[StageName, ...] = get_args(StageName)
 class Autoscaling(ConfigModel):
     """Ray Serve autoscaling of one deployment."""
 
-    min_replicas: int = Field(default=1, ge=0)
+    min_replicas: int = Field(default=1, ge=1)
+    """At least one: direct calls cannot tell Serve that they wait for a first replica."""
     max_replicas: int = Field(default=1, ge=1)
     target_ongoing_requests: float = Field(default=4.0, gt=0)
     """Requests a replica should have under way, however many calls they came in."""
