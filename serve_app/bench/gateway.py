@@ -153,26 +153,35 @@ def ratios(rows: list[Measurement]) -> dict[str, Any]:
     """Ours against LiteLLM at its best of one or two workers, round by round, then the median.
 
     `added_p50` subtracts the bare upstream's median from LiteLLM's: what the proxy itself adds.
-    Ours answers from an engine of no duration, so all of its time is added time.
+    Ours answers from an engine of no duration, so all of its time is added time. `sequential_p99`
+    is of whole requests.
     """
     found: dict[str, Any] = {}
     table = {(r.round, r.system, r.kind, r.pinned): r for r in rows}
     names = sorted({r.system for r in rows if r.system.startswith("headrace")})
+    rounds = sorted({r.round for r in rows})
     for pinned in (False, True):
         where = "pinned" if pinned else "unpinned"
         for name in names:
             for kind in ("throughput", "cached", "sequential"):
-                values = [
-                    _ratio(table, number, name, kind, pinned)
-                    for number in sorted({r.round for r in rows})
-                ]
+                values = [_ratio(table, number, name, kind, pinned) for number in rounds]
                 label = "added_p50" if kind == "sequential" else f"{kind}_rps"
                 found[f"{name} {label} {where}"] = round(statistics.median(values), 3)
+            tails = [_tail(table, number, name, pinned) for number in rounds]
+            found[f"{name} sequential_p99 {where}"] = round(statistics.median(tails), 3)
     return found
 
 
+Table = dict[tuple[int, str, str, bool], Measurement]
+
+
+def _tail(table: Table, number: int, name: str, pinned: bool) -> float:
+    theirs = [table[number, f"litellm-{n}", "sequential", pinned].p99_ms for n in (1, 2)]
+    return table[number, name, "sequential", pinned].p99_ms / min(theirs)
+
+
 def _ratio(
-    table: dict[tuple[int, str, str, bool], Measurement],
+    table: Table,
     number: int,
     name: str,
     kind: str,

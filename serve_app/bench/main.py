@@ -21,10 +21,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Parse and run one benchmark; 2 on a mistake the caller can mend."""
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
     verbs = parser.add_subparsers(required=True, metavar="BENCHMARK")
-    gateway = verbs.add_parser("gateway", help="our graph beside LiteLLM, static engine")
+    gateway = verbs.add_parser("gateway", help="our graph beside LiteLLM and the bare engine")
     gateway.add_argument("--rounds", type=int, default=3)
     gateway.add_argument("--seconds", type=float, default=8.0, help="of each measurement")
     gateway.add_argument("--concurrency", type=int, default=128)
+    gateway.add_argument("--no-engine", action="store_true", help="leave out the real engine")
     gateway.set_defaults(run=_gateway)
     engine = verbs.add_parser("engine", help="our graph beside the bare engine's own server")
     engine.add_argument("--rounds", type=int, default=3)
@@ -69,6 +70,9 @@ def _gateway(options: argparse.Namespace) -> dict[str, Any]:
     narrator.step("Against LiteLLM at its best of one or two workers (medians of the rounds)")
     for name, value in found["ratios"].items():
         narrator.say(f"{value:6.2f} x  {name}")
+    if not options.no_engine:
+        options.placement = None
+        found["engine"] = _engine(options)
     return found
 
 

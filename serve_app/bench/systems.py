@@ -231,9 +231,8 @@ def bare_engine(folder: Path) -> Iterator[System]:
         yield system
 
 
-#: Fused, gateways do all the work, and there is one for each core, as the proxies have a worker for
-#: each. Split, one of them gathers larger batches.
-_GATEWAYS = {"fused": 2}
+#: One for each core, as the proxies have a worker for each.
+_GATEWAYS = 2
 PLACEMENTS: dict[str, dict[str, object]] = {
     "fused": {"placement": "fused"},
     "split": {"placement": "split"},
@@ -275,7 +274,6 @@ def ours(
     cluster = runtime.start(cluster_folder, num_cpus=32, token=token)
     try:
         runtime.attach(cluster)
-        import ray
         from ray import serve
 
         workload = _workload(folder, cluster.dashboard)
@@ -293,8 +291,7 @@ def ours(
             f"context.index={workload / 'index'}",
         ]
         gateways = [
-            f"gateway.autoscaling.{bound}={_GATEWAYS.get(name, 1)}"
-            for bound in ("min_replicas", "max_replicas")
+            f"gateway.autoscaling.{bound}={_GATEWAYS}" for bound in ("min_replicas", "max_replicas")
         ]
         config = load(ServeConfig, config_path, [*paths, *gateways, *settings])
         config = config.model_copy(update=PLACEMENTS[name])
@@ -302,8 +299,10 @@ def ours(
             context = config.context.model_copy(update={"budget_tokens": {}})
             config = config.model_copy(update={"context": context})
         yield _deploy(name, config, key, cluster.pid, engine)
-        ray.shutdown()
     finally:
+        import ray
+
+        ray.shutdown()  # first: Ray ends a process whose cluster is gone, with what it was raising
         runtime.stop(cluster_folder)
 
 

@@ -21,6 +21,7 @@ from serve_app.gateway.completions import Completions
 from serve_app.gateway.embeddings import CountTokens, Embeddings
 from serve_app.gateway.labels import LabelQueue, label_routes
 from serve_app.gateway.road import Road
+from serve_app.gateway.shortcuts import Handler, Shortcuts
 from serve_app.gateway.wire import ChatRequest, CompletionRequest
 from serve_app.protocol import EMBEDDING_MODEL, STAGES
 from serve_app.stages.routing import AUTO
@@ -55,18 +56,21 @@ def create_app(
         await authenticate(request.headers.get("authorization"), Role.INFERENCE)
         return JSONResponse({"object": "list", "data": _models(table(), base_model)})
 
+    busy: dict[str, Handler] = {
+        "/v1/chat/completions": chat,
+        "/v1/completions": text,
+        "/v1/embeddings": embeddings.__call__,
+    }
     app = Starlette(
         routes=[
-            Route("/v1/chat/completions", chat, methods=["POST"]),
-            Route("/v1/completions", text, methods=["POST"]),
-            Route("/v1/embeddings", embeddings.__call__, methods=["POST"]),
+            *(Route(path, handler, methods=["POST"]) for path, handler in busy.items()),
             Route("/v1/models", models, methods=["GET"]),
             Route("/health", health, methods=["GET"]),
             *label_routes(authenticate, labels),
         ],
         exception_handlers=errors.HANDLERS,
     )
-    return Admission(app, lambda: road.full(config.max_under_way))
+    return Admission(Shortcuts(app, busy), lambda: road.full(config.max_under_way))
 
 
 def _models(table: RoutingTable, base_model: str) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from pydantic import ValidationError
@@ -11,6 +12,8 @@ from starlette.responses import JSONResponse, Response
 
 from cluster.errors import ConflictError, UserError
 from serve_app.protocol import Block
+
+logger = logging.getLogger(__name__)
 
 
 class Refused(Exception):
@@ -93,3 +96,11 @@ HANDLERS = {
     UserError: _user,
     HTTPException: _http,
 }
+
+
+async def answer(request: Request, error: Exception) -> Response:
+    """What the client reads instead of its answer; a fault of ours is logged."""
+    kind = next(kind for kind in type(error).__mro__ if kind in HANDLERS)
+    if kind is Exception:
+        logger.error("a request to %s failed", request.url.path, exc_info=error)
+    return await HANDLERS[kind](request, error)

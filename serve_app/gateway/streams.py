@@ -60,23 +60,25 @@ async def _events(
     """
     choices = [_Choice(i, envelopes[i].model, writer, body.offered) for i in range(len(walks))]
     finished: list[Generation] = []
-    for choice in choices:
-        if writer.chat:
-            yield writer.opening(choice.index, choice.asked)
+    # Each write to the connection is a system call: what follows at once waits for its neighbour.
+    waiting: list[str] = []
+    if writer.chat:
+        waiting += [writer.opening(choice.index, choice.asked) for choice in choices]
     async with aclosing(_merged(walks)) as items:
         async for index, item in items:
             if isinstance(item, Piece):
-                for event in choices[index].push(item):
-                    yield event
+                waiting += choices[index].push(item)
+                if waiting:
+                    yield "".join(waiting)
+                    waiting.clear()
             elif item.block is not None:
-                yield answers.event(errors.error_body(item.block))
+                waiting.append(answers.event(errors.error_body(item.block)))
             elif item.generation is not None:
                 finished.append(item.generation)
-                for event in choices[index].finish(item.generation):
-                    yield event
+                waiting += choices[index].finish(item.generation)
     if finished and body.stream_options is not None and body.stream_options.include_usage:
-        yield writer.usage(finished[-1].version, finished, body.n)
-    yield "data: [DONE]\n\n"
+        waiting.append(writer.usage(finished[-1].version, finished, body.n))
+    yield "".join([*waiting, "data: [DONE]\n\n"])
 
 
 class _Choice:
