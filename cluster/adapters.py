@@ -6,11 +6,14 @@ safetensors only, finite, not empty, the rank and base it claims.
 
 from __future__ import annotations
 
-import json
+import math
 import struct
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+import numpy as np
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, TypeAdapter, ValidationError
 
 from cluster import storage
 from cluster.errors import ArtifactError
@@ -21,6 +24,19 @@ WEIGHTS = "adapter_model.safetensors"
 PEFT_CONFIG = "adapter_config.json"
 _ALLOWED = {MANIFEST, WEIGHTS, PEFT_CONFIG, storage.STABLE, "README.md"}
 _MAX_HEADER = 16 << 20
+
+
+class _Tensor(BaseModel):
+    """One entry of a safetensors header."""
+
+    dtype: str
+    shape: tuple[NonNegativeInt, ...]
+    data_offsets: tuple[int, int]
+
+
+_HEADER: TypeAdapter[dict[str, _Tensor | dict[str, str]]] = TypeAdapter(
+    dict[str, _Tensor | dict[str, str]]
+)
 
 
 class GoldenProbe(BaseModel):
@@ -97,14 +113,33 @@ def inspect(path: Path, *, max_rank: int) -> AdapterManifest:
             f"{path}: rank {peft.get('r')} does not fit (manifest {manifest.rank}, "
             f"the engine takes at most {max_rank})"
         )
-    _check_tensors(path / WEIGHTS)
+    # PEFT lets single layers have a rank of their own; none may be over the engine's.
+    ranks = {manifest.rank} if not peft.get("rank_pattern") else set(range(1, max_rank + 1))
+    _check_tensors(path / WEIGHTS, ranks)
     if not manifest.golden:
         raise ArtifactError(f"{path}: no golden probes, so a swap could not be proved")
     return manifest
 
 
-def _check_tensors(path: Path) -> None:
-    """The safetensors header names tensors that are all inside the file and none empty."""
+@dataclass(frozen=True)
+class _Format:
+    """How to read a tensor's numbers as integers, and which bits are all set where one is no
+    number: the exponent's, by IEEE 754."""
+
+    integers: str
+    exponent: int
+
+
+_FORMATS = {
+    "F64": _Format("<u8", 0x7FF0_0000_0000_0000),
+    "F32": _Format("<u4", 0x7F80_0000),
+    "F16": _Format("<u2", 0x7C00),
+    "BF16": _Format("<u2", 0x7F80),
+}
+
+
+def _check_tensors(path: Path, ranks: set[int]) -> None:
+    """Every tensor lies inside the file, fits its shape and a rank, and holds numbers only."""
     if not path.is_file():
         raise ArtifactError(f"{path} is missing")
     size = path.stat().st_size
@@ -114,13 +149,34 @@ def _check_tensors(path: Path) -> None:
         if not 2 <= length <= min(_MAX_HEADER, size - 8):
             raise ArtifactError(f"{path} is not a safetensors file")
         try:
-            header = json.loads(handle.read(length))
-        except ValueError as error:
-            raise ArtifactError(f"{path} is not a safetensors file: {error}") from error
-    tensors = {name: item for name, item in header.items() if name != "__metadata__"}
+            header = _HEADER.validate_json(handle.read(length))
+        except ValidationError as error:
+            raise ArtifactError(f"{path} is not a safetensors file: {error}"[:500]) from error
+    tensors = {name: item for name, item in header.items() if isinstance(item, _Tensor)}
     if not tensors:
         raise ArtifactError(f"{path} holds no tensor")
+    content = np.memmap(path, np.uint8, "r", offset=8 + length) if size > 8 + length else None
     for name, item in tensors.items():
-        start, end = item["data_offsets"]
-        if not 0 <= start < end <= size - 8 - length:
-            raise ArtifactError(f"{path}: tensor {name} is empty or outside the file")
+        _check_tensor(f"{path}: tensor {name}", item, content)
+        side = 0 if ".lora_A." in name else 1 if ".lora_B." in name else None
+        if side is not None and (len(item.shape) != 2 or item.shape[side] not in ranks):
+            raise ArtifactError(
+                f"{path}: tensor {name} has shape {item.shape}, not the rank stated"
+            )
+
+
+def _check_tensor(what: str, tensor: _Tensor, content: np.ndarray[Any, Any] | None) -> None:
+    start, end = tensor.data_offsets
+    if content is None or not 0 <= start < end <= len(content):
+        raise ArtifactError(f"{what} is empty or outside the file")
+    found = _FORMATS.get(tensor.dtype)
+    if found is None:
+        raise ArtifactError(f"{what} is of type {tensor.dtype}; LoRA weights are floating point")
+    numbers = content[start:end].view(np.uint8)
+    width = np.dtype(found.integers).itemsize
+    if len(numbers) != math.prod(tensor.shape) * width:
+        raise ArtifactError(f"{what} does not have the size of its shape {tensor.shape}")
+    # A copy of one tensor at a time: it may start anywhere in the file.
+    bits = np.frombuffer(numbers.tobytes(), found.integers)
+    if bool(np.any((bits & found.exponent) == found.exponent)):
+        raise ArtifactError(f"{what} holds values that are not finite numbers")

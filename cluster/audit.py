@@ -18,7 +18,8 @@ from typing import Any
 import msgspec
 
 GENESIS = "0" * 64
-
+#: Where, below the audit folder, the control plane chains what it changed.
+CONTROL = "control"
 
 _ENCODER = msgspec.json.Encoder(order="sorted")
 
@@ -80,6 +81,9 @@ class Verification:
     """What the verifier found."""
 
     records: int = 0
+    """Requests on record."""
+    changes: int = 0
+    """What the control plane changed, on record."""
     faults: list[str] = field(default_factory=list)
 
     @property
@@ -89,38 +93,45 @@ class Verification:
 
 
 def verify(directory: Path) -> Verification:
-    """Recompute every chain under `directory` against its traces, offline."""
+    """Recompute every chain under `directory` against its content, offline.
+
+    Below it, in `control`, are the chains of what the control plane changed.
+    """
     result = Verification()
-    chains = {path.name.removeprefix("chain-") for path in directory.glob("chain-*.jsonl")}
-    contents = {path.name.removeprefix("traces-") for path in directory.glob("traces-*.jsonl")}
-    for name in sorted(chains ^ contents):
-        result.faults.append(f"{name}: a chain or its traces are missing")
-    for name in sorted(chains & contents):
-        _verify_pair(directory, name, result)
+    result.records = _verify_folder(directory, result.faults)
+    result.changes = _verify_folder(directory / CONTROL, result.faults)
     return result
 
 
-def _verify_pair(directory: Path, name: str, result: Verification) -> None:
+def _verify_folder(directory: Path, faults: list[str]) -> int:
+    """Add what is wrong to `faults`; returns how many entries there are."""
+    chains = {path.name.removeprefix("chain-") for path in directory.glob("chain-*.jsonl")}
+    contents = {path.name.removeprefix("traces-") for path in directory.glob("traces-*.jsonl")}
+    faults += [f"{name}: a chain or its traces are missing" for name in sorted(chains ^ contents)]
+    return sum(_verify_pair(directory, name, faults) for name in sorted(chains & contents))
+
+
+def _verify_pair(directory: Path, name: str, faults: list[str]) -> int:
     entries = _read_lines(directory / f"chain-{name}")
     lines = _read_lines(directory / f"traces-{name}")
     if len(entries) != len(lines):
-        result.faults.append(f"{name}: {len(entries)} chain entries for {len(lines)} traces")
+        faults.append(f"{name}: {len(entries)} chain entries for {len(lines)} traces")
     previous = GENESIS
     for position, (entry_line, line) in enumerate(zip(entries, lines, strict=False)):
-        result.records += 1
         try:
             entry = json.loads(entry_line)
             claimed = entry.pop("hash")
         except (ValueError, KeyError, AttributeError):
-            result.faults.append(f"{name} line {position + 1}: not a chain entry")
-            return
+            faults.append(f"{name} line {position + 1}: not a chain entry")
+            return position + 1
         if entry.get("previous") != previous or entry.get("sequence") != position:
-            result.faults.append(f"{name} line {position + 1}: the chain is broken")
+            faults.append(f"{name} line {position + 1}: the chain is broken")
         if _sha256(_canonical(entry)) != claimed:
-            result.faults.append(f"{name} line {position + 1}: the entry was altered")
+            faults.append(f"{name} line {position + 1}: the entry was altered")
         if entry.get("content") != _sha256(line):
-            result.faults.append(f"{name} line {position + 1}: the trace was altered")
+            faults.append(f"{name} line {position + 1}: the trace was altered")
         previous = claimed
+    return len(entries)
 
 
 def _read_lines(path: Path) -> list[bytes]:

@@ -41,7 +41,17 @@ def load(model: type[ConfigT], path: Path, overrides: Iterable[str] = ()) -> Con
     Raises:
         ConfigError: the file is missing, too large, not YAML, or does not fit the model.
     """
-    document = _read(path)
+    return parse(model, _read(path), overrides, str(path))
+
+
+def parse(
+    model: type[ConfigT], document: dict[str, Any], overrides: Iterable[str], source: str
+) -> ConfigT:
+    """`document` as a `model`, with `overrides` applied; `source` names it in errors.
+
+    Raises:
+        ConfigError: it does not fit the model.
+    """
     for override in overrides:
         key, mark, value = override.partition("=")
         if not mark:
@@ -53,7 +63,7 @@ def load(model: type[ConfigT], path: Path, overrides: Iterable[str] = ()) -> Con
         problems = "; ".join(
             f"{'.'.join(map(str, item['loc'])) or 'file'}: {item['msg']}" for item in error.errors()
         )
-        raise ConfigError(f"{path}: {problems}") from error
+        raise ConfigError(f"{source}: {problems}") from error
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -231,8 +231,11 @@ def require_cluster(workdir: Path) -> LocalCluster:
     return cluster
 
 
-def start_control(database: str, *, max_rank: int) -> None:
-    """Start the control plane as a named, detached actor that Ray restarts if it dies."""
+def start_control(database: str, *, max_rank: int, audit: Path) -> None:
+    """Start the control plane as a named, detached actor that Ray restarts if it dies.
+
+    What it changes is chained in the audit log, whose folder is `audit`.
+    """
     import ray
 
     from cluster.control.actor import ControlPlane
@@ -247,5 +250,5 @@ def start_control(database: str, *, max_rank: int) -> None:
         max_concurrency=1000,
         num_cpus=0.1,
     )
-    handle = actor.remote(database, ServeFleet(), max_rank)
+    handle = actor.remote(database, ServeFleet(), max_rank, audit)
     ray.get(handle.table.remote(), timeout=60)

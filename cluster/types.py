@@ -20,6 +20,9 @@ PUBLISHED_SHARES = {
     "audit": 3,
 }
 
+#: In a grant: every tenant.
+EVERYONE = "*"
+
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 
 
@@ -91,6 +94,10 @@ class Principal:
     tenant: str
     roles: frozenset[Role]
     attributes: dict[str, str] = field(default_factory=dict)
+    name: str = ""
+    models: frozenset[str] = frozenset()
+    """The adapters the key reaches; empty is all that the tenant reaches."""
+    expires_at: float | None = None
 
     def may(self, role: Role) -> bool:
         """Whether this principal holds `role`; admins hold every role."""

@@ -7,6 +7,7 @@ autoscaling. Ray's deployment options appear nowhere else.
 from __future__ import annotations
 
 import asyncio
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from cluster.control.protocol import ENGINE_DEPLOYMENT, RoutingTable
 from cluster.embedding import token_counter
 from cluster.processes import share_interpreter
 from cluster.ray_private import log_with_serve, node_address, share_ingress_port
+from cluster.types import Principal
 from serve_app.breaker import Breaker
 from serve_app.cache import ResponseCache
 from serve_app.config import Autoscaling, ServeConfig, StageConfig
@@ -35,7 +37,10 @@ from serve_app.rpc.server import Address, Server
 from serve_app.scaling import POLICY, WORK
 from serve_app.steps import STEPS, Row, Step, run
 
+logger = logging.getLogger(__name__)
+
 _WATCH_S = 20.0
+_REPORT_S = 1.0
 _STREAM_LIMIT_S = 300.0
 _LOOPBACK = "127.0.0.1"
 #: A remote call costs as much as this many of its envelopes' steps would wait to share it. Measured
@@ -148,21 +153,31 @@ class Gateway:
         replicas = _pool(ENGINE_DEPLOYMENT, engine, host)
         self._road = Road(hops, RemoteEngine(replicas), lambda: self._table, cache)
         self._follower: asyncio.Task[None] | None = None
+        self._reporter: asyncio.Task[None] | None = None
+        self._replica = replica
 
     async def __serve_build_asgi_app__(self) -> Any:
         """Serve calls this once the replica is constructed, and before it listens."""
         share_ingress_port(self._config.gateway.port)
         self._table = await self._control.table()
         self._follower = asyncio.ensure_future(self._follow())
+        self._reporter = asyncio.ensure_future(self._report())
         return create_app(
             road=self._road,
-            authenticate=Authenticator(self._control.resolve_key, self._config.gateway.key_cache_s),
+            authenticate=Authenticator(
+                self._resolve_key,
+                self._config.gateway.key_cache_s,
+                lambda: self._table.keys,
+            ),
             labels=self._control,
             table=lambda: self._table,
             base_model=base_name(self._config),
             config=self._config.gateway,
             count_tokens=token_counter(),
         )
+
+    async def _resolve_key(self, digest: str) -> Principal | None:
+        return await self._control.resolve_key(digest)  # of the control plane that is up now
 
     async def _follow(self) -> None:
         """Keep the routing table current; the last one known serves while the control is away."""
@@ -174,6 +189,16 @@ class Gateway:
             except Exception:  # restarts of the control plane must not stop the gateway
                 await asyncio.sleep(1.0)
                 self._control = AsyncControlClient()
+
+    async def _report(self) -> None:
+        """Tell the control plane what was seen of rollouts; what it does not hear is lost."""
+        while True:
+            await asyncio.sleep(_REPORT_S)
+            if reports := self._road.trials.reports(self._replica):
+                try:
+                    await self._control.report(reports)
+                except Exception:  # restarts of the control plane must not stop the gateway
+                    logger.warning("the control plane did not hear what was seen of rollouts")
 
 
 def _hops(calls: dict[str, StageCall], config: ServeConfig, remote: set[str]) -> dict[str, Handoff]:

@@ -138,6 +138,11 @@ class Envelope:
     model: str
     messages: list[dict[str, str]]
     sampling: Sampling
+    key_id: str = ""
+    models: frozenset[str] = frozenset()
+    """The adapters its key is limited to; empty is no limit beyond the tenant's."""
+    user: str = ""
+    """Whom the caller asks for, where it says so; it stays in the gateway's process."""
     metadata: dict[str, str] = field(default_factory=dict)
     stream: bool = False
     chat: bool = True
@@ -208,6 +213,7 @@ class Engine(Protocol):
 
         Raises:
             AdapterGone: this replica no longer takes requests for that version; resolve again.
+            AdapterKilled: the adapter is switched off, perhaps since this request began.
             PromptTooLong: prompt and answer do not fit the context.
             NotSupported: the engine cannot generate what was asked for.
         """
@@ -220,6 +226,10 @@ class Engine(Protocol):
 
 class AdapterGone(Exception):
     """The version is not resident here any more."""
+
+
+class AdapterKilled(Exception):
+    """The adapter is switched off."""
 
 
 class PromptTooLong(ValueError):
@@ -253,6 +263,7 @@ class EngineFault:
 
 _FAULTS: dict[str, type[Exception]] = {
     "gone": AdapterGone,
+    "killed": AdapterKilled,
     "too_long": PromptTooLong,
     "not_supported": NotSupported,
     "failed": EngineFailed,
@@ -267,6 +278,7 @@ def trace_record(envelope: Envelope, at: float) -> dict[str, Any]:
         "received_at": envelope.received_at,
         "recorded_at": at,
         "tenant": envelope.tenant,
+        "key_id": envelope.key_id,
         "attributes": envelope.attributes,
         "requested_model": envelope.model,
         "metadata": envelope.metadata,

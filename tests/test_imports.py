@@ -13,6 +13,11 @@ LIGHT = (
     "serve_app.config",
     "serve_app.main",
     "serve_app.bench.main",
+    # Ray reads its token when it is imported, so a benchmark may not until its cluster is up.
+    "serve_app.bench.gateway",
+    "serve_app.bench.engine",
+    "serve_app.bench.pressure",
+    "serve_app.bench.soak",
     "data_jobs.config",
     "data_jobs.main",
     "train_jobs.config",

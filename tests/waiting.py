@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 
 
@@ -12,4 +13,13 @@ async def until(happened: Callable[[], bool]) -> None:
         if happened():
             return
         await asyncio.sleep(0.01)
+    raise AssertionError("it did not happen within ten seconds")
+
+
+def wait_for(happened: Callable[[], bool]) -> None:
+    """As `until`, for what happens in other processes."""
+    for _ in range(200):
+        if happened():
+            return
+        time.sleep(0.05)
     raise AssertionError("it did not happen within ten seconds")

@@ -49,6 +49,8 @@ class TrainConfig(ConfigModel):
     """One supervised run: a dataset version and a base model become an adapter version."""
 
     adapter: str
+    tenant: str
+    """Whose the adapter is."""
     version: int
     run_id: str
     base_model: BaseModelRef

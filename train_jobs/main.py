@@ -44,13 +44,13 @@ def _run(config: TrainConfig) -> None:
 
     digest = require_stable(Path(config.dataset))
     ray.init(namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
-    control = ControlClient()
+    control = ControlClient(f"run {config.run_id}")
     started = time.monotonic()
     fitted = fit(config)
     seconds = time.monotonic() - started
     logger.info("fitted on %d rows in %.0f s (%d too long)", fitted.rows, seconds, fitted.too_long)
     path = _evaluate_and_publish(config, fitted.adapter, digest, seconds)
-    version = control.register_candidate(str(path))
+    version = control.register_candidate(str(path), config.tenant)
     verdict = control.gate(version, config.gate)
     logger.info(
         "gate: %s %s: %s", version, "passed" if verdict.passed else "refused", verdict.reason

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from contextlib import redirect_stdout
 from pathlib import Path
 
+from cluster.cli import plane
 from cluster.errors import HeadraceError
 
 #: The scripts may be called from any folder.
@@ -45,10 +45,8 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("folder", type=Path, nargs="?", default=_WORKDIR / "state" / "audit")
     verify.add_argument("--json", action="store_true")
     verify.set_defaults(run=_verify)
-    adapters = verbs.add_parser("adapters", help="list adapter versions of the running cluster")
-    adapters.add_argument("--json", action="store_true")
-    adapters.set_defaults(run=_adapters)
-    for verb in (demo, down, adapters):
+    plane.add_verbs(verbs, _WORKDIR)
+    for verb in (demo, down):
         verb.add_argument("--workdir", type=Path, default=_WORKDIR)
     return parser
 
@@ -81,49 +79,14 @@ def _verify(options: argparse.Namespace) -> int:
         raise HeadraceError(f"{options.folder} is not an audit folder")
     found = verify(options.folder)
     if options.json:
-        print(
-            json.dumps(
-                {"records": found.records, "verified": found.verified, "faults": found.faults}
-            )
-        )
+        rows = {"records": found.records, "changes": found.changes}
+        print(json.dumps({**rows, "verified": found.verified, "faults": found.faults}))
     else:
-        print(
-            f"{found.records} records, " + ("chain verified" if found.verified else "NOT verified")
-        )
+        verdict = "chain verified" if found.verified else "NOT verified"
+        print(f"{found.records} records, {found.changes} changes, {verdict}")
         for fault in found.faults[:20]:
             print(f"  {fault}")
     return 0 if found.verified else 1
-
-
-def _adapters(options: argparse.Namespace) -> int:
-    from cluster import runtime
-
-    cluster = runtime.require_cluster(options.workdir.resolve())
-    # Ray prints its advice on standard output, where a reader of ours expects only the answer.
-    with redirect_stdout(sys.stderr):
-        runtime.attach(cluster)
-        # Ray reads its authentication settings when it is imported, so it comes after them.
-        from cluster.control.client import ControlClient
-
-        records = ControlClient().adapter_versions()
-    if options.json:
-        rows = [
-            {
-                "name": r.id.name,
-                "version": r.id.version,
-                "state": r.state,
-                "reason": r.reason,
-                "accuracy": r.manifest.evaluation.accuracy,
-                "path": r.path,
-                "digest": r.digest,
-            }
-            for r in records
-        ]
-        print(json.dumps(rows))
-    for record in () if options.json else records:
-        accuracy = record.manifest.evaluation.accuracy
-        print(f"{record.id!s:<24} {record.state:<10} accuracy {accuracy:.3f}  {record.reason}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -7,55 +7,109 @@ database connection, so that no request path ever waits on SQL.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import Sequence
+import uuid
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy.orm import Session
 
 from cluster import adapters
+from cluster.audit import CONTROL, ChainWriter
 from cluster.control import swap as swapping
-from cluster.control.protocol import Fleet, RoutingTable, ServedAdapter, SwapReport
+from cluster.control.protocol import Fleet, KillReport, RoutingTable, ServedAdapter, SwapReport
+from cluster.control.rollout_store import RolloutStore, served
+from cluster.control.rollouts import RolloutController
 from cluster.dataset import DatasetManifest, read_manifest
 from cluster.errors import ArtifactError, ConflictError
-from cluster.registry import keys, labels, versions
+from cluster.registry import access, bases, events, keys, labels, tenants, versions
+from cluster.registry.bases import BaseModelInfo
 from cluster.registry.db import open_database
 from cluster.registry.versions import AdapterRecord
 from cluster.rollout.gate import GateConfig, Verdict, judge
+from cluster.rollout.plan import RolloutPlan
+from cluster.rollout.state import Report, Rollout
 from cluster.storage import require_stable
-from cluster.types import AdapterVersion, Principal, Role, VersionState
+from cluster.types import AdapterVersion, Principal, VersionState
+
+logger = logging.getLogger(__name__)
+
+_TICK_S = 1.0
 
 
 class ControlPlane:
     """The registry's single writer. Made into a named Ray actor by `cluster.runtime`."""
 
-    def __init__(self, database: str, fleet: Fleet, max_rank: int) -> None:
+    def __init__(self, database: str, fleet: Fleet, max_rank: int, audit: Path) -> None:
+        """`audit` is the folder of the audit log; what is changed here is chained below it."""
         self._engine = open_database(database)
+        self._chain = ChainWriter(audit / CONTROL, f"control-{uuid.uuid4().hex}")
         self._fleet = fleet
         self._max_rank = max_rank
         self._changing = asyncio.Lock()
         self._changed = asyncio.Condition()
         self._preparing: dict[int, ServedAdapter] = {}
+        self._kills = 0
+        self._store = RolloutStore(lambda: Session(self._engine), self._change)
+        self._rollouts = RolloutController(self._store, fleet, self._refresh)
+        self._ticking: asyncio.Task[None] | None = None
+        # Later than whatever a control plane before this one has told the gateways.
+        start = int(time.time() * 1000)
+        self._table = RoutingTable(start, keys=start)
         with Session(self._engine) as tx:
-            live = {name: _served(record) for name, record in versions.live(tx).items()}
-        self._table = RoutingTable(1, live)
+            self._table = replace(self._table, **self._known(tx))
 
-    # -- keys -------------------------------------------------------------------------------
+    def _known(self, tx: Session) -> dict[str, Any]:
+        """What the registry has to say about the routing table."""
+        killed = access.killed(tx)
+        live = {n: served(r) for n, r in versions.live(tx).items() if n not in killed}
+        splits = {n: s for n, s in self._rollouts.splits().items() if n not in killed}
+        return {"live": live, "access": access.access(tx), "killed": killed, "splits": splits}
 
-    async def issue_key(
-        self, tenant: str, roles: Sequence[Role], attributes: dict[str, str]
-    ) -> str:
-        """Create an API key and return its secret."""
-        with Session(self._engine) as tx, tx.begin():
-            return keys.issue(
-                tx, tenant=tenant, roles=roles, attributes=attributes, now=time.time()
-            )
+    def _refresh(self) -> None:
+        """Tell the gateways what the registry says now."""
+        with Session(self._engine) as tx:
+            self._publish(**self._known(tx))
+
+    def _change(self) -> AbstractContextManager[Session]:
+        return events.recorded(self._engine, self._chain)
+
+    # -- tenants and keys -------------------------------------------------------------------
+
+    async def issue_key(self, request: keys.KeyRequest, actor: str) -> keys.IssuedKey:
+        """Create an API key."""
+        with self._change() as tx:
+            return keys.issue(tx, request, actor=actor, now=time.time())
+
+    async def revoke_key(self, key_id: str, actor: str) -> None:
+        """End a key, on every gateway at once."""
+        with self._change() as tx:
+            keys.revoke(tx, key_id, actor=actor, now=time.time())
+        self._publish(keys=self._table.keys + 1)
+
+    async def suspend_tenant(self, tenant: str, suspended: bool, actor: str) -> None:
+        """Let none of a tenant's keys through, or let them through again."""
+        with self._change() as tx:
+            tenants.suspend(tx, tenant, suspended=suspended, actor=actor, now=time.time())
+        self._publish(keys=self._table.keys + 1)
 
     async def resolve_key(self, digest: str) -> Principal | None:
         """The principal behind a key's digest."""
         with Session(self._engine) as tx:
-            return keys.resolve(tx, digest)
+            return keys.resolve(tx, digest, time.time())
+
+    async def listed_keys(self, tenant: str | None) -> list[keys.KeyRecord]:
+        """What may be known of every key, or of a tenant's."""
+        with Session(self._engine) as tx:
+            return keys.listed(tx, tenant)
+
+    async def newest_events(self, limit: int) -> list[dict[str, Any]]:
+        """The newest changes, newest first."""
+        with Session(self._engine) as tx:
+            return events.listed(tx, limit)
 
     # -- routing table ----------------------------------------------------------------------
 
@@ -65,6 +119,8 @@ class ControlPlane:
 
     async def watch(self, generation: int, timeout_s: float) -> RoutingTable:
         """The table once it is newer than `generation`, or as it is after `timeout_s`."""
+        if self._ticking is None or self._ticking.done():
+            self._ticking = asyncio.ensure_future(self._tick())
         async with self._changed:
             try:
                 await asyncio.wait_for(
@@ -76,7 +132,8 @@ class ControlPlane:
 
     async def desired(self) -> list[ServedAdapter]:
         """What an engine replica must hold before it takes traffic."""
-        return [*self._table.live.values(), *self._preparing.values()]
+        wanted = [adapter for adapter in self._rollouts.wanted() if not self._off(adapter.name)]
+        return [*self._table.live.values(), *self._preparing.values(), *wanted]
 
     # -- adapters ---------------------------------------------------------------------------
 
@@ -85,21 +142,41 @@ class ControlPlane:
         with Session(self._engine) as tx:
             return versions.next_version(tx, name)
 
-    async def register_candidate(self, path: str) -> AdapterVersion:
-        """Check a published adapter directory and register it as a candidate."""
-        manifest = adapters.inspect(Path(path), max_rank=self._max_rank)
-        digest = require_stable(Path(path))
-        with Session(self._engine) as tx, tx.begin():
-            versions.register(tx, manifest, Path(path), digest, time.time())
+    async def serve_base(self, info: BaseModelInfo, actor: str) -> list[str]:
+        """Make `info` the base model that serves; labels of the versions to be fitted again."""
+        with self._change() as tx:
+            marked = bases.serve(tx, info, actor=actor, now=time.time())
+        for label in marked:
+            self._rollouts.withdraw(label.partition("@")[0], "the base model was replaced")
+        self._refresh()
+        return marked
+
+    async def register_candidate(self, path: str, owner: str, actor: str) -> AdapterVersion:
+        """Check a published adapter directory and register it as a candidate of `owner`'s."""
+        # Every byte is read, in a thread: the gateways' questions are answered meanwhile.
+        manifest = await asyncio.to_thread(adapters.inspect, Path(path), max_rank=self._max_rank)
+        digest = await asyncio.to_thread(require_stable, Path(path))
+        with self._change() as tx:
+            versions.register(
+                tx, manifest, Path(path), digest, owner=owner, actor=actor, now=time.time()
+            )
+        self._refresh()
         return manifest.id
 
-    async def gate(self, version: AdapterVersion, config: GateConfig) -> Verdict:
+    async def grant(self, name: str, tenant: str, granted: bool, actor: str) -> None:
+        """Let `tenant` reach adapter `name`, or no longer; `*` is every tenant."""
+        with self._change() as tx:
+            change = access.grant if granted else access.withdraw
+            change(tx, name, tenant, actor=actor, now=time.time())
+        self._refresh()
+
+    async def gate(self, version: AdapterVersion, config: GateConfig, actor: str) -> Verdict:
         """Judge a candidate and record the verdict.
 
         Raises:
             ConflictError: the version is not a candidate, or was not compared with what is live.
         """
-        with Session(self._engine) as tx, tx.begin():
+        with self._change() as tx:
             record = versions.get(tx, version)
             if record.state != VersionState.CANDIDATE:
                 raise ConflictError(f"{version} is {record.state}, not a candidate")
@@ -112,43 +189,170 @@ class ControlPlane:
                 )
             verdict = judge(record.manifest.evaluation, config)
             state = VersionState.PASSED if verdict.passed else VersionState.REJECTED
-            versions.set_state(tx, version, state, verdict.reason, time.time())
+            versions.set_state(tx, version, state, verdict.reason, actor=actor, now=time.time())
         return verdict
 
-    async def promote(self, version: AdapterVersion) -> SwapReport:
+    async def promote(self, version: AdapterVersion, actor: str) -> SwapReport:
         """Swap a passed version in while the others keep serving.
 
         Raises:
-            ConflictError: the version has not passed the gate.
+            ConflictError: the version has not passed the gate, or its adapter is switched off.
             ArtifactError: its directory is not what was registered.
             SwapError: it was not proved on every replica.
         """
         async with self._changing:
+            record = self._passed(version)
+            self._refuse_killed(version.name)
+            return await self._bring_in(record, self._table.live.get(version.name), actor)
+
+    async def _bring_in(
+        self, record: AdapterRecord, old: ServedAdapter | None, actor: str
+    ) -> SwapReport:
+        await self._require_unaltered(record)
+        new = served(record)
+        self._preparing[new.int_id] = new
+        try:
+            return await swapping.swap(self._fleet, new, old, lambda: self._flip(new, old, actor))
+        finally:
+            self._preparing.pop(new.int_id, None)
+
+    async def _require_unaltered(self, record: AdapterRecord) -> None:
+        if await asyncio.to_thread(require_stable, Path(record.path)) != record.digest:
+            raise ArtifactError(f"{record.path} is not the directory that was registered")
+
+    def _flip(self, new: ServedAdapter, old: ServedAdapter | None, actor: str) -> None:
+        # It may have been switched off while the new version was proved.
+        self._refuse_killed(new.name)
+        now = time.time()
+        with self._change() as tx:
+            if old is not None:
+                retired, reason = AdapterVersion(old.name, old.version), f"by {new.label}"
+                versions.set_state(tx, retired, VersionState.RETIRED, reason, actor=actor, now=now)
+            current = AdapterVersion(new.name, new.version)
+            versions.set_state(tx, current, VersionState.LIVE, "promoted", actor=actor, now=now)
+        self._refresh()
+
+    def _off(self, name: str) -> bool:
+        return name in self._table.killed
+
+    def _refuse_killed(self, name: str) -> None:
+        if self._off(name):
+            raise ConflictError(f"adapter {name!r} is switched off: revive it first")
+
+    # -- the kill switch --------------------------------------------------------------------
+
+    async def kill(self, name: str, reason: str, actor: str) -> KillReport:
+        """Switch an adapter off everywhere; it waits for no swap under way.
+
+        Raises:
+            ConflictError: there is no such adapter.
+        """
+        started = time.monotonic()
+        with self._change() as tx:
+            access.kill(tx, name, reason, actor=actor, now=time.time())
+        self._kills += 1
+        was = self._table.live.get(name)
+        self._refresh()
+        self._rollouts.withdraw(name, "the adapter was switched off")
+        aborted, confirmed = 0, True
+        try:
+            aborted = await self._fleet.kill(name)
+        except Exception:  # the gateways route nothing to it any more, whatever a replica says
+            logger.exception("not every engine replica confirmed that %s is off", name)
+            confirmed = False
+        seconds = time.monotonic() - started
+        return KillReport(name, was.label if was else None, aborted, confirmed, seconds)
+
+    async def revive(self, name: str, actor: str) -> SwapReport | None:
+        """Let a killed adapter serve again, its version proved anew; None where none was live.
+
+        Raises:
+            ConflictError: it is not killed.
+            SwapError: its version was not proved on every replica; it stays off.
+        """
+        async with self._changing:
             with Session(self._engine) as tx:
-                record = versions.get(tx, version)
-            if record.state != VersionState.PASSED:
-                raise ConflictError(
-                    f"{version} is {record.state}: only a passed version is promoted"
-                )
-            if require_stable(Path(record.path)) != record.digest:
-                raise ArtifactError(f"{record.path} is not the directory that was registered")
-            new, old = _served(record), self._table.live.get(version.name)
-            self._preparing[new.int_id] = new
-            try:
-                report = await swapping.swap(self._fleet, new, old, lambda: self._flip(new, old))
-            finally:
-                self._preparing.pop(new.int_id, None)
+                record = versions.live(tx).get(name)
+                if name not in access.killed(tx):
+                    raise ConflictError(f"adapter {name!r} is not switched off")
+            kills = self._kills
+            report = await self._prove(record) if record is not None else None
+            if kills != self._kills:
+                raise ConflictError(f"adapter {name!r} was switched off again meanwhile")
+            with self._change() as tx:
+                access.revive(tx, name, actor=actor, now=time.time())
+            self._refresh()
             return report
 
-    def _flip(self, new: ServedAdapter, old: ServedAdapter | None) -> None:
-        now = time.time()
-        with Session(self._engine) as tx, tx.begin():
-            if old is not None:
-                retired = AdapterVersion(old.name, old.version)
-                versions.set_state(tx, retired, VersionState.RETIRED, f"by {new.label}", now)
-            current = AdapterVersion(new.name, new.version)
-            versions.set_state(tx, current, VersionState.LIVE, "promoted", now)
-        self._table = RoutingTable(self._table.generation + 1, {**self._table.live, new.name: new})
+    async def _prove(self, record: AdapterRecord) -> SwapReport:
+        """Have every replica hold a killed adapter's version again, before anyone is sent to it."""
+        await self._require_unaltered(record)
+        adapter = served(record)
+        self._preparing[adapter.int_id] = adapter
+        try:
+            return await swapping.swap(self._fleet, adapter, None, lambda: None)
+        finally:
+            self._preparing.pop(adapter.int_id, None)
+
+    # -- rollouts ---------------------------------------------------------------------------
+
+    async def start_rollout(
+        self, version: AdapterVersion, plan: RolloutPlan, actor: str
+    ) -> Rollout:
+        """Bring a passed version to the users step by step.
+
+        Raises:
+            ConflictError: it has not passed the gate, its adapter is switched off, or another
+                rollout of it is under way.
+            ArtifactError: its directory is not what was registered.
+        """
+        async with self._changing:
+            record = self._passed(version)
+            self._refuse_killed(version.name)
+            await self._require_unaltered(record)
+            live = self._table.live.get(version.name)
+            baseline = AdapterVersion(live.name, live.version) if live else None
+            rollout = self._store.begin(version, baseline, plan, actor=actor, now=time.time())
+            self._rollouts.add(rollout)
+        return rollout
+
+    async def end_rollout(self, adapter: str, reason: str, actor: str) -> None:
+        """Take the adapter's candidate back.
+
+        Raises:
+            ConflictError: no rollout of it is under way.
+        """
+        if not self._rollouts.withdraw(adapter, f"{actor}: {reason}"):
+            raise ConflictError(f"no rollout of {adapter[:64]!r} is under way")
+
+    async def rollouts(self, limit: int) -> list[Rollout]:
+        """The newest rollouts, newest first; those under way with all that was seen of them."""
+        now = {rollout.id: rollout for rollout in self._rollouts.active}
+        return [now.get(rollout.id, rollout) for rollout in self._store.listed(limit)]
+
+    async def report(self, reports: list[Report]) -> None:
+        """Count what a gateway saw of the rollouts under way."""
+        for report in reports:
+            self._rollouts.take(report)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK_S)
+            async with self._changing:
+                await self._rollouts.tick(time.time())
+
+    def _passed(self, version: AdapterVersion) -> AdapterRecord:
+        with Session(self._engine) as tx:
+            record = versions.get(tx, version)
+            bases.require_serving(tx, record.manifest.base_digest)
+        if record.state != VersionState.PASSED:
+            raise ConflictError(f"{version} is {record.state}: only a passed version is promoted")
+        if self._rollouts.of(version.name) is not None:
+            raise ConflictError(f"a rollout of {version.name} is under way: end it first")
+        return record
+
+    def _publish(self, **changes: Any) -> None:
+        self._table = replace(self._table, generation=self._table.generation + 1, **changes)
         self._announcement = asyncio.ensure_future(self._announce())
 
     async def _announce(self) -> None:
@@ -199,14 +403,3 @@ class ControlPlane:
         """The state of the label queue."""
         with Session(self._engine) as tx:
             return labels.counts(tx)
-
-
-def _served(record: AdapterRecord) -> ServedAdapter:
-    return ServedAdapter(
-        record.id.name,
-        record.id.version,
-        record.int_id,
-        record.path,
-        record.digest,
-        record.manifest.golden,
-    )

@@ -10,6 +10,7 @@ from ray import serve
 from cluster.control.protocol import ENGINE_DEPLOYMENT, SERVE_APP, Proof, ServedAdapter
 
 _CALL_TIMEOUT_S = 60.0
+_KILL_TIMEOUT_S = 5.0
 
 
 class ServeFleet:
@@ -36,3 +37,7 @@ class ServeFleet:
     async def remove(self, int_id: int) -> bool:
         """Unload `int_id` and check each replica's own list."""
         return all(await self._broadcast("remove", int_id, timeout_s=_CALL_TIMEOUT_S))
+
+    async def kill(self, name: str) -> int:
+        """Refuse adapter `name` on each replica and cut off its requests; how many there were."""
+        return sum(await self._broadcast("kill", name, timeout_s=_KILL_TIMEOUT_S))

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from cluster.adapters import GoldenProbe
+from cluster.types import EVERYONE
 
 ACTOR_NAME = "headrace-control"
 NAMESPACE = "headrace"
@@ -31,23 +32,76 @@ class ServedAdapter:
         return f"{self.name}@{self.version}"
 
 
+class Caller(Protocol):
+    """Who asks for an adapter: a principal, or a request of one."""
+
+    @property
+    def tenant(self) -> str: ...
+
+    @property
+    def models(self) -> frozenset[str]:
+        """The adapters its key is limited to; empty is no limit beyond the tenant's."""
+        ...
+
+
+@dataclass(frozen=True)
+class Split:
+    """A candidate beside the live version of its adapter."""
+
+    rollout: int
+    phase: int
+    candidate: ServedAdapter
+    percent: float
+    """Of the users who get its answers; of the requests it is tried on, in a shadow."""
+    shadow: bool
+
+
 @dataclass(frozen=True)
 class RoutingTable:
     """Which version answers for each adapter name. A higher generation replaces a lower one."""
 
     generation: int
     live: dict[str, ServedAdapter] = field(default_factory=dict)
+    access: dict[str, frozenset[str]] = field(default_factory=dict)
+    """The tenants that reach each adapter; an adapter that is not here is reached by nobody."""
+    killed: frozenset[str] = frozenset()
+    """Adapters that are switched off; none of them is live."""
+    splits: dict[str, Split] = field(default_factory=dict)
+    """Candidates beside the live versions, by adapter."""
+    keys: int = 0
+    """Grows when a key ends: whoever remembers keys forgets them then."""
 
-    def resolve(self, model: str) -> ServedAdapter | None:
-        """The live adapter that `model` names, by adapter name or exact version."""
+    def reaches(self, caller: Caller, name: str) -> bool:
+        """Whether `caller` may know of the adapter."""
+        tenants = self.access.get(name, frozenset())
+        limited = bool(caller.models) and name not in caller.models
+        return not limited and (caller.tenant in tenants or EVERYONE in tenants)
+
+    def serves(self, caller: Caller, name: str) -> bool:
+        """Whether the adapter is live and within the caller's reach."""
+        return name in self.live and self.reaches(caller, name)
+
+    def resolve(self, caller: Caller, model: str) -> ServedAdapter | None:
+        """The live adapter that `model` names for `caller`, by adapter name or exact version."""
         name, mark, _ = model.partition("@")
-        adapter = self.live.get(name)
-        return None if adapter is None or (mark and adapter.label != model) else adapter
+        if not self.serves(caller, name):
+            return None
+        adapter = self.live[name]
+        return None if mark and adapter.label != model else adapter
+
+    def stopped(self, caller: Caller, model: str) -> bool:
+        """Whether `model` names an adapter of the caller's that is switched off."""
+        name = model.partition("@")[0]
+        return name in self.killed and self.reaches(caller, name)
 
     def unproved(self) -> RoutingTable:
         """The table without golden probes: what a gateway needs, and sends with each request."""
         live = {name: replace(adapter, golden=()) for name, adapter in self.live.items()}
-        return RoutingTable(self.generation, live)
+        splits = {
+            name: replace(split, candidate=replace(split.candidate, golden=()))
+            for name, split in self.splits.items()
+        }
+        return replace(self, live=live, splits=splits)
 
 
 @dataclass(frozen=True)
@@ -78,6 +132,20 @@ class SwapReport:
     """Whether every replica confirmed that the old version is gone."""
 
 
+@dataclass(frozen=True)
+class KillReport:
+    """An adapter that was switched off; times in seconds."""
+
+    adapter: str
+    version: str | None
+    """What was live."""
+    aborted: int
+    """Requests that were cut off."""
+    confirmed: bool
+    """Whether every engine replica confirmed; where not, the gateways refuse it all the same."""
+    seconds: float
+
+
 class Fleet(Protocol):
     """Every engine replica at once. Each call raises when any replica fails."""
 
@@ -91,4 +159,8 @@ class Fleet(Protocol):
 
     async def remove(self, int_id: int) -> bool:
         """Unload `int_id` everywhere; whether each replica's own list confirms it."""
+        ...
+
+    async def kill(self, name: str) -> int:
+        """Refuse every version of adapter `name` and cut off its requests; how many there were."""
         ...

@@ -48,19 +48,20 @@ async def swap(
     """Bring `new` into service in place of `old`.
 
     Raises:
-        SwapError: `new` was not proved on every replica; `old` serves on and `new` is unloaded.
+        SwapError: `new` was not proved on every replica, or `flip` refused; `old` serves on and
+            `new` is unloaded.
     """
     started = time.monotonic()
     try:
         proofs = await fleet.prepare(new)
         difference = check_proofs(new, proofs)
+        prepared = time.monotonic()
+        flip()
     except Exception as error:  # whatever the fleet met, the serving version must stay as it was
         await _discard(fleet, new)
         if isinstance(error, SwapError):
             raise
-        raise SwapError(f"{new.label} could not be loaded: {error}") from error
-    prepared = time.monotonic()
-    flip()
+        raise SwapError(f"{new.label} could not be brought into service: {error}") from error
     flipped = time.monotonic()
     removed = True
     if old is not None:

@@ -1,18 +1,69 @@
-"""API keys: issued once, kept as a digest, resolved to a principal."""
+"""API keys: issued once, kept as a digest, resolved until they expire or are revoked."""
 
 from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
+from pydantic import Field, field_validator
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from cluster.registry.schema import ApiKey
-from cluster.types import Principal, Role
+from cluster.config import ConfigModel
+from cluster.errors import ConflictError
+from cluster.registry import events, tenants
+from cluster.registry.schema import ApiKey, PrincipalRow, Tenant
+from cluster.types import Principal, Role, checked_name
 
 PREFIX = "hr-"
+
+
+class KeyRequest(ConfigModel):
+    """What a new key is to be."""
+
+    tenant: str
+    roles: tuple[Role, ...] = (Role.INFERENCE,)
+    principal: str = "default"
+    """Who uses it: a person or a service of the tenant."""
+    alias: str = Field(default="", max_length=63)
+    """A name for people to tell keys by."""
+    models: tuple[str, ...] = Field(default=(), max_length=1000)
+    """The adapters it reaches; empty is all that the tenant reaches."""
+    attributes: dict[str, str] = Field(default_factory=dict)
+    """What policy may rely on."""
+    lasts_s: float | None = Field(default=None, gt=0)
+    """Seconds until it expires; None is never."""
+
+    _names = field_validator("tenant", "principal")(checked_name)
+
+    @field_validator("models")
+    @classmethod
+    def _adapters(cls, models: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(checked_name(model) for model in models)
+
+
+@dataclass(frozen=True)
+class IssuedKey:
+    """A new key. The secret cannot be read again."""
+
+    key_id: str
+    secret: str
+
+
+@dataclass(frozen=True)
+class KeyRecord:
+    """What may be known of a key."""
+
+    key_id: str
+    alias: str
+    tenant: str
+    principal: str
+    roles: tuple[str, ...]
+    models: tuple[str, ...]
+    created_at: float
+    expires_at: float | None
+    revoked_at: float | None
 
 
 def digest(secret: str) -> str:
@@ -20,40 +71,87 @@ def digest(secret: str) -> str:
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def issue(
-    tx: Session,
-    *,
-    tenant: str,
-    roles: Iterable[Role],
-    attributes: Mapping[str, str],
-    now: float,
-) -> str:
-    """Create a key and return its secret, which cannot be read again."""
-    secret = PREFIX + secrets.token_urlsafe(32)
+def issue(tx: Session, request: KeyRequest, *, actor: str, now: float) -> IssuedKey:
+    """Create a key, and its tenant and principal where they are new."""
+    tenants.ensure(tx, request.tenant, actor=actor, now=now)
+    issued = IssuedKey(secrets.token_hex(8), PREFIX + secrets.token_urlsafe(32))
     tx.add(
         ApiKey(
-            key_id=secrets.token_hex(8),
-            digest=digest(secret),
-            tenant=tenant,
-            roles=sorted(roles),
-            attributes=dict(attributes),
+            key_id=issued.key_id,
+            digest=digest(issued.secret),
+            alias=request.alias,
+            tenant=request.tenant,
+            principal=tenants.principal(tx, request.tenant, request.principal, now),
+            roles=sorted(request.roles),
+            models=sorted(request.models),
+            attributes=dict(request.attributes),
             created_at=now,
+            expires_at=None if request.lasts_s is None else now + request.lasts_s,
             revoked_at=None,
         )
     )
-    return secret
+    detail = {"tenant": request.tenant, "roles": sorted(request.roles), "alias": request.alias}
+    events.note(tx, "key.issued", issued.key_id, detail, actor=actor, now=now)
+    return issued
 
 
-def resolve(tx: Session, key_digest: str) -> Principal | None:
-    """The principal of a key's digest, or None where the key is unknown or revoked."""
-    row = tx.scalars(
-        select(ApiKey).where(ApiKey.digest == key_digest, ApiKey.revoked_at.is_(None))
-    ).first()
+def revoke(tx: Session, key_id: str, *, actor: str, now: float) -> None:
+    """End a key; ending it twice is ending it once.
+
+    Raises:
+        ConflictError: there is no such key.
+    """
+    row = tx.get(ApiKey, key_id)
     if row is None:
+        raise ConflictError(f"there is no key {key_id[:64]!r}")
+    if row.revoked_at is None:
+        row.revoked_at = now
+        events.note(tx, "key.revoked", key_id, {"tenant": row.tenant}, actor=actor, now=now)
+
+
+def resolve(tx: Session, key_digest: str, now: float) -> Principal | None:
+    """The principal of a key's digest; None where it is unknown, over or its tenant suspended."""
+    usable = (ApiKey.digest == key_digest, ApiKey.revoked_at.is_(None))
+    found = tx.execute(
+        select(ApiKey, PrincipalRow.name)
+        .join(Tenant, Tenant.name == ApiKey.tenant)
+        .join(PrincipalRow, PrincipalRow.principal_id == ApiKey.principal)
+        .where(*usable, Tenant.suspended_at.is_(None))
+    ).first()
+    if found is None:
+        return None
+    row, name = found
+    if row.expires_at is not None and row.expires_at <= now:
         return None
     return Principal(
         row.key_id,
         row.tenant,
         frozenset(Role(role) for role in row.roles),
         {str(name): str(value) for name, value in row.attributes.items()},
+        name=name,
+        models=frozenset(row.models),
+        expires_at=row.expires_at,
     )
+
+
+def listed(tx: Session, tenant: str | None = None) -> list[KeyRecord]:
+    """Every key, or a tenant's, oldest first."""
+    query = select(ApiKey, PrincipalRow.name).join(
+        PrincipalRow, PrincipalRow.principal_id == ApiKey.principal
+    )
+    if tenant is not None:
+        query = query.where(ApiKey.tenant == tenant)
+    return [
+        KeyRecord(
+            row.key_id,
+            row.alias,
+            row.tenant,
+            name,
+            tuple(row.roles),
+            tuple(row.models),
+            row.created_at,
+            row.expires_at,
+            row.revoked_at,
+        )
+        for row, name in tx.execute(query.order_by(ApiKey.created_at, ApiKey.key_id))
+    ]

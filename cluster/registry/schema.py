@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import JSON, Float, Integer, String, Text, UniqueConstraint
+from sqlalchemy import JSON, Float, ForeignKey, Integer, String, Text, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
@@ -14,33 +14,112 @@ class Table(DeclarativeBase):
     type_annotation_map = {dict[str, Any]: JSON, list[str]: JSON}
 
 
+class Tenant(Table):
+    """A company or a department whose traffic, adapters and bills are kept apart."""
+
+    __tablename__ = "tenants"
+    name: Mapped[str] = mapped_column(String(63), primary_key=True)
+    created_at: Mapped[float] = mapped_column(Float)
+    suspended_at: Mapped[float | None] = mapped_column(Float)
+
+
+class PrincipalRow(Table):
+    """A person or a service of a tenant: who acts when one of its keys is used."""
+
+    __tablename__ = "principals"
+    __table_args__ = (UniqueConstraint("tenant", "name"),)
+    principal_id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    tenant: Mapped[str] = mapped_column(ForeignKey("tenants.name"))
+    name: Mapped[str] = mapped_column(String(63))
+    created_at: Mapped[float] = mapped_column(Float)
+
+
 class ApiKey(Table):
     """A key's digest and what it may do; the key itself is never stored."""
 
     __tablename__ = "api_keys"
     key_id: Mapped[str] = mapped_column(String(32), primary_key=True)
     digest: Mapped[str] = mapped_column(String(64), unique=True)
-    tenant: Mapped[str] = mapped_column(String(64))
+    alias: Mapped[str] = mapped_column(String(63))
+    tenant: Mapped[str] = mapped_column(ForeignKey("tenants.name"), index=True)
+    principal: Mapped[str] = mapped_column(ForeignKey("principals.principal_id"))
     roles: Mapped[list[str]]
+    models: Mapped[list[str]]
     attributes: Mapped[dict[str, Any]]
     created_at: Mapped[float] = mapped_column(Float)
+    expires_at: Mapped[float | None] = mapped_column(Float)
     revoked_at: Mapped[float | None] = mapped_column(Float)
 
 
+class BaseModel(Table):
+    """A base model that adapters stand on, with what its licence lets it be used for.
+
+    The one served last is the one that serves.
+    """
+
+    __tablename__ = "base_models"
+    digest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    name: Mapped[str] = mapped_column(String(128))
+    path: Mapped[str] = mapped_column(Text)
+    licence: Mapped[str] = mapped_column(String(64))
+    permitted_use: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[float] = mapped_column(Float)
+    served_at: Mapped[float] = mapped_column(Float)
+
+
 class Adapter(Table):
+    """An adapter's name, whose it is, and whether it is switched off."""
+
+    __tablename__ = "adapters"
+    name: Mapped[str] = mapped_column(String(63), primary_key=True)
+    owner: Mapped[str] = mapped_column(ForeignKey("tenants.name"), index=True)
+    created_at: Mapped[float] = mapped_column(Float)
+    killed_at: Mapped[float | None] = mapped_column(Float)
+    kill_reason: Mapped[str] = mapped_column(Text)
+
+
+class Grant(Table):
+    """A tenant beside the owner that reaches an adapter; `*` is every tenant."""
+
+    __tablename__ = "grants"
+    adapter: Mapped[str] = mapped_column(ForeignKey("adapters.name"), primary_key=True)
+    tenant: Mapped[str] = mapped_column(String(63), primary_key=True)
+    granted_at: Mapped[float] = mapped_column(Float)
+
+
+class Version(Table):
     """One immutable adapter version; `int_id` is the id the engine knows it by."""
 
     __tablename__ = "adapter_versions"
     __table_args__ = (UniqueConstraint("name", "version"),)
     int_id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
-    name: Mapped[str] = mapped_column(String(63), index=True)
+    name: Mapped[str] = mapped_column(ForeignKey("adapters.name"), index=True)
     version: Mapped[int] = mapped_column(Integer)
-    state: Mapped[str] = mapped_column(String(16))
+    state: Mapped[str] = mapped_column(String(16), index=True)
     path: Mapped[str] = mapped_column(Text)
     digest: Mapped[str] = mapped_column(String(64))
-    reason: Mapped[str] = mapped_column(Text, default="")
+    base: Mapped[str] = mapped_column(ForeignKey("base_models.digest"))
+    parent: Mapped[str | None] = mapped_column(String(80))
+    dataset: Mapped[str] = mapped_column(String(80))
+    dataset_digest: Mapped[str] = mapped_column(String(64))
+    run_id: Mapped[str] = mapped_column(String(128))
+    reason: Mapped[str] = mapped_column(Text)
+    retrain: Mapped[str] = mapped_column(Text)
     manifest: Mapped[dict[str, Any]]
     created_at: Mapped[float] = mapped_column(Float)
+
+
+class RolloutRow(Table):
+    """A candidate on its way to the users; `state` is the whole of it."""
+
+    __tablename__ = "rollouts"
+    rollout_id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
+    adapter: Mapped[str] = mapped_column(ForeignKey("adapters.name"), index=True)
+    candidate: Mapped[int] = mapped_column(ForeignKey("adapter_versions.int_id"))
+    status: Mapped[str] = mapped_column(String(16), index=True)
+    state: Mapped[dict[str, Any]]
+    created_at: Mapped[float] = mapped_column(Float)
+    updated_at: Mapped[float] = mapped_column(Float)
 
 
 class Dataset(Table):
@@ -74,11 +153,12 @@ class Label(Table):
 
 
 class Event(Table):
-    """What the control plane did: gates, swaps, refusals. Append-only."""
+    """What the control plane did and for whom. Append-only; its chained copy is the audit log's."""
 
     __tablename__ = "events"
     id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
     at: Mapped[float] = mapped_column(Float)
     kind: Mapped[str] = mapped_column(String(32), index=True)
     subject: Mapped[str] = mapped_column(String(128))
+    actor: Mapped[str] = mapped_column(String(128))
     detail: Mapped[dict[str, Any]]

@@ -11,7 +11,8 @@ from sqlalchemy.orm import Session
 from cluster.adapters import AdapterManifest
 from cluster.dataset import DatasetManifest
 from cluster.errors import ConflictError
-from cluster.registry.schema import Adapter, Dataset, Event
+from cluster.registry import access, bases, events
+from cluster.registry.schema import Dataset, Version
 from cluster.types import AdapterVersion, VersionState
 
 
@@ -25,10 +26,12 @@ class AdapterRecord:
     path: str
     digest: str
     reason: str
+    retrain: str
+    """Why it has to be fitted again, or empty."""
     manifest: AdapterManifest
 
 
-def _record(row: Adapter) -> AdapterRecord:
+def _record(row: Version) -> AdapterRecord:
     return AdapterRecord(
         AdapterVersion(row.name, row.version),
         row.int_id,
@@ -36,35 +39,56 @@ def _record(row: Adapter) -> AdapterRecord:
         row.path,
         row.digest,
         row.reason,
+        row.retrain,
         AdapterManifest.model_validate(row.manifest),
     )
 
 
-def register(tx: Session, manifest: AdapterManifest, path: Path, digest: str, now: float) -> None:
-    """Enter a published version as a candidate.
+def register(
+    tx: Session,
+    manifest: AdapterManifest,
+    path: Path,
+    digest: str,
+    *,
+    owner: str,
+    actor: str,
+    now: float,
+) -> None:
+    """Enter a published version of `owner`'s adapter as a candidate.
 
     Raises:
-        ConflictError: that version is already registered.
+        ConflictError: that version is already registered, the adapter is another tenant's, or it
+            was fitted on another base model than the one that serves.
     """
     if _find(tx, manifest.id) is not None:
         raise ConflictError(f"{manifest.id} is already registered; versions are immutable")
+    bases.require_serving(tx, manifest.base_digest)
+    access.claim(tx, manifest.name, owner, actor=actor, now=now)
     tx.add(
-        Adapter(
+        Version(
             name=manifest.name,
             version=manifest.version,
             state=VersionState.CANDIDATE,
             path=str(path),
             digest=digest,
+            base=manifest.base_digest,
+            parent=manifest.evaluation.previous,
+            dataset=manifest.dataset,
+            dataset_digest=manifest.dataset_digest,
+            run_id=manifest.run_id,
             reason="",
+            retrain="",
             manifest=manifest.model_dump(mode="json"),
             created_at=now,
         )
     )
+    detail = {"digest": digest, "dataset": manifest.dataset, "run": manifest.run_id}
+    events.note(tx, "version.registered", str(manifest.id), detail, actor=actor, now=now)
 
 
-def _find(tx: Session, version: AdapterVersion) -> Adapter | None:
+def _find(tx: Session, version: AdapterVersion) -> Version | None:
     return tx.scalars(
-        select(Adapter).where(Adapter.name == version.name, Adapter.version == version.version)
+        select(Version).where(Version.name == version.name, Version.version == version.version)
     ).first()
 
 
@@ -81,7 +105,13 @@ def get(tx: Session, version: AdapterVersion) -> AdapterRecord:
 
 
 def set_state(
-    tx: Session, version: AdapterVersion, state: VersionState, reason: str, now: float
+    tx: Session,
+    version: AdapterVersion,
+    state: VersionState,
+    reason: str,
+    *,
+    actor: str,
+    now: float,
 ) -> None:
     """Move `version` to `state` and note it as an event; the gate's reason stays on record."""
     row = _find(tx, version)
@@ -90,24 +120,24 @@ def set_state(
     row.state = state
     if state in (VersionState.PASSED, VersionState.REJECTED):
         row.reason = reason
-    tx.add(Event(at=now, kind=f"adapter.{state}", subject=str(version), detail={"reason": reason}))
+    events.note(tx, f"version.{state}", str(version), {"reason": reason}, actor=actor, now=now)
 
 
 def listed(tx: Session) -> list[AdapterRecord]:
     """Every version, by name and number."""
-    rows = tx.scalars(select(Adapter).order_by(Adapter.name, Adapter.version))
+    rows = tx.scalars(select(Version).order_by(Version.name, Version.version))
     return [_record(row) for row in rows]
 
 
 def live(tx: Session) -> dict[str, AdapterRecord]:
     """The live version of each adapter that has one."""
-    rows = tx.scalars(select(Adapter).where(Adapter.state == VersionState.LIVE))
+    rows = tx.scalars(select(Version).where(Version.state == VersionState.LIVE))
     return {row.name: _record(row) for row in rows}
 
 
 def next_version(tx: Session, name: str) -> int:
     """The number the next version of `name` gets."""
-    last = tx.scalar(select(func.max(Adapter.version)).where(Adapter.name == name))
+    last = tx.scalar(select(func.max(Version.version)).where(Version.name == name))
     return (last or 0) + 1
 
 

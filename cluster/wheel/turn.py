@@ -20,6 +20,8 @@ from cluster import audit, runtime
 from cluster.control.client import ControlClient
 from cluster.control.protocol import SwapReport
 from cluster.errors import HeadraceError
+from cluster.registry.bases import describe
+from cluster.registry.keys import KeyRequest
 from cluster.registry.versions import AdapterRecord
 from cluster.types import AdapterVersion, Role, VersionState
 from cluster.wheel import report
@@ -27,6 +29,9 @@ from cluster.wheel.annotator import NAME, annotate
 from cluster.wheel.load import LoadGenerator, Outcome, Shot, Tally
 from cluster.wheel.site import Site
 from cluster.workload import WorkloadSummary, read_summary, read_turns
+
+#: Whose traffic, keys and adapters the demonstration's are.
+TENANT = "demo"
 
 _READY_S = 240.0
 _SHUFFLE_SEED = 13
@@ -91,10 +96,16 @@ class Turn:
         """The control plane, then the serving graph; its engine starts while version 1 trains."""
         self.site.narrator.step("Deploy the graph: gateway, seven stages, vLLM engine")
         database = f"sqlite:///{self.site.path('registry.db')}"
-        runtime.start_control(database, max_rank=32)
+        chained = Path(self.site.path("state", "audit"))
+        runtime.start_control(database, max_rank=32, audit=chained)
         self._control = ControlClient()
-        vouches = {"vouches_for_users": "true"}
-        self.key = self.control.issue_key("demo", [Role.INFERENCE, Role.LABEL], vouches)
+        self.control.serve_base(describe(Path(self.site.base_model)))
+        wanted = KeyRequest(
+            tenant=TENANT,
+            roles=(Role.INFERENCE, Role.LABEL),
+            attributes={"vouches_for_users": "true"},
+        )
+        self.key = self.control.issue_key(wanted).secret
         settings = {
             "base_model.path": self.site.base_model,
             "state": self.site.path("state"),
@@ -178,6 +189,7 @@ class Turn:
             "adapter": domain,
             "version": version,
             "run_id": run_id,
+            "tenant": TENANT,
             "base_model.path": self.site.base_model,
             "dataset": dataset,
             "heldout": self.site.path("workload", "heldout", f"{domain}.jsonl"),

@@ -12,8 +12,8 @@ from typing import Any
 
 from cluster.wheel.narrator import Narrator
 from serve_app.bench import systems
+from serve_app.bench.fixed import ANSWER, TOKENS
 from serve_app.bench.load import Result
-from serve_app.bench.static import ANSWER, TOKENS
 from serve_app.bench.streams import Stream
 
 _TIMES = 10

@@ -10,14 +10,12 @@ from cluster.config import BaseModelRef
 from cluster.control.protocol import Proof, ServedAdapter
 from cluster.processes import share_interpreter
 from cluster.ray_private import node_address
+from serve_app.bench.fixed import ANSWER, TOKENS
 from serve_app.config import EngineConfig
 from serve_app.engine.in_flight import InFlight
 from serve_app.protocol import Delta, Generation, GenerationRequest
 from serve_app.rpc.server import Address, Server
 from serve_app.scaling import WORK
-
-ANSWER = "This is the fixed answer of a static engine, sixteen tokens or so of plain text."
-TOKENS = 16
 
 
 class StaticEngineReplica:

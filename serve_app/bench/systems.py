@@ -27,7 +27,6 @@ from cluster.config import load
 from cluster.control import jobs
 from cluster.errors import ConflictError, HeadraceError
 from cluster.processes import alive, command, descendants, tell
-from cluster.types import Role
 from serve_app.bench.load import Result
 from serve_app.bench.streams import Stream
 from serve_app.config import EngineConfig, ServeConfig, StageConfig, StageTable
@@ -277,10 +276,15 @@ def ours(
         from ray import serve
 
         workload = _workload(folder, cluster.dashboard)
-        runtime.start_control(f"sqlite:///{cluster_folder / 'registry.db'}", max_rank=32)
+        runtime.start_control(
+            f"sqlite:///{cluster_folder / 'registry.db'}",
+            max_rank=32,
+            audit=cluster_folder / "state" / "audit",
+        )
         from cluster.control.client import ControlClient
+        from cluster.registry.keys import KeyRequest
 
-        key = ControlClient().issue_key("bench", [Role.INFERENCE], {})
+        key = ControlClient().issue_key(KeyRequest(tenant="bench")).secret
         serve.start(http_options={"host": "127.0.0.1", "port": cluster.proxy_port})
         port = free_port()
         paths = [

@@ -9,7 +9,7 @@ import json
 import sys
 from typing import Any
 
-from serve_app.bench.static import ANSWER, TOKENS
+from serve_app.bench.fixed import ANSWER, TOKENS
 
 _BODY = json.dumps(
     {

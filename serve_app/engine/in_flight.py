@@ -12,6 +12,7 @@ from typing import Any
 
 from serve_app.protocol import (
     AdapterGone,
+    AdapterKilled,
     Delta,
     EngineFault,
     Generation,
@@ -90,7 +91,7 @@ async def _by_word(
 
 
 def _fault(request: GenerationRequest, error: Exception) -> EngineFault:
-    if isinstance(error, (AdapterGone, PromptTooLong, NotSupported)):
+    if isinstance(error, (AdapterGone, AdapterKilled, PromptTooLong, NotSupported)):
         return EngineFault.of(error)
     logger.error("the engine failed on %s", request.request_id, exc_info=error)
     return EngineFault("failed", "the engine failed on this request")

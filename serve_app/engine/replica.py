@@ -79,6 +79,10 @@ class EngineReplica:
         async with self._changing:
             return await self._engine.unload(int_id)
 
+    async def kill(self, name: str) -> int:
+        """Refuse an adapter from now on and end its requests; how many there were."""
+        return self._engine.residents.kill(name)
+
     async def _follow(self) -> None:
         while True:
             await asyncio.sleep(self._config.reconcile_s)

@@ -7,16 +7,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from cluster.control.protocol import ServedAdapter
-from serve_app.protocol import AdapterGone
+from serve_app.protocol import AdapterGone, AdapterKilled
 
 
 class Residents:
-    """Admits requests to resident versions only, and lets one drain."""
+    """Admits requests to resident versions only, lets one drain, and cuts a killed one off."""
 
     def __init__(self) -> None:
         self._held: dict[int, ServedAdapter] = {}
-        self._in_flight: dict[int, int] = {}
+        self._in_flight: dict[int, list[asyncio.Task[object]]] = {}
         self._draining: set[int] = set()
+        self._killed: set[int] = set()
         self._idle = asyncio.Condition()
 
     @property
@@ -28,12 +29,14 @@ class Residents:
         """Take requests for `adapter` from now on."""
         self._held[adapter.int_id] = adapter
         self._draining.discard(adapter.int_id)
+        self._killed.discard(adapter.int_id)
 
     def discard(self, int_id: int) -> None:
         """Forget a version; nothing may be in flight for it."""
         assert not self._in_flight.get(int_id), f"{int_id} still has requests in flight"
         self._held.pop(int_id, None)
         self._draining.discard(int_id)
+        self._killed.discard(int_id)
 
     @contextmanager
     def using(self, adapter: ServedAdapter) -> Iterator[None]:
@@ -41,15 +44,24 @@ class Residents:
 
         Raises:
             AdapterGone: it is not resident, or draining.
+            AdapterKilled: it is switched off, or was while the request ran.
         """
-        key = adapter.int_id
+        key, task = adapter.int_id, asyncio.current_task()
+        assert task is not None, "requests run in tasks"
+        if key in self._killed:
+            raise AdapterKilled(adapter.label)
         if self._held.get(key) != adapter or key in self._draining:
             raise AdapterGone(adapter.label)
-        self._in_flight[key] = self._in_flight.get(key, 0) + 1
+        self._in_flight.setdefault(key, []).append(task)
         try:
             yield
+        except asyncio.CancelledError:
+            # Cancelled once, and by `kill`: the caller is still there and learns why.
+            if key in self._killed and task.uncancel() == 0:
+                raise AdapterKilled(adapter.label) from None
+            raise
         finally:
-            self._in_flight[key] -= 1
+            self._in_flight[key].remove(task)
             if not self._in_flight[key]:
                 del self._in_flight[key]
                 if key in self._draining:
@@ -61,7 +73,17 @@ class Residents:
 
     def in_flight(self, int_id: int) -> int:
         """Requests of this version now in the engine."""
-        return self._in_flight.get(int_id, 0)
+        return len(self._in_flight.get(int_id, ()))
+
+    def kill(self, name: str) -> int:
+        """Refuse every version of adapter `name` from now on and end its requests; how many."""
+        ended = 0
+        for key in [key for key, adapter in self._held.items() if adapter.name == name]:
+            self._killed.add(key)
+            for task in self._in_flight.get(key, ()):
+                task.cancel()
+                ended += 1
+        return ended
 
     async def drain(self, int_id: int, timeout_s: float) -> bool:
         """Refuse new requests of the version and wait until the last one is done."""

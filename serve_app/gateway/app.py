@@ -12,13 +12,15 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from cluster.control.protocol import RoutingTable
-from cluster.types import Role
+from cluster.types import Principal, Role
 from serve_app.config import GatewayConfig
 from serve_app.gateway import errors
 from serve_app.gateway.admission import Admission
 from serve_app.gateway.auth import Authenticator
 from serve_app.gateway.completions import Completions
+from serve_app.gateway.denials import Denials
 from serve_app.gateway.embeddings import CountTokens, Embeddings
+from serve_app.gateway.feedback import Feedback
 from serve_app.gateway.labels import LabelQueue, label_routes
 from serve_app.gateway.road import Road
 from serve_app.gateway.shortcuts import Handler, Shortcuts
@@ -53,34 +55,38 @@ def create_app(
         )
 
     async def models(request: Request) -> Response:
-        await authenticate(request.headers.get("authorization"), Role.INFERENCE)
-        return JSONResponse({"object": "list", "data": _models(table(), base_model)})
+        principal = await authenticate(request.headers.get("authorization"), Role.INFERENCE)
+        return JSONResponse({"object": "list", "data": _models(table(), principal, base_model)})
 
     busy: dict[str, Handler] = {
         "/v1/chat/completions": chat,
         "/v1/completions": text,
         "/v1/embeddings": embeddings.__call__,
     }
+    answers = errors.handlers(Denials(road.note))
     app = Starlette(
         routes=[
             *(Route(path, handler, methods=["POST"]) for path, handler in busy.items()),
             Route("/v1/models", models, methods=["GET"]),
             Route("/health", health, methods=["GET"]),
+            Route("/v1/feedback", Feedback(road, authenticate, table).__call__, methods=["POST"]),
             *label_routes(authenticate, labels),
         ],
-        exception_handlers=errors.HANDLERS,
+        exception_handlers=answers,
     )
-    return Admission(Shortcuts(app, busy), lambda: road.full(config.max_under_way))
+    return Admission(Shortcuts(app, busy, answers), lambda: road.full(config.max_under_way))
 
 
-def _models(table: RoutingTable, base_model: str) -> list[dict[str, Any]]:
-    """What a client may name; an adapter names its base as `parent` and its version as `root`."""
+def _models(table: RoutingTable, caller: Principal, base_model: str) -> list[dict[str, Any]]:
+    """What `caller` may name; an adapter names its base as `parent` and its version as `root`."""
     entries = [
         _model(AUTO, None, AUTO),
         _model(base_model, None, base_model),
         _model(EMBEDDING_MODEL, None, EMBEDDING_MODEL),
     ]
     for name, adapter in sorted(table.live.items()):
+        if not table.reaches(caller, name):
+            continue
         entries.append(_model(name, base_model, adapter.label))
     return entries
 

@@ -20,9 +20,18 @@ Resolve = Callable[[str], Awaitable[Principal | None]]
 class Authenticator:
     """Resolves `Authorization: Bearer` headers; unknown keys are cached too, and as briefly."""
 
-    def __init__(self, resolve: Resolve, ttl_s: float) -> None:
+    def __init__(
+        self,
+        resolve: Resolve,
+        ttl_s: float,
+        ended: Callable[[], int] = lambda: 0,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        """`ended` grows whenever a key has ended, and what is remembered of keys is forgotten."""
         self._resolve = resolve
         self._ttl_s = ttl_s
+        self._ended, self._seen = ended, ended()
+        self._now = now
         self._known: OrderedDict[str, tuple[float, Principal | None]] = OrderedDict()
 
     async def __call__(self, header: str | None, role: Role) -> Principal:
@@ -38,21 +47,34 @@ class Authenticator:
             )
         principal = await self._lookup(digest(secret.strip()))
         if principal is None:
-            raise Refused(Block(401, "invalid_api_key", "this API key is unknown or revoked"))
+            message = "this API key is unknown, expired or revoked"
+            raise Refused(Block(401, "invalid_api_key", message))
         if not principal.may(role):
             raise Refused(
-                Block(403, "access_denied", f"this API key lacks the role {role.value!r}")
+                Block(403, "access_denied", f"this API key lacks the role {role.value!r}"),
+                principal=principal,
             )
         return principal
 
     async def _lookup(self, key_digest: str) -> Principal | None:
-        now = time.monotonic()
+        now, ended = self._now(), self._ended()
+        if ended != self._seen:
+            self._known.clear()
+            self._seen = ended
         cached = self._known.get(key_digest)
         if cached is not None and cached[0] > now:
-            return cached[1]
+            return _unexpired(cached[1], now)
         principal = await self._resolve(key_digest)
+        if ended != self._ended():
+            return principal  # a key ended meanwhile, and this answer may be of before
         self._known[key_digest] = (now + self._ttl_s, principal)
         self._known.move_to_end(key_digest)
         while len(self._known) > _MAX_CACHED:
             self._known.popitem(last=False)
         return principal
+
+
+def _unexpired(principal: Principal | None, now: float) -> Principal | None:
+    if principal is None or principal.expires_at is None or principal.expires_at > now:
+        return principal
+    return None

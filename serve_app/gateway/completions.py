@@ -19,7 +19,7 @@ from serve_app.gateway import answers, wire
 from serve_app.gateway.auth import Authenticator
 from serve_app.gateway.bodies import parse
 from serve_app.gateway.errors import Refused
-from serve_app.gateway.road import Road
+from serve_app.gateway.road import Road, unserved
 from serve_app.gateway.streams import streamed
 from serve_app.protocol import Block, Envelope, Sampling
 from serve_app.stages.routing import AUTO
@@ -52,7 +52,7 @@ class Completions:
         """
         principal = await self._authenticate(request.headers.get("authorization"), Role.INFERENCE)
         body = await parse(request, shape, self._config.max_body_bytes)
-        self._check(body)
+        self._check(body, principal)
         envelopes = self._envelopes(body, principal)
         chat = isinstance(body, wire.ChatRequest)
         if body.stream:
@@ -80,12 +80,14 @@ class Completions:
             headers=_headers(first),
         )
 
-    def _check(self, body: wire.GenerateRequest) -> None:
-        table = self._table()
-        if body.model not in (AUTO, self._base_model) and table.resolve(body.model) is None:
-            known = ", ".join([AUTO, self._base_model, *sorted(table.live)])
-            message = f"model {body.model[:64]!r} is not served here; served: {known}"
-            raise Refused(Block(404, "model_not_found", message, "model"))
+    def _check(self, body: wire.GenerateRequest, principal: Principal) -> None:
+        table, model = self._table(), body.model
+        if model not in (AUTO, self._base_model) and table.resolve(principal, model) is None:
+            block = unserved(table, principal, model)
+            if block.status == 404:
+                reached = sorted(name for name in table.live if table.reaches(principal, name))
+                block.message += f"; served: {', '.join([AUTO, self._base_model, *reached[:50]])}"
+            raise Refused(block, principal=principal, model=model)
         limit = self._config.max_messages
         if any(len(messages) > limit for messages in body.conversations):
             raise Refused(Block(400, "too_many_messages", f"at most {limit} messages", "messages"))
@@ -112,6 +114,9 @@ class Completions:
                 attributes=_attributes(body, principal),
                 model=body.model,
                 messages=messages,
+                key_id=principal.key_id,
+                models=principal.models,
+                user=body.user or "",
                 # The same seed for each choice would make them the same.
                 sampling=replace(sampling, seed=sampling.seed + choice)
                 if sampling.seed is not None

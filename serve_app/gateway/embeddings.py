@@ -48,7 +48,8 @@ class Embeddings:
         body = await parse(request, wire.EmbeddingsRequest, self._config.max_body_bytes)
         if body.model != EMBEDDING_MODEL:
             message = f"model {body.model[:64]!r} embeds nothing here; use {EMBEDDING_MODEL}"
-            raise Refused(Block(404, "model_not_found", message, "model"))
+            unknown = Block(404, "model_not_found", message, "model")
+            raise Refused(unknown, principal=principal, model=body.model)
         envelopes = [_envelope(text, principal) for text in body.texts]
         found = await asyncio.gather(*(self._road.embed(envelope) for envelope in envelopes))
         for envelope in found:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from pydantic import ValidationError
@@ -11,18 +12,30 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from cluster.errors import ConflictError, UserError
+from cluster.types import Principal
 from serve_app.protocol import Block
 
 logger = logging.getLogger(__name__)
+
+Handlers = dict[type[Exception], Callable[[Request, Exception], Awaitable[Response]]]
 
 
 class Refused(Exception):
     """A request answered with an error; carries what the client will read."""
 
-    def __init__(self, block: Block, trace_id: str | None = None) -> None:
+    def __init__(
+        self,
+        block: Block,
+        trace_id: str | None = None,
+        *,
+        principal: Principal | None = None,
+        model: str = "",
+    ) -> None:
         super().__init__(block.message)
         self.block = block
         self.trace_id = trace_id
+        """Its record, where the request has one already."""
+        self.principal, self.model = principal, model
 
 
 _TYPES = {
@@ -66,11 +79,6 @@ def invalid(error: ValidationError) -> Block:
     return Block(400, code, f"{where or 'body'}: {first['msg']}", where or None)
 
 
-async def _refused(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, Refused)
-    return respond(error.block, error.trace_id)
-
-
 async def _conflict(_request: Request, error: Exception) -> Response:
     return respond(Block(409, "conflict", str(error)))
 
@@ -79,28 +87,36 @@ async def _user(_request: Request, error: Exception) -> Response:
     return respond(Block(400, "invalid_value", str(error)))
 
 
-async def _http(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return respond(Block(error.status_code, "http_error", str(error.detail)))
-
-
 async def _fault(_request: Request, _error: Exception) -> Response:
     """Ours, not the client's: the server logs it, the client gets no detail."""
     return respond(Block(500, "internal_error", "an internal error; the request was not answered"))
 
 
-HANDLERS = {
-    Exception: _fault,
-    Refused: _refused,
-    ConflictError: _conflict,
-    UserError: _user,
-    HTTPException: _http,
-}
+def handlers(recorded: Callable[[Refused, str], Awaitable[str | None]]) -> Handlers:
+    """What answers each kind of error; `recorded` puts a refusal on record, by the path asked."""
+
+    async def refused(request: Request, error: Exception) -> Response:
+        assert isinstance(error, Refused)
+        trace_id = error.trace_id or await recorded(error, request.url.path)
+        return respond(error.block, trace_id)
+
+    async def http(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        block = Block(error.status_code, "http_error", str(error.detail))
+        return await refused(request, Refused(block))
+
+    return {
+        Exception: _fault,
+        Refused: refused,
+        ConflictError: _conflict,
+        UserError: _user,
+        HTTPException: http,
+    }
 
 
-async def answer(request: Request, error: Exception) -> Response:
+async def answer(request: Request, error: Exception, answers: Handlers) -> Response:
     """What the client reads instead of its answer; a fault of ours is logged."""
-    kind = next(kind for kind in type(error).__mro__ if kind in HANDLERS)
+    kind = next(kind for kind in type(error).__mro__ if kind in answers)
     if kind is Exception:
         logger.error("a request to %s failed", request.url.path, exc_info=error)
-    return await HANDLERS[kind](request, error)
+    return await answers[kind](request, error)

@@ -14,12 +14,14 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from cluster.control.protocol import RoutingTable, ServedAdapter
+from cluster.control.protocol import Caller, RoutingTable, ServedAdapter
 from cluster.privacy import restore
 from serve_app.cache import ResponseCache, Slot
+from serve_app.gateway.trials import Trials
 from serve_app.handoff import Pending
 from serve_app.protocol import (
     AdapterGone,
+    AdapterKilled,
     Block,
     Delta,
     Engine,
@@ -97,6 +99,9 @@ class _Tokens:
         return tuple(found)
 
 
+TableSource = Callable[[], RoutingTable]
+"""The routing table of this moment."""
+
 _SWAP_RETRIES = 8
 _WITHHELD = "[withheld: it could not be checked for personal data]"
 
@@ -121,6 +126,7 @@ class Road:
         self._hops = hops
         self._engine = engine
         self._table = table
+        self.trials = Trials(engine, table)
         self._abandoned: set[asyncio.Task[None]] = set()
         self._under_way = 0
 
@@ -170,6 +176,12 @@ class Road:
                 _span(envelope, started)
             await self._outbound(envelope, progress)
         yield envelope
+
+    async def note(self, envelope: Envelope) -> None:
+        """Record what does not walk the road: a refusal before it, or feedback after it."""
+        async with self._audited(envelope) as progress:
+            progress.recording = True
+            await self._record(envelope)
 
     async def embed(self, envelope: Envelope) -> Envelope:
         """The envelope with its embedding, or with `block` set; recorded like any request."""
@@ -242,21 +254,22 @@ class Road:
         """The version that answers now; an adapter that is not live yields to the next best."""
         route = envelope.route
         # Without a route (routing may fail open) the client's own choice stands, else the base.
-        name = route.adapter if route else _named(envelope.model, self._table())
-        if name is not None and name not in self._table().live and route and route.instead_of:
+        table = self._table()
+        name = route.adapter if route else _named(envelope, table)
+        if name is not None and route and route.instead_of and not table.serves(envelope, name):
             envelope.warnings.append(f"adapter {name} is not live; the router's choice answered")
             name = route.instead_of
         if name is None:
             return None
         wanted = envelope.model if envelope.model.partition("@")[0] == name else name
-        adapter = self._table().resolve(wanted)
+        adapter = table.resolve(envelope, wanted)
         if adapter is None and wanted == envelope.model:
-            envelope.block = Block(
-                404, "model_not_found", f"model {wanted!r} is not served", "model"
-            )
+            envelope.block = unserved(table, envelope, wanted)
         elif adapter is None:
             envelope.warnings.append(f"adapter {name} is not live; the base model answered")
-        return adapter
+        if adapter is None or wanted != name:
+            return adapter  # whoever names a version gets that one
+        return self.trials.pick(adapter, envelope.user or envelope.key_id)
 
     def _request(self, envelope: Envelope, adapter: ServedAdapter | None) -> GenerationRequest:
         return GenerationRequest(
@@ -284,16 +297,22 @@ class Road:
             slot, found = self._cached(envelope, adapter)
             if found is not None:
                 return found
+            request = self._request(envelope, adapter)
             try:
-                found = await self._engine.complete(self._request(envelope, adapter))
+                found = await self._engine.complete(request)
             except AdapterGone:
                 continue  # swapped out between the look-up and the engine: look again
+            except AdapterKilled as error:
+                envelope.block = _killed(str(error))
+                return None
             except (PromptTooLong, NotSupported) as error:
                 envelope.block = _refusal(error)
                 return None
             except Exception:  # an engine's fault costs this request, which is still recorded
+                self.trials.saw(request, None)
                 envelope.block = _failed(envelope)
                 return None
+            self.trials.saw(request, found)
             if slot is not None:
                 self._cache.put(slot, found, time.monotonic())
             return found
@@ -310,26 +329,44 @@ class Road:
                 yield Delta(found.text)
                 yield found
                 return
+            request = self._request(envelope, adapter)
             try:
-                async for item in self._engine.stream(self._request(envelope, adapter)):
-                    if slot is not None and isinstance(item, Generation):
-                        self._cache.put(slot, item, time.monotonic())
+                async for item in self._engine.stream(request):
+                    if isinstance(item, Generation):
+                        self.trials.saw(request, item)
+                        if slot is not None:
+                            self._cache.put(slot, item, time.monotonic())
                     yield item
                 return
             except AdapterGone:
                 continue  # raised before the first token, so nothing has been shown
+            except AdapterKilled as error:
+                envelope.block = _killed(str(error))
+                return
             except (PromptTooLong, NotSupported) as error:
                 envelope.block = _refusal(error)
                 return
             except Exception:  # as above; what was streamed so far is followed by the error
+                self.trials.saw(request, None)
                 envelope.block = _failed(envelope)
                 return
         envelope.block = _swapping()
 
 
-def _named(model: str, table: RoutingTable) -> str | None:
-    name = model.partition("@")[0]
-    return name if name in table.live else None
+def unserved(table: RoutingTable, caller: Caller, model: str) -> Block:
+    """Why `model` does not answer `caller`. What is out of reach does not exist for them."""
+    if table.stopped(caller, model):
+        return _killed(model)
+    return Block(404, "model_not_found", f"model {model[:64]!r} is not served here", "model")
+
+
+def _killed(model: str) -> Block:
+    return Block(503, "adapter_killed", f"{model} is switched off", "model")
+
+
+def _named(envelope: Envelope, table: RoutingTable) -> str | None:
+    name = envelope.model.partition("@")[0]
+    return name if table.serves(envelope, name) else None
 
 
 def _refusal(error: PromptTooLong | NotSupported) -> Block:

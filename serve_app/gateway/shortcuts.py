@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serve_app.gateway import errors
+from serve_app.gateway.errors import Handlers, answer
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -20,9 +20,10 @@ Handler = Callable[[Request], Awaitable[Response]]
 class Shortcuts:
     """ASGI in front of `app`: a POST to a path of `handlers` goes to its handler, the rest on."""
 
-    def __init__(self, app: ASGIApp, handlers: Mapping[str, Handler]) -> None:
+    def __init__(self, app: ASGIApp, handlers: Mapping[str, Handler], errors: Handlers) -> None:
         self._app = app
         self._handlers = handlers
+        self._errors = errors
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer the request of `scope`."""
@@ -37,5 +38,5 @@ class Shortcuts:
         try:
             response = await handler(request)
         except Exception as error:  # as the application's own middleware answers them
-            response = await errors.answer(request, error)
+            response = await answer(request, error, self._errors)
         await response(scope, receive, send)

@@ -1,4 +1,6 @@
 import json
+import math
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,6 +48,64 @@ def test_empty_tensors_are_refused(make_adapter: Callable[..., Path]) -> None:
     (path / "adapter_model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
     _republish(path)
     with pytest.raises(ArtifactError, match="empty"):
+        inspect(path, max_rank=32)
+
+
+def _weights(path: Path, dtype: str, shape: list[int], content: bytes, name: str = "w") -> None:
+    """Replace the weights by one tensor."""
+    item = {"dtype": dtype, "shape": shape, "data_offsets": [0, len(content)]}
+    header = json.dumps({"__metadata__": {"format": "pt"}, name: item}).encode()
+    weights = len(header).to_bytes(8, "little") + header + content
+    (path / "adapter_model.safetensors").write_bytes(weights)
+    _republish(path)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "good", "wrong"),
+    [
+        ("F32", struct.pack("<2f", 1.5, -3e38), struct.pack("<2f", 1.0, math.nan)),
+        ("F32", struct.pack("<2f", 0.0, 1e-40), struct.pack("<2f", math.inf, 1.0)),
+        ("F16", struct.pack("<2e", 1.0, 65504.0), struct.pack("<2e", 1.0, -math.inf)),
+        ("BF16", b"\x80\x3f\x7f\x7f", b"\x80\x3f\xc0\x7f"),
+        ("F64", struct.pack("<2d", 1.0, 1e308), struct.pack("<2d", math.nan, 1.0)),
+    ],
+)
+def test_weights_that_are_no_numbers_are_refused(
+    make_adapter: Callable[..., Path], dtype: str, good: bytes, wrong: bytes
+) -> None:
+    path = make_adapter()
+    _weights(path, dtype, [2], good)
+    inspect(path, max_rank=32)
+    _weights(path, dtype, [2], wrong)
+    with pytest.raises(ArtifactError, match="not finite"):
+        inspect(path, max_rank=32)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "size", "message"),
+    [
+        ("F32", [3], 8, "size of its shape"),
+        ("I64", [1], 8, "floating point"),
+        ("F8_E4M3", [8], 8, "floating point"),
+        ("F32", [-2], 8, "safetensors"),
+    ],
+)
+def test_tensors_that_are_not_what_they_say_are_refused(
+    make_adapter: Callable[..., Path], dtype: str, shape: list[int], size: int, message: str
+) -> None:
+    path = make_adapter()
+    _weights(path, dtype, shape, b"\0" * size)
+    with pytest.raises(ArtifactError, match=message):
+        inspect(path, max_rank=32)
+
+
+def test_weights_of_another_rank_than_stated_are_refused(make_adapter: Callable[..., Path]) -> None:
+    path = make_adapter()
+    name = "base_model.model.q_proj.lora_A.weight"
+    _weights(path, "F32", [8, 2], b"\0" * 64, name)
+    inspect(path, max_rank=32)
+    _weights(path, "F32", [4, 4], b"\0" * 64, name)
+    with pytest.raises(ArtifactError, match="rank"):
         inspect(path, max_rank=32)
 
 

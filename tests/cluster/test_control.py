@@ -6,16 +6,22 @@ from pathlib import Path
 
 import pytest
 
+from cluster import audit
 from cluster.adapters import Evaluation
 from cluster.control.actor import ControlPlane
+from cluster.control.protocol import Proof, ServedAdapter
 from cluster.errors import ArtifactError, ConflictError, SwapError
-from cluster.registry.keys import digest
+from cluster.registry.bases import BaseModelInfo
+from cluster.registry.keys import KeyRequest, digest
 from cluster.registry.labels import GivenLabel, LabelTask
 from cluster.rollout.gate import GateConfig
-from cluster.types import AdapterVersion, Role
+from cluster.types import AdapterVersion, Principal, Role
 from tests.fakes.fleet import FakeFleet
 
+BASE = BaseModelInfo(name="headrace-mini", path="/base", digest="0" * 64, licence="apache-2.0")
+BY = "test"
 V1, V2 = AdapterVersion("inventory", 1), AdapterVersion("inventory", 2)
+ACME = Principal("k", "acme", frozenset({Role.INFERENCE}))
 OPEN = GateConfig(min_accuracy=0.0, max_p_value=1.0, min_gain=-1.0)
 
 
@@ -30,14 +36,16 @@ def database(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def control(database: str, fleet: FakeFleet) -> ControlPlane:
-    return ControlPlane(database, fleet, max_rank=32)
+async def control(database: str, fleet: FakeFleet, tmp_path: Path) -> ControlPlane:
+    plane = ControlPlane(database, fleet, max_rank=32, audit=tmp_path / "audit")
+    await plane.serve_base(BASE, BY)
+    return plane
 
 
 async def _live_v1(control: ControlPlane, make_adapter: Callable[..., Path]) -> None:
-    await control.register_candidate(str(make_adapter()))
-    await control.gate(V1, OPEN)
-    await control.promote(V1)
+    await control.register_candidate(str(make_adapter()), "acme", BY)
+    await control.gate(V1, OPEN, BY)
+    await control.promote(V1, BY)
 
 
 def _second(evaluation: Evaluation) -> Evaluation:
@@ -54,14 +62,14 @@ async def test_a_swap_proves_flips_drains_and_removes_in_that_order(
 ) -> None:
     await _live_v1(control, make_adapter)
     path = make_adapter(version=2, evaluation=_second(evaluation))
-    await control.register_candidate(str(path))
-    assert (await control.gate(V2, OPEN)).passed
-    report = await control.promote(V2)
+    await control.register_candidate(str(path), "acme", BY)
+    assert (await control.gate(V2, OPEN, BY)).passed
+    report = await control.promote(V2, BY)
     assert fleet.calls == ["prepare inventory@1", "prepare inventory@2", "drain 1", "remove 1"]
     assert (report.previous, report.current, report.removed) == ("inventory@1", "inventory@2", True)
     table = await control.table()
-    assert table.resolve("inventory").label == "inventory@2"  # type: ignore[union-attr]
-    assert table.resolve("inventory@1") is None
+    assert table.resolve(ACME, "inventory").label == "inventory@2"  # type: ignore[union-attr]
+    assert table.resolve(ACME, "inventory@1") is None
 
 
 @pytest.mark.parametrize("fault", ["difference", "digest", "raises"])
@@ -73,8 +81,10 @@ async def test_an_unproved_version_never_serves(
     fault: str,
 ) -> None:
     await _live_v1(control, make_adapter)
-    await control.register_candidate(str(make_adapter(version=2, evaluation=_second(evaluation))))
-    await control.gate(V2, OPEN)
+    await control.register_candidate(
+        str(make_adapter(version=2, evaluation=_second(evaluation))), "acme", BY
+    )
+    await control.gate(V2, OPEN, BY)
     if fault == "difference":
         fleet.difference = float("nan")
     elif fault == "digest":
@@ -83,7 +93,7 @@ async def test_an_unproved_version_never_serves(
         fleet.fail_on = "prepare"
     before = await control.table()
     with pytest.raises(SwapError):
-        await control.promote(V2)
+        await control.promote(V2, BY)
     assert await control.table() == before
     assert fleet.calls[-1] == "remove 2"
     assert [adapter.label for adapter in await control.desired()] == ["inventory@1"]
@@ -92,63 +102,185 @@ async def test_an_unproved_version_never_serves(
 async def test_only_a_gated_version_is_promoted(
     control: ControlPlane, make_adapter: Callable[..., Path]
 ) -> None:
-    await control.register_candidate(str(make_adapter()))
+    await control.register_candidate(str(make_adapter()), "acme", BY)
     with pytest.raises(ConflictError, match="candidate"):
-        await control.promote(V1)
+        await control.promote(V1, BY)
 
 
 async def test_a_refused_version_stays_refused(
     control: ControlPlane, make_adapter: Callable[..., Path]
 ) -> None:
-    await control.register_candidate(str(make_adapter()))
-    assert not (await control.gate(V1, GateConfig(min_accuracy=0.99))).passed
+    await control.register_candidate(str(make_adapter()), "acme", BY)
+    assert not (await control.gate(V1, GateConfig(min_accuracy=0.99), BY)).passed
     with pytest.raises(ConflictError, match="rejected"):
-        await control.promote(V1)
+        await control.promote(V1, BY)
     with pytest.raises(ConflictError, match="rejected"):
-        await control.gate(V1, OPEN)
+        await control.gate(V1, OPEN, BY)
 
 
 async def test_an_evaluation_against_another_version_does_not_count(
     control: ControlPlane, make_adapter: Callable[..., Path]
 ) -> None:
     await _live_v1(control, make_adapter)
-    await control.register_candidate(str(make_adapter(version=2)))
+    await control.register_candidate(str(make_adapter(version=2)), "acme", BY)
     with pytest.raises(ConflictError, match="evaluate it again"):
-        await control.gate(V2, OPEN)
+        await control.gate(V2, OPEN, BY)
 
 
 async def test_altered_files_are_not_promoted(
     control: ControlPlane, make_adapter: Callable[..., Path]
 ) -> None:
     path = make_adapter()
-    await control.register_candidate(str(path))
-    await control.gate(V1, OPEN)
+    await control.register_candidate(str(path), "acme", BY)
+    await control.gate(V1, OPEN, BY)
     (path / "adapter_config.json").write_text("{}")
     with pytest.raises(ArtifactError, match="altered"):
-        await control.promote(V1)
+        await control.promote(V1, BY)
 
 
 async def test_a_restarted_control_plane_serves_the_same_table(
-    control: ControlPlane, database: str, make_adapter: Callable[..., Path]
+    control: ControlPlane, database: str, make_adapter: Callable[..., Path], tmp_path: Path
 ) -> None:
     await _live_v1(control, make_adapter)
-    again = ControlPlane(database, FakeFleet(), max_rank=32)
+    again = ControlPlane(database, FakeFleet(), max_rank=32, audit=tmp_path / "audit")
     assert (await again.table()).live == (await control.table()).live
 
 
 async def test_watchers_hear_of_a_flip(
     control: ControlPlane, make_adapter: Callable[..., Path]
 ) -> None:
+    await control.register_candidate(str(make_adapter()), "acme", BY)
+    await control.gate(V1, OPEN, BY)
     generation = (await control.table()).generation
     assert (await control.watch(generation, 0.01)).generation == generation
     waiting = asyncio.create_task(control.watch(generation, 30.0))
     await asyncio.sleep(0)
-    await _live_v1(control, make_adapter)
+    await control.promote(V1, BY)
     assert "inventory" in (await waiting).live
 
 
+async def test_a_killed_adapter_is_off_at_once_and_stays_off(
+    control: ControlPlane,
+    fleet: FakeFleet,
+    database: str,
+    make_adapter: Callable[..., Path],
+    evaluation: Evaluation,
+    tmp_path: Path,
+) -> None:
+    await _live_v1(control, make_adapter)
+    path = make_adapter(version=2, evaluation=_second(evaluation))
+    await control.register_candidate(str(path), "acme", BY)
+    await control.gate(V2, OPEN, BY)
+    report = await control.kill("inventory", "it lies", "ann")
+    assert (report.version, report.aborted, report.confirmed) == ("inventory@1", 3, True)
+    table = await control.table()
+    assert table.resolve(ACME, "inventory") is None
+    assert table.stopped(ACME, "inventory@1")
+    assert await control.desired() == []
+    with pytest.raises(ConflictError, match="revive it first"):
+        await control.promote(V2, BY)
+    again = ControlPlane(database, FakeFleet(), max_rank=32, audit=tmp_path / "audit")
+    assert (await again.table()).killed == {"inventory"}
+    assert (await again.table()).generation > table.generation
+    newest = (await control.newest_events(1))[0]
+    assert (newest["kind"], newest["actor"]) == ("adapter.killed", "ann")
+    assert newest["detail"] == {"reason": "it lies"}
+    assert audit.verify(tmp_path / "audit").verified
+    revived = await control.revive("inventory", BY)
+    assert revived is not None
+    assert revived.current == "inventory@1"
+    assert (await control.table()).resolve(ACME, "inventory") is not None
+    with pytest.raises(ConflictError, match="not switched off"):
+        await control.revive("inventory", BY)
+
+
+async def test_a_kill_in_the_middle_of_a_swap_wins(
+    control: ControlPlane,
+    fleet: FakeFleet,
+    make_adapter: Callable[..., Path],
+    evaluation: Evaluation,
+) -> None:
+    await _live_v1(control, make_adapter)
+    path = make_adapter(version=2, evaluation=_second(evaluation))
+    await control.register_candidate(str(path), "acme", BY)
+    await control.gate(V2, OPEN, BY)
+    proving, go = asyncio.Event(), asyncio.Event()
+    prepare = fleet.prepare
+
+    async def slowly(adapter: ServedAdapter) -> list[Proof]:
+        proving.set()
+        await go.wait()
+        return await prepare(adapter)
+
+    fleet.prepare = slowly  # type: ignore[method-assign]
+    swap = asyncio.create_task(control.promote(V2, BY))
+    await proving.wait()
+    await control.kill("inventory", "stop", BY)
+    go.set()
+    with pytest.raises(SwapError, match="switched off"):
+        await swap
+    assert (await control.table()).live == {}
+    assert fleet.calls[-1] == "remove 2"
+
+
+async def test_a_kill_that_a_replica_does_not_confirm_holds_at_the_gateways(
+    control: ControlPlane, fleet: FakeFleet, make_adapter: Callable[..., Path]
+) -> None:
+    await _live_v1(control, make_adapter)
+    fleet.fail_on = "kill"
+    assert not (await control.kill("inventory", "stop", BY)).confirmed
+    assert (await control.table()).live == {}
+    with pytest.raises(ConflictError, match="there is no adapter"):
+        await control.kill("nope", "stop", BY)
+
+
+async def test_a_revival_that_cannot_be_proved_leaves_it_off(
+    control: ControlPlane, fleet: FakeFleet, make_adapter: Callable[..., Path]
+) -> None:
+    await _live_v1(control, make_adapter)
+    await control.kill("inventory", "stop", BY)
+    fleet.difference = 1.0
+    with pytest.raises(SwapError):
+        await control.revive("inventory", BY)
+    assert (await control.table()).killed == {"inventory"}
+
+
+async def test_another_base_model_takes_its_adapters_out_of_service(
+    control: ControlPlane, make_adapter: Callable[..., Path]
+) -> None:
+    await _live_v1(control, make_adapter)
+    other = BASE.model_copy(update={"digest": "2" * 64})
+    assert await control.serve_base(other, BY) == ["inventory@1"]
+    assert (await control.table()).live == {}
+
+
+async def test_gateways_forget_keys_when_one_ends(control: ControlPlane) -> None:
+    key = await control.issue_key(KeyRequest(tenant="acme"), BY)
+    before = await control.table()
+    await control.revoke_key(key.key_id, BY)
+    after = await control.table()
+    assert after.keys > before.keys
+    assert after.generation > before.generation
+    await control.suspend_tenant("acme", True, BY)
+    assert (await control.table()).keys > after.keys
+
+
+async def test_a_grant_reaches_the_gateways(
+    control: ControlPlane, make_adapter: Callable[..., Path]
+) -> None:
+    await _live_v1(control, make_adapter)
+    rival = Principal("k", "rival", frozenset())
+    await control.issue_key(KeyRequest(tenant="rival"), BY)
+    assert (await control.table()).resolve(rival, "inventory") is None
+    await control.grant("inventory", "rival", True, BY)
+    assert (await control.table()).resolve(rival, "inventory") is not None
+    await control.grant("inventory", "rival", False, BY)
+    assert (await control.table()).resolve(rival, "inventory") is None
+
+
 async def test_keys_are_stored_as_digests(control: ControlPlane, tmp_path: Path) -> None:
-    secret = await control.issue_key("acme", [Role.INFERENCE], {"tier": "gold"})
+    request = KeyRequest(tenant="acme", attributes={"tier": "gold"})
+    secret = (await control.issue_key(request, BY)).secret
     principal = await control.resolve_key(digest(secret))
     assert principal is not None
     assert (principal.tenant, principal.attributes) == ("acme", {"tier": "gold"})

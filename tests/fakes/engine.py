@@ -71,6 +71,7 @@ class FakeEngine:
         generation = self._generation(request)
         asked = request.sampling.top_logprobs is not None
         with self.residents.using(request.adapter) if request.adapter else nullcontext():
+            await self.wait()
             for piece in generation.text:
                 yield Delta(piece, (TokenLogprob(piece, self.logprob),) if asked else ())
         yield generation

@@ -32,3 +32,7 @@ class FakeFleet:
     async def remove(self, int_id: int) -> bool:
         self._record(f"remove {int_id}")
         return True
+
+    async def kill(self, name: str) -> int:
+        self._record(f"kill {name}")
+        return 3

@@ -13,7 +13,7 @@ from cluster.control.protocol import RoutingTable
 from serve_app.cache import ResponseCache
 from serve_app.config import CacheConfig
 from serve_app.protocol import Envelope, Generation, Sampling
-from tests.serve_app.test_gateway import GOOD, V2, World
+from tests.serve_app.test_gateway import GOOD, REACHED, V2, World
 
 Change = Callable[[Envelope], object]
 
@@ -141,7 +141,7 @@ async def test_a_hit_walks_every_stage_and_a_swap_misses() -> None:
         assert [envelope.cache for envelope in world.audited] == ["miss", "hit", "hit"]
         assert all(envelope.verdicts is not None for envelope in world.audited)
         world.engine.residents.add(V2)
-        world.table = RoutingTable(2, {"inventory": V2})
+        world.table = RoutingTable(2, {"inventory": V2}, REACHED)
         response = await client.post("/v1/chat/completions", json=GOOD)
         assert response.headers["x-headrace-cache"] == "miss"
         assert response.json()["model"] == "inventory@2"

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import httpx
 import pytest
 
-from cluster.control.protocol import RoutingTable, ServedAdapter
+from cluster.control.protocol import Caller, RoutingTable, ServedAdapter
 from cluster.registry.labels import GivenLabel, LabelTask
 from cluster.types import Principal, Role
 from serve_app.cache import ResponseCache
@@ -28,6 +28,7 @@ from tests.fakes.engine import FakeEngine
 
 V1 = ServedAdapter("inventory", 1, 1, "/a/1", "d1")
 V2 = ServedAdapter("inventory", 2, 2, "/a/2", "d2")
+REACHED = {"inventory": frozenset({"acme"})}
 GOOD = {"model": "auto", "messages": [{"role": "user", "content": "hi"}]}
 
 
@@ -37,7 +38,7 @@ class World:
     def __init__(self, cache_mode: Literal["off", "exact", "semantic"] = "off") -> None:
         self.engine = FakeEngine()
         self.engine.residents.add(V1)
-        self.table = RoutingTable(1, {"inventory": V1})
+        self.table = RoutingTable(1, {"inventory": V1}, REACHED)
         self.audited: list[Envelope] = []
         cache = ResponseCache(CacheConfig(mode=cache_mode), "p1")
         self.road = Road(self._hops(), self.engine, lambda: self.table, cache)
@@ -57,6 +58,10 @@ class World:
         keys = {
             of("hr-user"): Principal("k1", "acme", frozenset({Role.INFERENCE})),
             of("hr-expert"): Principal("k2", "acme", frozenset({Role.LABEL})),
+            of("hr-rival"): Principal("k3", "rival", frozenset({Role.INFERENCE})),
+            of("hr-narrow"): Principal(
+                "k4", "acme", frozenset({Role.INFERENCE}), models=frozenset({"other"})
+            ),
         }
         return keys.get(digest)
 
@@ -240,11 +245,14 @@ async def test_without_the_right_key_nothing_is_served(
     transport = httpx.ASGITransport(app=world.app)
     headers = {"Authorization": header} if header else {}
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-        for path in ("/v1/chat/completions",):
-            response = await client.post(path, json=GOOD, headers=headers)
-            assert response.status_code == status
-            assert response.json()["error"]["type"] in ("authentication_error", "permission_error")
-    assert world.audited == []
+        response = await client.post("/v1/chat/completions", json=GOOD, headers=headers)
+    assert response.status_code == status
+    assert response.json()["error"]["type"] in ("authentication_error", "permission_error")
+    assert not world.engine.requests
+    [recorded] = world.audited
+    assert recorded.block is not None
+    assert recorded.block.status == status
+    assert recorded.key_id == ("k2" if status == 403 else "")
 
 
 async def test_a_refused_request_is_audited(world: World, client: httpx.AsyncClient) -> None:
@@ -259,15 +267,22 @@ async def test_a_request_caught_in_a_swap_is_answered_by_the_new_version(
 ) -> None:
     await world.engine.residents.drain(V1.int_id, 1.0)
     world.engine.residents.add(V2)
-    tables = [RoutingTable(1, {"inventory": V1}), RoutingTable(2, {"inventory": V2})]
+    tables = [
+        RoutingTable(1, {"inventory": V1}, REACHED),
+        RoutingTable(2, {"inventory": V2}, REACHED),
+    ]
 
     class Changing:
         """The table flips after the road has looked once."""
 
-        def resolve(self, model: str) -> ServedAdapter | None:
-            return (tables.pop(0) if len(tables) > 1 else tables[0]).resolve(model)
+        def serves(self, caller: Caller, name: str) -> bool:
+            return True
+
+        def resolve(self, caller: Caller, model: str) -> ServedAdapter | None:
+            return (tables.pop(0) if len(tables) > 1 else tables[0]).resolve(caller, model)
 
         live = tables[0].live
+        splits = tables[0].splits
         generation = 1
 
     world.table = Changing()  # type: ignore[assignment]

@@ -1,0 +1,151 @@
+"""Rollouts in the registry: every move one transaction, its event in the audit chain."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any
+
+from pydantic import TypeAdapter
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from cluster.control.protocol import ServedAdapter
+from cluster.errors import ConflictError
+from cluster.registry import access, events, versions
+from cluster.registry.schema import RolloutRow
+from cluster.registry.versions import AdapterRecord
+from cluster.rollout.plan import RolloutPlan
+from cluster.rollout.state import Rollout, Status
+from cluster.types import AdapterVersion, VersionState
+
+_STATE: TypeAdapter[Rollout] = TypeAdapter(Rollout)
+_OVER = [status.value for status in Status if status.over]
+_CONTROLLER = "rollout controller"
+
+Change = Callable[[], AbstractContextManager[Session]]
+
+
+def served(record: AdapterRecord) -> ServedAdapter:
+    """A registered version as the engines know it."""
+    return ServedAdapter(
+        record.id.name,
+        record.id.version,
+        record.int_id,
+        record.path,
+        record.digest,
+        record.manifest.golden,
+    )
+
+
+class RolloutStore:
+    """Implements `cluster.control.rollouts.Store`. `read` and `change` open transactions."""
+
+    def __init__(self, read: Callable[[], Session], change: Change) -> None:
+        self._read, self._change = read, change
+        self._served: dict[AdapterVersion, ServedAdapter] = {}
+
+    def begin(
+        self,
+        candidate: AdapterVersion,
+        baseline: AdapterVersion | None,
+        plan: RolloutPlan,
+        *,
+        actor: str,
+        now: float,
+    ) -> Rollout:
+        """Enter a new rollout.
+
+        Raises:
+            ConflictError: one of that adapter is not over.
+        """
+        with self._change() as tx:
+            if any(found.adapter == candidate.name for found in _active(tx)):
+                raise ConflictError(f"a rollout of {candidate.name} is under way: end it first")
+            draft = Rollout(0, candidate, baseline, plan)
+            row = RolloutRow(
+                adapter=candidate.name,
+                candidate=versions.get(tx, candidate).int_id,
+                status=draft.status,
+                state=_dump(draft),
+                created_at=now,
+                updated_at=now,
+            )
+            tx.add(row)
+            tx.flush()
+            rollout = replace(draft, id=row.rollout_id)
+            row.state = _dump(rollout)
+            detail = {"rollout": rollout.id, "from": str(baseline) if baseline else None}
+            events.note(tx, "rollout.started", str(candidate), detail, actor=actor, now=now)
+        return rollout
+
+    def active(self) -> list[Rollout]:
+        """The rollouts that are not over."""
+        with self._read() as tx:
+            return _active(tx)
+
+    def listed(self, limit: int) -> list[Rollout]:
+        """The newest rollouts, newest first."""
+        newest = select(RolloutRow).order_by(RolloutRow.rollout_id.desc()).limit(limit)
+        with self._read() as tx:
+            return [_STATE.validate_python(row.state) for row in tx.scalars(newest)]
+
+    def save(self, rollout: Rollout) -> None:
+        """Keep `rollout`; one that is withdrawn takes its candidate out of the running."""
+        now = time.time()
+        with self._change() as tx:
+            if self._write(tx, rollout, now) and rollout.status == Status.WITHDRAWING:
+                candidate, rejected = rollout.candidate, VersionState.REJECTED
+                versions.set_state(
+                    tx, candidate, rejected, rollout.reason, actor=_CONTROLLER, now=now
+                )
+
+    def promote(self, rollout: Rollout) -> None:
+        """Keep `rollout`, its candidate being live from now on and its baseline no longer."""
+        now = time.time()
+        with self._change() as tx:
+            if rollout.adapter in access.killed(tx):
+                raise ConflictError(f"adapter {rollout.adapter!r} is switched off")
+            self._write(tx, rollout, now)
+            moves = [(rollout.candidate, VersionState.LIVE)]
+            if rollout.baseline is not None:
+                moves.insert(0, (rollout.baseline, VersionState.RETIRED))
+            for version, state in moves:
+                versions.set_state(tx, version, state, rollout.reason, actor=_CONTROLLER, now=now)
+
+    def killed(self) -> frozenset[str]:
+        """The adapters that are switched off."""
+        with self._read() as tx:
+            return access.killed(tx)
+
+    def served(self, version: AdapterVersion) -> ServedAdapter:
+        """A version as the engines know it; versions do not change, so it is read once."""
+        if version not in self._served:
+            with self._read() as tx:
+                self._served[version] = served(versions.get(tx, version))
+        return self._served[version]
+
+    @staticmethod
+    def _write(tx: Session, rollout: Rollout, now: float) -> bool:
+        """Whether it moved to another status or phase, which is an event."""
+        row = tx.get_one(RolloutRow, rollout.id)
+        before = _STATE.validate_python(row.state)
+        row.status, row.state, row.updated_at = rollout.status, _dump(rollout), now
+        moved = (before.status, before.phase) != (rollout.status, rollout.phase)
+        if moved:
+            detail = {"rollout": rollout.id, "phase": rollout.phase, "reason": rollout.reason}
+            kind = f"rollout.{rollout.status}".replace(" ", "_")
+            events.note(tx, kind, str(rollout.candidate), detail, actor=_CONTROLLER, now=now)
+        return moved
+
+
+def _active(tx: Session) -> list[Rollout]:
+    rows = tx.scalars(select(RolloutRow).where(RolloutRow.status.not_in(_OVER)))
+    return [_STATE.validate_python(row.state) for row in rows]
+
+
+def _dump(rollout: Rollout) -> dict[str, Any]:
+    found: dict[str, Any] = _STATE.dump_python(rollout, mode="json")
+    return found

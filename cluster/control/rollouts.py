@@ -1,0 +1,166 @@
+"""Carries rollouts out: each tick does what the state of each asks for, and moves it on.
+
+Every state is durable before it is acted on, so that a control plane that dies at any point goes on
+where it was. Owns the order of the effects; what is decided is `cluster.rollout`'s.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+from cluster.control.protocol import Fleet, ServedAdapter, Split
+from cluster.control.swap import check_proofs
+from cluster.rollout.decide import Action
+from cluster.rollout.state import Report, Rollout, Status
+from cluster.types import AdapterVersion
+
+logger = logging.getLogger(__name__)
+
+_DRAIN_S = 30.0
+
+
+class Store(Protocol):
+    """Where rollouts are kept. Each call is one transaction, done when it returns."""
+
+    def active(self) -> list[Rollout]:
+        """The rollouts that are not over."""
+        ...
+
+    def save(self, rollout: Rollout) -> None:
+        """Keep `rollout` as it is. One that is withdrawn takes its candidate out of the running."""
+        ...
+
+    def promote(self, rollout: Rollout) -> None:
+        """Keep `rollout`, its candidate being live from now on and its baseline no longer."""
+        ...
+
+    def killed(self) -> frozenset[str]:
+        """The adapters that are switched off."""
+        ...
+
+    def served(self, version: AdapterVersion) -> ServedAdapter:
+        """A version as the engines know it."""
+        ...
+
+
+class RolloutController:
+    """The rollouts that are not over. `publish` tells the gateways what `splits` says now."""
+
+    def __init__(self, store: Store, fleet: Fleet, publish: Callable[[], None]) -> None:
+        self._store, self._fleet, self._publish = store, fleet, publish
+        self._active = {rollout.id: rollout for rollout in store.active()}
+
+    @property
+    def active(self) -> list[Rollout]:
+        """The rollouts that are not over, oldest first."""
+        return [self._active[key] for key in sorted(self._active)]
+
+    def of(self, adapter: str) -> Rollout | None:
+        """The adapter's rollout that is not over."""
+        return next((r for r in self._active.values() if r.adapter == adapter), None)
+
+    def splits(self) -> dict[str, Split]:
+        """Whom the gateways send to a candidate, by adapter."""
+        return {
+            rollout.adapter: Split(
+                rollout.id,
+                rollout.phase,
+                self._store.served(rollout.candidate),
+                rollout.plan.phases[rollout.phase].percent,
+                rollout.plan.phases[rollout.phase].shadow,
+            )
+            for rollout in self._active.values()
+            if rollout.status == Status.RUNNING
+        }
+
+    def wanted(self) -> list[ServedAdapter]:
+        """The candidates that engines have to hold."""
+        held = (Status.PREPARING, Status.RUNNING)
+        return [self._store.served(r.candidate) for r in self._active.values() if r.status in held]
+
+    def add(self, rollout: Rollout) -> None:
+        """Take on a rollout that the store holds already."""
+        self._active[rollout.id] = rollout
+
+    def take(self, report: Report) -> None:
+        """Count what a gateway saw."""
+        rollout = self._active.get(report.rollout)
+        if rollout is not None:
+            self._active[rollout.id] = rollout.with_report(report)
+
+    def withdraw(self, adapter: str, reason: str) -> bool:
+        """End the adapter's rollout, durably; whether there was one to end."""
+        rollout = self.of(adapter)
+        if rollout is None or rollout.status not in (Status.PREPARING, Status.RUNNING):
+            return False
+        self._keep(rollout.withdrawn(reason))
+        self._publish()
+        return True
+
+    async def tick(self, now: float) -> None:
+        """Move each rollout on by what it needs; a fault of one is no matter to the others."""
+        for rollout in self.active:
+            try:
+                await self._move(rollout, now)
+            except Exception:  # tried again with the next tick, from the state it is in
+                logger.exception("rollout %d of %s is stuck", rollout.id, rollout.candidate)
+
+    async def _move(self, rollout: Rollout, now: float) -> None:
+        held = (Status.PREPARING, Status.RUNNING)
+        if rollout.status in held and rollout.adapter in self._store.killed():
+            self.withdraw(rollout.adapter, "the adapter was switched off")
+        elif rollout.status == Status.PREPARING:
+            await self._prepare(rollout, now)
+        elif rollout.status == Status.RUNNING:
+            self._judge(rollout, now)
+        else:
+            await self._clear(rollout)
+
+    async def _prepare(self, rollout: Rollout, now: float) -> None:
+        candidate = self._store.served(rollout.candidate)
+        try:
+            check_proofs(candidate, await self._fleet.prepare(candidate))
+        except Exception as error:  # whatever the fleet met, the live version serves on
+            if self._still(rollout):
+                self._keep(rollout.withdrawn(f"not proved on every replica: {error}"[:500]))
+            return
+        if self._still(rollout):
+            self._keep(rollout.begun(now))
+            self._publish()
+
+    def _judge(self, rollout: Rollout, now: float) -> None:
+        decision = rollout.decided(now)
+        following = rollout.after(decision, now)
+        if decision.action is Action.PROMOTE:
+            self._store.promote(following)
+            self._active[following.id] = following
+        else:
+            self._keep(following)
+        if decision.action is not Action.HOLD:
+            logger.info(
+                "rollout of %s: %s, %s", rollout.candidate, decision.action, following.reason
+            )
+            self._publish()
+
+    async def _clear(self, rollout: Rollout) -> None:
+        promoted = rollout.status == Status.DRAINING
+        leaving = rollout.baseline if promoted else rollout.candidate
+        if leaving is not None:
+            int_id = self._store.served(leaving).int_id
+            # Its requests end first; replicas drop what nobody wants, should one not confirm now.
+            if await self._fleet.drain(int_id, _DRAIN_S):
+                await self._fleet.remove(int_id)
+        finished = rollout.finished()
+        self._store.save(finished)
+        del self._active[finished.id]
+
+    def _still(self, rollout: Rollout) -> bool:
+        """Whether nobody ended the rollout while something was waited for."""
+        found = self._active.get(rollout.id)
+        return found is not None and found.status == rollout.status
+
+    def _keep(self, rollout: Rollout) -> None:
+        self._store.save(rollout)
+        self._active[rollout.id] = rollout

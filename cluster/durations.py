@@ -1,0 +1,20 @@
+"""Lengths of time as people write them: `90s`, `15m`, `12h`, `30d`."""
+
+from __future__ import annotations
+
+import re
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_LENGTH = re.compile(r"([0-9]{1,9})([smhd])")
+
+
+def seconds(text: str) -> float:
+    """The seconds that `text` stands for.
+
+    Raises:
+        ValueError: it is not a length of time, or none at all.
+    """
+    found = _LENGTH.fullmatch(text)
+    if found is None or int(found[1]) == 0:
+        raise ValueError(f"{text[:32]!r} is not a length of time: write 90s, 15m, 12h or 30d")
+    return float(int(found[1]) * _UNITS[found[2]])

@@ -1,0 +1,1 @@
+"""Alembic migrations of the registry; `cluster.registry.db` runs them."""

@@ -1,0 +1,105 @@
+"""What a rollout does next. Pure: evidence and the time in, a decision and its reason out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from cluster.rollout.evidence import Evidence
+from cluster.rollout.plan import Guardrails, RolloutPlan
+from cluster.rollout.sequential import difference
+
+
+class Action(StrEnum):
+    """What to do."""
+
+    HOLD = "hold"
+    ADVANCE = "advance"
+    PROMOTE = "promote"
+    ROLL_BACK = "roll back"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """An action and why, for the person who asks."""
+
+    action: Action
+    reason: str
+
+
+@dataclass(frozen=True)
+class _Worse:
+    """How much worse the candidate is by one measure, and how much it may be."""
+
+    what: str
+    at_least: float
+    estimate: float
+    allowed: float
+
+
+def decide(
+    plan: RolloutPlan,
+    number: int,
+    *,
+    phase_started: float,
+    seen: Evidence,
+    whole: Evidence,
+    now: float,
+) -> Decision:
+    """The next step of a rollout in phase `number`.
+
+    `seen` is the evidence of this phase, `whole` of all phases of its kind, shadow or not: what
+    only all of it can tell must not be forgotten from phase to phase.
+    """
+    phase = plan.phases[number]
+    judged = _worse(plan.guardrails, whole)
+    for found in judged:
+        if found.at_least > found.allowed:
+            return Decision(
+                Action.ROLL_BACK,
+                f"{found.what}: worse by at least {found.at_least:.3g}, "
+                f"{found.allowed:.3g} allowed",
+            )
+    requests, waited = seen.candidate.errors.n, now - phase_started
+    if requests < phase.min_requests or waited < phase.min_seconds:
+        if waited > plan.give_up_s:
+            reason = f"only {requests} of {phase.min_requests} requests in {waited:.0f} s"
+            return Decision(Action.ROLL_BACK, reason)
+        return Decision(Action.HOLD, f"{requests} of {phase.min_requests} requests")
+    for found in judged:
+        if found.estimate > found.allowed:
+            if waited > plan.give_up_s:
+                return Decision(Action.ROLL_BACK, f"{found.what}: it does not come right")
+            return Decision(Action.HOLD, f"{found.what}: looks worse by {found.estimate:.3g}")
+    if number + 1 < len(plan.phases):
+        return Decision(Action.ADVANCE, f"{requests} requests within the guardrails")
+    if plan.at_end == "wait":
+        return Decision(Action.HOLD, "it has shown what it had to; a person promotes it")
+    return Decision(Action.PROMOTE, f"{requests} requests within the guardrails")
+
+
+def _worse(limits: Guardrails, seen: Evidence) -> list[_Worse]:
+    """Each measure of which both versions have something to show."""
+    old, new = seen.baseline, seen.candidate
+    alpha = limits.alpha / 5
+    errors = difference(old.errors, new.errors, alpha, rate=True)
+    disliked = difference(old.disliked, new.disliked, alpha, rate=True)
+    escalated = difference(old.escalated, new.escalated, alpha, rate=True)
+    slower = difference(old.latency_ms, new.latency_ms, alpha)
+    surer = difference(old.confidence, new.confidence, alpha)
+    slack = (limits.latency_ratio - 1) * old.latency_ms.mean
+    rows = (
+        (old.errors, new.errors, "error rate", errors.low, limits.error_rate),
+        (old.disliked, new.disliked, "disliked answers", disliked.low, limits.disliked),
+        (old.escalated, new.escalated, "escalations", escalated.low, limits.escalated),
+        (old.latency_ms, new.latency_ms, "latency in ms", slower.low, slack),
+    )
+    found = [
+        _Worse(what, low, theirs.mean - ours.mean, allowed)
+        for ours, theirs, what, low, allowed in rows
+        if ours.n and theirs.n
+    ]
+    if old.confidence.n and new.confidence.n:
+        lost = old.confidence.mean - new.confidence.mean
+        found.append(_Worse("confidence", -surer.high, lost, limits.confidence))
+    return found

@@ -1,0 +1,67 @@
+"""What a rollout has seen of its two versions, in sums that gateways add up and send.
+
+Sums of values and of squares are all that is kept of a measure, so that evidence of any number of
+gateways and any length of time has the same few numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Count, sum and sum of squares of a measure."""
+
+    n: int = 0
+    total: float = 0.0
+    squares: float = 0.0
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Moments:
+        """The moments of `values`."""
+        kept = list(values)
+        return cls(len(kept), sum(kept), sum(value * value for value in kept))
+
+    def __add__(self, other: Moments) -> Moments:
+        return Moments(self.n + other.n, self.total + other.total, self.squares + other.squares)
+
+    @property
+    def mean(self) -> float:
+        """The mean; 0 where nothing was seen."""
+        return self.total / self.n if self.n else 0.0
+
+    @property
+    def variance(self) -> float:
+        """The population variance; 0 where nothing was seen."""
+        return max(0.0, self.squares / self.n - self.mean**2) if self.n else 0.0
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One version's measures. Rates are moments of zeros and ones."""
+
+    errors: Moments = field(default_factory=Moments)
+    """Of all requests: 1 where it failed by our fault."""
+    latency_ms: Moments = field(default_factory=Moments)
+    confidence: Moments = field(default_factory=Moments)
+    """Geometric mean of the token probabilities, 0 to 1."""
+    disliked: Moments = field(default_factory=Moments)
+    """Of the answers somebody judged: 1 where they disliked it."""
+    escalated: Moments = field(default_factory=Moments)
+    """Of the answers whose outcome is known: 1 where a person had to take over."""
+
+    def __add__(self, other: Arm) -> Arm:
+        return Arm(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Both arms side by side, over the same time."""
+
+    baseline: Arm = field(default_factory=Arm)
+    candidate: Arm = field(default_factory=Arm)
+
+    def __add__(self, other: Evidence) -> Evidence:
+        return Evidence(self.baseline + other.baseline, self.candidate + other.candidate)

@@ -1,0 +1,140 @@
+"""A rollout as it stands, and the steps it may take. Values only; nothing here acts."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+
+from cluster.rollout.decide import Action, Decision, decide
+from cluster.rollout.evidence import Evidence
+from cluster.rollout.plan import RolloutPlan
+from cluster.types import AdapterVersion
+
+
+class Status(StrEnum):
+    """Where a rollout stands. Each is durable before anything is done for it, and doing that twice
+    is doing it once."""
+
+    PREPARING = "preparing"
+    """The candidate is being loaded and proved; nobody is routed to it."""
+    RUNNING = "running"
+    DRAINING = "draining"
+    """Promoted: the former version is leaving the engines."""
+    WITHDRAWING = "withdrawing"
+    """Rolled back: the candidate is leaving the engines."""
+    PROMOTED = "promoted"
+    ROLLED_BACK = "rolled back"
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is left to do."""
+        return self in (Status.PROMOTED, Status.ROLLED_BACK)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one gateway saw of one phase since its last report."""
+
+    source: str
+    number: int
+    """Rises with each report of a source; one that comes twice counts once."""
+    rollout: int
+    phase: int
+    seen: Evidence
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One candidate on its way to the users."""
+
+    id: int
+    candidate: AdapterVersion
+    baseline: AdapterVersion | None
+    plan: RolloutPlan
+    status: Status = Status.PREPARING
+    phase: int = 0
+    phase_started: float = 0.0
+    seen: Evidence = field(default_factory=Evidence)
+    """Of this phase."""
+    whole: Evidence = field(default_factory=Evidence)
+    """Of all phases of its kind, shadow or not."""
+    taken: dict[str, int] = field(default_factory=dict)
+    """The number of the last report of each source."""
+    reason: str = ""
+
+    @property
+    def adapter(self) -> str:
+        """The adapter's name."""
+        return self.candidate.name
+
+    def begun(self, now: float) -> Rollout:
+        """In its first phase: the candidate was proved."""
+        return replace(self, status=Status.RUNNING, phase=0, phase_started=now)
+
+    def with_report(self, report: Report) -> Rollout:
+        """With what a gateway saw; unchanged by a report that was taken before or is of another."""
+        if (
+            self.status != Status.RUNNING
+            or not 0 <= report.phase <= self.phase
+            or report.number <= self.taken.get(report.source, -1)
+        ):
+            return self
+        taken = {**self.taken, report.source: report.number}
+        here = report.phase == self.phase
+        alike = self.plan.phases[report.phase].shadow == self.plan.phases[self.phase].shadow
+        return replace(
+            self,
+            taken=taken,
+            seen=self.seen + report.seen if here else self.seen,
+            whole=self.whole + report.seen if alike else self.whole,
+        )
+
+    def decided(self, now: float) -> Decision:
+        """What its evidence says it should do next."""
+        return decide(
+            self.plan,
+            self.phase,
+            phase_started=self.phase_started,
+            seen=self.seen,
+            whole=self.whole,
+            now=now,
+        )
+
+    def after(self, decision: Decision, now: float) -> Rollout:
+        """Where `decision` takes a running rollout."""
+        if decision.action is Action.ROLL_BACK:
+            return self.withdrawn(decision.reason)
+        if decision.action is Action.PROMOTE:
+            return replace(self, status=Status.DRAINING, reason=decision.reason)
+        if decision.action is Action.HOLD:
+            return self
+        phases, number = self.plan.phases, self.phase + 1
+        alike = phases[number].shadow == phases[self.phase].shadow
+        return replace(
+            self,
+            phase=number,
+            phase_started=now,
+            seen=Evidence(),
+            # What a shadow shows says nothing of answers that users see, and wait for.
+            whole=self.whole if alike else Evidence(),
+        )
+
+    def withdrawn(self, reason: str) -> Rollout:
+        """On its way out."""
+        return replace(self, status=Status.WITHDRAWING, reason=reason)
+
+    def finished(self) -> Rollout:
+        """Over, the way it was going."""
+        over = {Status.DRAINING: Status.PROMOTED, Status.WITHDRAWING: Status.ROLLED_BACK}
+        return replace(self, status=over[self.status])
+
+
+def chosen(rollout: int, user: str, percent: float) -> bool:
+    """Whether `user` is among the `percent` that get the candidate.
+
+    The same user gets the same answer for as long as the percentage does not fall, on every
+    gateway; another rollout chooses others.
+    """
+    drawn = hashlib.sha256(f"{rollout}\0{user}".encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(drawn[:8], "big") / 2**64 * 100 < percent

@@ -1,0 +1,65 @@
+"""Who was refused, on record: a wrong key, a model out of reach, a path that is not there.
+
+Everything a known key was refused is recorded. What nobody can be named for is recorded up to a
+rate, and counted above it: strangers must not be able to fill the log.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+
+from serve_app.gateway.errors import Refused
+from serve_app.protocol import Envelope, Sampling
+
+_DENIED = frozenset({401, 403, 404, 405})
+_STRANGERS_A_SECOND = 20
+_LONGEST = 256
+
+
+class Denials:
+    """Hands refusals to `record` as envelopes that never set out."""
+
+    def __init__(
+        self,
+        record: Callable[[Envelope], Awaitable[None]],
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._record = record
+        self._now = now
+        self._second, self._strangers, self._unrecorded = 0, 0, 0
+
+    async def __call__(self, error: Refused, path: str) -> str | None:
+        """The trace of a refusal, or None where it was not a denial or was only counted."""
+        if error.block.status not in _DENIED:
+            return None
+        now, principal = self._now(), error.principal
+        metadata = {"path": path[:_LONGEST]}
+        if principal is None:
+            if not self._room(int(now)):
+                self._unrecorded += 1
+                return None
+            if self._unrecorded:
+                metadata["unrecorded_before"] = str(self._unrecorded)
+                self._unrecorded = 0
+        envelope = Envelope(
+            trace_id=f"tr-{uuid.uuid4().hex}",
+            received_at=now,
+            tenant=principal.tenant if principal else "",
+            attributes={},
+            model=error.model[:_LONGEST],
+            messages=[],
+            sampling=Sampling(),
+            key_id=principal.key_id if principal else "",
+            metadata=metadata,
+            block=error.block,
+        )
+        await self._record(envelope)
+        return envelope.trace_id
+
+    def _room(self, second: int) -> bool:
+        if second != self._second:
+            self._second, self._strangers = second, 0
+        self._strangers += 1
+        return self._strangers <= _STRANGERS_A_SECOND

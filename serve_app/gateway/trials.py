@@ -1,0 +1,120 @@
+"""The gateway's part in rollouts: which version a user gets, and what was seen of both.
+
+Owns nothing that lasts: what it sums up goes to the control plane every second or so, and is lost
+with this process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+from cluster.control.protocol import RoutingTable, ServedAdapter, Split
+from cluster.rollout.evidence import Arm, Evidence, Moments
+from cluster.rollout.state import Report, chosen
+from serve_app.protocol import Engine, Generation, GenerationRequest
+from serve_app.tasks import apart
+
+logger = logging.getLogger(__name__)
+
+#: Shadow requests at a time. Above it a request goes without: a shadow must not crowd users out.
+_SHADOWS = 8
+_SHADOW_S = 60.0
+
+
+class Trials:
+    """Splits users between versions, tries shadows, and sums up how both did."""
+
+    def __init__(self, engine: Engine, table: Callable[[], RoutingTable]) -> None:
+        self._engine, self._table = engine, table
+        self._seen: dict[tuple[int, int], Evidence] = {}
+        self._shadows: set[asyncio.Task[None]] = set()
+        self._number = 0
+
+    def pick(self, adapter: ServedAdapter, user: str) -> ServedAdapter:
+        """The version of `adapter` that `user` gets now."""
+        split = self._table().splits.get(adapter.name)
+        if split is None or split.shadow or not chosen(split.rollout, user, split.percent):
+            return adapter
+        return split.candidate
+
+    def saw(
+        self,
+        request: GenerationRequest,
+        generation: Generation | None,
+    ) -> None:
+        """Count an answer, or None for a fault of the engine's; perhaps try a shadow on it."""
+        if request.adapter is None:
+            return
+        split = self._table().splits.get(request.adapter.name)
+        if split is None:
+            return
+        answered = _arm(generation)
+        if request.adapter == split.candidate:
+            self._count(split, Evidence(candidate=answered))
+            return
+        shadowed = split.shadow and chosen(split.rollout, request.request_id, split.percent)
+        if shadowed and len(self._shadows) >= _SHADOWS:
+            return
+        # In a shadow the live version counts where the candidate does: on the same requests.
+        if shadowed or not split.shadow:
+            self._count(split, Evidence(baseline=answered))
+        if shadowed:
+            task = apart(self._shadow(split, request))
+            self._shadows.add(task)
+            task.add_done_callback(self._shadows.discard)
+
+    def judged(self, label: str, *, disliked: bool | None, escalated: bool | None) -> bool:
+        """Count what somebody made of an answer of version `label`; whether it is on trial."""
+        name = label.partition("@")[0]
+        table = self._table()
+        split, live = table.splits.get(name), table.live.get(name)
+        if split is None:
+            return False
+        arm = Arm(disliked=_one(disliked), escalated=_one(escalated))
+        if label == split.candidate.label and not split.shadow:
+            self._count(split, Evidence(candidate=arm))
+        elif live is not None and label == live.label:
+            self._count(split, Evidence(baseline=arm))
+        else:
+            return False
+        return True
+
+    def reports(self, source: str) -> list[Report]:
+        """What was seen since the last call."""
+        found = []
+        for (rollout, phase), seen in self._seen.items():
+            self._number += 1
+            found.append(Report(source, self._number, rollout, phase, seen))
+        self._seen.clear()
+        return found
+
+    async def _shadow(self, split: Split, request: GenerationRequest) -> None:
+        again = replace(request, request_id=f"{request.request_id}-shadow", adapter=split.candidate)
+        try:
+            answer = await asyncio.wait_for(self._engine.complete(again), _SHADOW_S)
+        except Exception:  # what the candidate does to this request is what is looked for
+            logger.warning("shadow of %s failed on %s", split.candidate.label, again.request_id)
+            answer = None
+        self._count(split, Evidence(candidate=_arm(answer)))
+
+    def _count(self, split: Split, seen: Evidence) -> None:
+        key = (split.rollout, split.phase)
+        self._seen[key] = self._seen.get(key, Evidence()) + seen
+
+
+def _arm(generation: Generation | None) -> Arm:
+    if generation is None:
+        return Arm(errors=_one(True))
+    return Arm(
+        errors=_one(False),
+        latency_ms=Moments.of([generation.total_ms]),
+        confidence=Moments.of([math.exp(generation.mean_logprob)]),
+    )
+
+
+def _one(happened: bool | None) -> Moments:
+    return Moments() if happened is None else Moments.of([float(happened)])

@@ -1,0 +1,382 @@
+"""A world in which a rollout controller runs on a virtual clock and everything may fail.
+
+One schedule is one seed: which of the controller, the operator, the gateways and the engines acts
+next, what fails, and where the controller dies (before or after any write, or while it waits for
+the engines) are all drawn from it. The same seed is the same schedule.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Coroutine, Generator
+from dataclasses import dataclass, field
+from typing import Any
+
+from cluster.control.protocol import Proof, ServedAdapter, Split
+from cluster.control.rollouts import RolloutController
+from cluster.rollout.evidence import Arm, Evidence, Moments
+from cluster.rollout.plan import Guardrails, Phase, RolloutPlan
+from cluster.rollout.state import Report, Rollout, Status, chosen
+from cluster.types import AdapterVersion, VersionState
+
+NAME = "care"
+_USERS = [f"user-{number}" for number in range(12)]
+PLAN = RolloutPlan(
+    phases=(
+        Phase(percent=50, shadow=True, min_requests=40, min_seconds=5),
+        Phase(percent=10, min_requests=60, min_seconds=5),
+        Phase(percent=50, min_requests=60, min_seconds=5),
+    ),
+    guardrails=Guardrails(error_rate=0.02),
+    give_up_s=4000,
+)
+
+
+class Crash(BaseException):
+    """The controller's process dies here."""
+
+
+class Pause:
+    """Somebody else may act here."""
+
+    def __await__(self) -> Generator[None]:
+        yield
+
+
+def served(version: AdapterVersion) -> ServedAdapter:
+    """Engine id and digest follow from the version."""
+    return ServedAdapter(NAME, version.version, version.version, f"/{version}", f"d{version}")
+
+
+@dataclass
+class Durable:
+    """What outlives the controller: the registry."""
+
+    rollouts: dict[int, Rollout] = field(default_factory=dict)
+    states: dict[int, VersionState] = field(default_factory=dict)
+    killed: set[str] = field(default_factory=set)
+
+    @property
+    def live(self) -> int | None:
+        """The live version's number."""
+        return next((n for n, state in self.states.items() if state == VersionState.LIVE), None)
+
+
+class Store:
+    """Implements `cluster.control.rollouts.Store`; each write may be the controller's last act."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def _write(self, change: Callable[[], None]) -> None:
+        world = self._world
+        fate = world.random.random() if world.faults else 1.0
+        if fate < 0.02:
+            raise Crash
+        if fate < 0.03:
+            raise OSError("no space left on device")
+        change()
+        if fate < 0.05:
+            raise Crash
+
+    def active(self) -> list[Rollout]:
+        return [r for r in self._world.durable.rollouts.values() if not r.status.over]
+
+    def save(self, rollout: Rollout) -> None:
+        def change() -> None:
+            self._world.durable.rollouts[rollout.id] = rollout
+            if rollout.status == Status.WITHDRAWING:
+                self._world.durable.states[rollout.candidate.version] = VersionState.REJECTED
+
+        self._write(change)
+
+    def promote(self, rollout: Rollout) -> None:
+        def change() -> None:
+            durable, number = self._world.durable, rollout.candidate.version
+            assert durable.states[number] == VersionState.PASSED, "promoted what had not passed"
+            assert NAME not in durable.killed, "promoted what is switched off"
+            if durable.live is not None:
+                durable.states[durable.live] = VersionState.RETIRED
+            durable.states[number] = VersionState.LIVE
+            durable.rollouts[rollout.id] = rollout
+
+        self._write(change)
+
+    def killed(self) -> frozenset[str]:
+        return frozenset(self._world.durable.killed)
+
+    def served(self, version: AdapterVersion) -> ServedAdapter:
+        return served(version)
+
+
+class Engines:
+    """Implements `cluster.control.protocol.Fleet` over replicas that come and go."""
+
+    def __init__(self, world: World, replicas: int) -> None:
+        self._world = world
+        self.held: list[set[int] | None] = [set() for _ in range(replicas)]
+        """What each replica holds; None while it is down."""
+
+    async def _each(self) -> list[set[int]]:
+        found = []
+        for number in range(len(self.held)):
+            await Pause()
+            held = self.held[number]
+            if self._world.faults and self._world.random.random() < 0.02:
+                raise RuntimeError(f"replica {number} gave no answer")
+            if held is not None:
+                found.append(held)
+        return found
+
+    async def prepare(self, adapter: ServedAdapter) -> list[Proof]:
+        proofs = []
+        for held in await self._each():
+            held.add(adapter.int_id)
+            off = 9.0 if adapter.version in self._world.corrupt else 0.001
+            proofs.append(Proof("r", adapter.int_id, adapter.digest, 1, off))
+        return proofs
+
+    async def drain(self, int_id: int, timeout_s: float) -> bool:
+        await self._each()
+        return not self._world.faults or self._world.random.random() < 0.9
+
+    async def remove(self, int_id: int) -> bool:
+        for held in await self._each():
+            assert int_id not in self._world.routable(), (
+                f"removed {int_id}, which users are sent to"
+            )
+            held.discard(int_id)
+        return True
+
+    async def kill(self, name: str) -> int:
+        return 0
+
+
+class World:
+    """One schedule. `run` raises AssertionError where an invariant is broken."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.faults = True
+        self.now = 1000.0
+        self.durable = Durable(states={1: VersionState.LIVE})
+        self.engines = Engines(self, self.random.choice((1, 2, 3)))
+        for held in self.engines.held:
+            assert held is not None
+            held.add(1)
+        self.controller: RolloutController | None = None
+        self.splits: dict[str, Split] = {}
+        self.live: int | None = 1
+        self.corrupt: set[int] = set()
+        self.bad: set[int] = set()
+        self._tick: Coroutine[Any, Any, None] | None = None
+        self._reports: list[Report] = []
+        self._sent = 0
+        self._on_candidate: dict[int, set[str]] = {}
+        self._asked: dict[int, int] = {}
+        self._start()
+
+    # -- what acts --------------------------------------------------------------------------
+
+    def run(self, steps: int = 300) -> None:
+        """Act at random for `steps`, then without faults until every rollout is over."""
+        acts = [
+            (self._controller, 60),
+            (self._gateways, 30),
+            (self._deliver, 20),
+            (self._operator, 3),
+            (self._replica, 3),
+            (self._die, 1),
+        ]
+        choices = [act for act, weight in acts for _ in range(weight)]
+        for _ in range(steps):
+            self._guarded(self.random.choice(choices))
+            self._check()
+        self._settle()
+
+    def _guarded(self, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except OSError:
+            return  # the operator is told so
+        except Crash:
+            self.controller = None
+            if self._tick is not None:
+                self._tick.close()
+            self._tick = None
+
+    def _controller(self) -> None:
+        if self.controller is None:
+            self._start()
+        elif self._tick is None:
+            self.now += self.random.choice((0.5, 1.0, 3.0))
+            self._tick = self.controller.tick(self.now)
+        else:
+            try:
+                self._tick.send(None)
+            except StopIteration:
+                self._tick = None
+
+    def _start(self) -> None:
+        self.controller = RolloutController(Store(self), self.engines, self._publish)
+        self._publish()
+
+    def _die(self) -> None:
+        raise Crash
+
+    def _publish(self) -> None:
+        """What the control plane tells the gateways."""
+        assert self.controller is not None
+        off = NAME in self.durable.killed
+        self.live = None if off else self.durable.live
+        self.splits = {} if off else self.controller.splits()
+
+    def _operator(self) -> None:
+        if self.controller is None:
+            return
+        drawn = self.random.random()
+        if drawn < 0.8:
+            self._begin()
+        elif drawn < 0.9:
+            self.durable.killed.add(NAME)
+            self._publish()
+            self.controller.withdraw(NAME, "the adapter was switched off")
+        elif NAME in self.durable.killed:
+            self._revive()
+        else:
+            self.controller.withdraw(NAME, "an operator ended it")
+
+    def _revive(self) -> None:
+        live = self.durable.live
+        for held in self.engines.held:
+            if held is not None and live is not None:
+                held.add(live)
+        self.durable.killed.discard(NAME)
+        self._publish()
+
+    def _begin(self) -> None:
+        """A new candidate passes the gate and is rolled out; the actor allows one at a time."""
+        assert self.controller is not None
+        if self.controller.of(NAME) is not None or NAME in self.durable.killed:
+            return
+        number = max(self.durable.states) + 1
+        if self.random.random() < 0.2:
+            self.corrupt.add(number)
+        elif self.random.random() < 0.4:
+            self.bad.add(number)
+        live = self.durable.live
+        self.durable.states[number] = VersionState.PASSED
+        rollout = Rollout(
+            len(self.durable.rollouts) + 1,
+            AdapterVersion(NAME, number),
+            AdapterVersion(NAME, live) if live else None,
+            PLAN,
+        )
+        self.durable.rollouts[rollout.id] = rollout
+        self.controller.add(rollout)
+
+    def _replica(self) -> None:
+        number = self.random.randrange(len(self.engines.held))
+        if self.engines.held[number] is not None:
+            self.engines.held[number] = None
+        elif self.controller is not None:
+            wanted = {adapter.int_id for adapter in self.controller.wanted()}
+            self.engines.held[number] = wanted | ({self.live} if self.live else set())
+
+    # -- users ------------------------------------------------------------------------------
+
+    def _gateways(self) -> None:
+        """Users ask; a gateway sums up what it saw, and may lose it or send it twice."""
+        split = self.splits.get(NAME)
+        if split is None:
+            return
+        if not split.shadow:
+            mine = {u for u in _USERS if chosen(split.rollout, u, split.percent)}
+            before = self._on_candidate.get(split.rollout, set())
+            assert before <= mine, "a user was sent back to the former version"
+            self._on_candidate[split.rollout] = mine
+        requests = self.random.randint(5, 40)
+        wrong = 0.4 if split.candidate.version in self.bad else 0.0
+        self._sent += 1
+        report = Report(
+            f"g{self.random.randint(1, 2)}",
+            self._sent,
+            split.rollout,
+            split.phase,
+            Evidence(self._arm(requests, 0.0), self._arm(requests, wrong)),
+        )
+        self._asked[split.rollout] = self._asked.get(split.rollout, 0) + requests
+        self._reports += [report] * self.random.choice((0, 1, 1, 1, 2) if self.faults else (1,))
+
+    def _arm(self, requests: int, wrong: float) -> Arm:
+        failed = round(requests * wrong * self.random.uniform(0.7, 1.3))
+        took = 20.0 + self.random.random()
+        latency = Moments(requests, requests * took, requests * (took * took + 1.0))
+        return Arm(Moments(requests, failed, failed), latency)
+
+    def _deliver(self) -> None:
+        if self._reports and self.controller is not None:
+            late = self.random.randrange(len(self._reports)) if self.faults else 0
+            self.controller.take(self._reports.pop(late))
+
+    # -- invariants -------------------------------------------------------------------------
+
+    def routable(self) -> set[int]:
+        """Engine ids that a gateway may send a request to."""
+        found = {split.candidate.int_id for split in self.splits.values()}
+        return found | ({self.live} if self.live is not None else set())
+
+    def _check(self) -> None:
+        durable = self.durable
+        live = [n for n, state in durable.states.items() if state == VersionState.LIVE]
+        assert len(live) == 1, f"{live} are live"
+        assert sum(not r.status.over for r in durable.rollouts.values()) <= 1
+        if NAME in durable.killed and self.controller is not None:
+            assert not self.routable(), "users are sent to what is switched off"
+        for split in self.splits.values():
+            number = split.candidate.version
+            assert number not in self.corrupt, "users are sent to what was not proved"
+            if self.controller is not None:
+                assert durable.states[number] != VersionState.REJECTED, "sent to what was refused"
+                held = [held for held in self.engines.held if held is not None]
+                assert all(number in one for one in held), "users are sent where it is not loaded"
+        for rollout in durable.rollouts.values():
+            counted = rollout.whole.candidate.errors.n
+            assert counted <= self._asked.get(rollout.id, 0), "a request was counted twice"
+            number = rollout.candidate.version
+            if rollout.status in (Status.PROMOTED, Status.DRAINING):
+                assert number not in self.bad | self.corrupt, f"promoted {number}: {rollout.reason}"
+            if rollout.status in (Status.ROLLED_BACK, Status.WITHDRAWING):
+                assert durable.states[number] == VersionState.REJECTED
+
+    def _settle(self) -> None:
+        """Without faults every rollout comes to its end, and engines hold what is wanted."""
+        self.faults = False
+        for number, held in enumerate(self.engines.held):
+            if held is None:
+                self._replica_up(number)
+        for _ in range(4000):
+            for act in (self._controller, self._controller, self._gateways, self._deliver):
+                act()
+                self._check()
+            if self.controller is not None and not self.controller.active:
+                break
+        assert self.controller is not None
+        assert not self.controller.active, f"never over: {self.controller.active}"
+        assert all(r.status.over for r in self.durable.rollouts.values())
+        if self._tick is not None:
+            self._tick.close()
+
+    def _replica_up(self, number: int) -> None:
+        if self.controller is None:
+            self._start()
+        assert self.controller is not None
+        wanted = {adapter.int_id for adapter in self.controller.wanted()}
+        self.engines.held[number] = wanted | ({self.live} if self.live else set())
+
+
+def schedule(seed: int) -> World:
+    """Run the schedule of `seed` to its end."""
+    world = World(seed)
+    world.run()
+    return world

@@ -1,0 +1,165 @@
+"""Rollouts through the control plane: real SQLite, a fake fleet, the test's own ticks."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cluster.adapters import Evaluation
+from cluster.control.actor import ControlPlane
+from cluster.errors import ConflictError
+from cluster.rollout.evidence import Arm, Evidence, Moments
+from cluster.rollout.plan import Phase, RolloutPlan
+from cluster.rollout.state import Report, Status
+from cluster.types import VersionState
+from tests.cluster.test_control import ACME, BASE, BY, OPEN, V1, V2, _live_v1, _second
+from tests.fakes.fleet import FakeFleet
+
+PLAN = RolloutPlan(phases=(Phase(percent=50, min_requests=50, min_seconds=0),))
+
+
+@pytest.fixture
+def fleet() -> FakeFleet:
+    return FakeFleet()
+
+
+@pytest.fixture
+def start(tmp_path: Path, fleet: FakeFleet) -> Callable[[], ControlPlane]:
+    """Starts a control plane on the same registry, as Ray does after a crash."""
+    database = f"sqlite:///{tmp_path / 'registry.db'}"
+    return lambda: ControlPlane(database, fleet, max_rank=32, audit=tmp_path / "audit")
+
+
+@pytest.fixture
+async def control(
+    start: Callable[[], ControlPlane], make_adapter: Callable[..., Path], evaluation: Evaluation
+) -> ControlPlane:
+    """Version 1 is live, version 2 has passed the gate."""
+    control = start()
+    await control.serve_base(BASE, BY)
+    await _live_v1(control, make_adapter)
+    path = make_adapter(version=2, evaluation=_second(evaluation))
+    await control.register_candidate(str(path), "acme", BY)
+    await control.gate(V2, OPEN, BY)
+    return control
+
+
+async def _tick(control: ControlPlane) -> None:
+    await control._rollouts.tick(1000.0)
+
+
+def _seen(rollout: int, failed: int = 0) -> Report:
+    def arm(wrong: int) -> Arm:
+        return Arm(Moments(400, wrong, wrong), Moments(400, 8000.0, 160400.0))
+
+    return Report("g1", 1, rollout, 0, Evidence(arm(0), arm(failed)))
+
+
+async def _states(control: ControlPlane) -> dict[str, VersionState]:
+    return {str(r.id): r.state for r in await control.adapter_versions()}
+
+
+async def test_a_candidate_is_proved_split_and_promoted(
+    control: ControlPlane, fleet: FakeFleet
+) -> None:
+    rollout = await control.start_rollout(V2, PLAN, "ann")
+    assert (await control.table()).splits == {}, "nobody is sent to what is not proved"
+    assert "inventory@2" in {adapter.label for adapter in await control.desired()}
+    await _tick(control)
+    table = await control.table()
+    split = table.splits["inventory"]
+    assert (split.candidate.label, split.percent, split.candidate.golden) == ("inventory@2", 50, ())
+    assert table.live["inventory"].label == "inventory@1"
+    await control.report([_seen(rollout.id)])
+    await _tick(control)
+    table = await control.table()
+    assert (table.live["inventory"].label, table.splits) == ("inventory@2", {})
+    await _tick(control)
+    assert fleet.calls[-2:] == ["drain 1", "remove 1"]
+    [found] = await control.rollouts(10)
+    assert found.status == Status.PROMOTED
+    assert await _states(control) == {"inventory@1": "retired", "inventory@2": "live"}
+    kinds = [event["kind"] for event in await control.newest_events(20)]
+    assert {"rollout.started", "rollout.running", "rollout.draining", "version.live"} <= set(kinds)
+
+
+async def test_a_candidate_that_fails_is_taken_back_and_stays_back(
+    control: ControlPlane, fleet: FakeFleet
+) -> None:
+    rollout = await control.start_rollout(V2, PLAN, BY)
+    await _tick(control)
+    await control.report([_seen(rollout.id, failed=80)])
+    await _tick(control)
+    table = await control.table()
+    assert (table.live["inventory"].label, table.splits) == ("inventory@1", {})
+    await _tick(control)
+    assert fleet.calls[-2:] == ["drain 2", "remove 2"]
+    assert (await _states(control))["inventory@2"] == "rejected"
+    with pytest.raises(ConflictError, match="rejected"):
+        await control.start_rollout(V2, PLAN, BY)
+
+
+async def test_a_candidate_that_is_not_proved_never_serves(
+    control: ControlPlane, fleet: FakeFleet
+) -> None:
+    await control.start_rollout(V2, PLAN, BY)
+    fleet.difference = float("nan")
+    await _tick(control)
+    assert (await control.table()).splits == {}
+    [found] = await control.rollouts(10)
+    assert found.status == Status.WITHDRAWING
+    assert "not proved" in found.reason
+
+
+async def test_a_rollout_outlives_the_control_plane(
+    control: ControlPlane, start: Callable[[], ControlPlane]
+) -> None:
+    rollout = await control.start_rollout(V2, PLAN, BY)
+    await _tick(control)
+    await control.report([_seen(rollout.id)])
+    again = start()
+    table = await again.table()
+    assert table.splits == (await control.table()).splits
+    assert [a.label for a in await again.desired()] == ["inventory@1", "inventory@2"]
+    await again.report([_seen(rollout.id)])
+    await _tick(again)
+    assert (await again.table()).live["inventory"].label == "inventory@2"
+
+
+async def test_a_kill_ends_the_rollout_too(control: ControlPlane, fleet: FakeFleet) -> None:
+    await control.start_rollout(V2, PLAN, BY)
+    await _tick(control)
+    await control.kill("inventory", "stop", BY)
+    table = await control.table()
+    assert (table.live, table.splits, table.stopped(ACME, "inventory")) == ({}, {}, True)
+    assert await control.desired() == []
+    [found] = await control.rollouts(1)
+    assert found.status == Status.WITHDRAWING
+    with pytest.raises(ConflictError, match="revive it first"):
+        control._refuse_killed("inventory")
+
+
+async def test_one_rollout_of_an_adapter_at_a_time(control: ControlPlane) -> None:
+    await control.start_rollout(V2, PLAN, BY)
+    for act in (control.start_rollout(V2, PLAN, BY), control.promote(V2, BY)):
+        with pytest.raises(ConflictError, match="under way"):
+            await act
+    await control.end_rollout("inventory", "enough", "ann")
+    with pytest.raises(ConflictError, match="no rollout"):
+        await control.end_rollout("inventory", "enough", "ann")
+    [found] = await control.rollouts(1)
+    assert found.reason == "ann: enough"
+
+
+async def test_only_a_passed_version_is_rolled_out(control: ControlPlane) -> None:
+    with pytest.raises(ConflictError, match="live"):
+        await control.start_rollout(V1, PLAN, BY)
+
+
+async def test_the_control_plane_ticks_by_itself(control: ControlPlane) -> None:
+    await control.start_rollout(V2, PLAN, BY)
+    before = await control.table()
+    async with asyncio.timeout(10):
+        table = await control.watch(before.generation, 10.0)
+    assert "inventory" in table.splits

@@ -1,0 +1,241 @@
+"""The registry on SQLite and on a real PostgreSQL: schema, keys, grants, base models, events."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import Engine, create_engine, text
+from sqlalchemy.orm import Session
+
+from cluster import adapters, audit
+from cluster.audit import ChainWriter
+from cluster.errors import ConfigError, ConflictError, DataError
+from cluster.registry import access, bases, events, keys, tenants, versions
+from cluster.registry.bases import BaseModelInfo
+from cluster.registry.db import open_database
+from cluster.registry.keys import KeyRequest, digest
+from cluster.registry.schema import Table
+from cluster.types import AdapterVersion, Role, VersionState
+from tests.cluster import postgres
+
+Change = Callable[[], AbstractContextManager[Session]]
+ONE = BaseModelInfo(name="one", path="/one", digest="0" * 64, licence="apache-2.0")
+TWO = BaseModelInfo(name="two", path="/two", digest="2" * 64)
+BY = {"actor": "test", "now": 100.0}
+
+
+@pytest.fixture(scope="module")
+def postgresql() -> Iterator[str]:
+    programs = postgres.binaries()
+    if programs is None:
+        pytest.skip("PostgreSQL's server is not installed: apt-get install postgresql")
+    with postgres.server(programs) as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'made' / 'registry.db'}"
+    found: str = request.getfixturevalue("postgresql")
+    with create_engine(found.replace("postgresql:", "postgresql+psycopg:")).begin() as connection:
+        connection.execute(text("DROP SCHEMA public CASCADE"))
+        connection.execute(text("CREATE SCHEMA public"))
+    return found
+
+
+@pytest.fixture
+def engine(url: str) -> Iterator[Engine]:
+    engine = open_database(url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def change(engine: Engine, tmp_path: Path) -> Iterator[Change]:
+    writer = ChainWriter(tmp_path / "audit" / audit.CONTROL, "control-test")
+    yield partial(events.recorded, engine, writer)
+    writer.close()
+
+
+def test_the_migrations_make_the_models(url: str) -> None:
+    open_database(url).dispose()
+    engine = open_database(url)  # a second start finds nothing to do
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, Table.metadata) == []
+    engine.dispose()
+
+
+def test_a_registry_of_a_newer_headrace_is_left_alone(url: str) -> None:
+    engine = open_database(url)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    engine.dispose()
+    with pytest.raises(ConflictError, match="newer Headrace"):
+        open_database(url)
+
+
+def test_tables_that_no_migration_made_are_left_alone(url: str) -> None:
+    engine = open_database(url)
+    with engine.begin() as connection:
+        connection.execute(text("DROP TABLE alembic_version"))
+    engine.dispose()
+    with pytest.raises(ConflictError, match="no schema version"):
+        open_database(url)
+
+
+@pytest.mark.parametrize("url", ["mysql://u:secret@h/d", "nonsense"])
+def test_a_wrong_url_is_told_without_its_password(url: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        open_database(url)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_key_serves_until_it_expires_is_revoked_or_its_tenant_suspended(change: Change) -> None:
+    request = KeyRequest(
+        tenant="acme", principal="shop", models=("care",), attributes={"tier": "vip"}, lasts_s=50.0
+    )
+    with change() as tx:
+        key = keys.issue(tx, request, **BY)
+        lasting = keys.issue(tx, KeyRequest(tenant="acme", roles=(Role.LABEL,)), **BY)
+    with change() as tx:
+        found = keys.resolve(tx, digest(key.secret), 149.0)
+        assert found is not None
+        assert (found.tenant, found.name, found.models) == ("acme", "shop", {"care"})
+        assert (found.attributes, found.expires_at) == ({"tier": "vip"}, 150.0)
+        assert keys.resolve(tx, digest(key.secret), 150.0) is None
+        tenants.suspend(tx, "acme", suspended=True, **BY)
+        assert keys.resolve(tx, digest(lasting.secret), 1.0) is None
+        tenants.suspend(tx, "acme", suspended=False, **BY)
+        assert keys.resolve(tx, digest(lasting.secret), 1.0) is not None
+        keys.revoke(tx, lasting.key_id, **BY)
+        keys.revoke(tx, lasting.key_id, **BY)
+        assert keys.resolve(tx, digest(lasting.secret), 1.0) is None
+        assert keys.resolve(tx, digest("hr-other"), 1.0) is None
+    with change() as tx:
+        listed = keys.listed(tx, "acme")
+        assert {(k.principal, k.revoked_at) for k in listed} == {("shop", None), ("default", 100.0)}
+        assert key.secret not in json.dumps([str(record) for record in listed])
+        with pytest.raises(ConflictError, match="no key"):
+            keys.revoke(tx, "nope", **BY)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"tenant": "../x"},
+        {"tenant": ""},
+        {"tenant": "a", "models": ("a/b",)},
+        {"tenant": "a", "lasts_s": 0},
+        {"tenant": "a", "principal": "A B"},
+    ],
+)
+def test_a_key_for_a_name_that_is_none_is_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"valid name|greater than"):
+        KeyRequest.model_validate(wrong)
+
+
+def _register(tx: Session, path: Path, owner: str = "acme") -> AdapterVersion:
+    manifest = adapters.inspect(path, max_rank=32)
+    versions.register(tx, manifest, path, "d" * 64, owner=owner, **BY)
+    return manifest.id
+
+
+def test_an_adapter_is_its_owners_and_who_it_is_granted_to(
+    change: Change, make_adapter: Callable[..., Path]
+) -> None:
+    with change() as tx:
+        bases.serve(tx, ONE, **BY)
+        _register(tx, make_adapter())
+        tenants.ensure(tx, "rival", **BY)
+    with change() as tx:
+        with pytest.raises(ConflictError, match="another tenant"):
+            _register(tx, make_adapter(version=2), owner="rival")
+        assert access.access(tx) == {"inventory": {"acme"}}
+        access.grant(tx, "inventory", "rival", **BY)
+        access.grant(tx, "inventory", "rival", **BY)
+        access.grant(tx, "inventory", "*", **BY)
+        tx.flush()
+        assert access.access(tx) == {"inventory": {"acme", "rival", "*"}}
+        access.withdraw(tx, "inventory", "rival", **BY)
+        tx.flush()
+        assert access.access(tx) == {"inventory": {"acme", "*"}}
+        for wrong in (("nope", "rival"), ("inventory", "nobody")):
+            with pytest.raises(ConflictError, match="there is no"):
+                access.grant(tx, *wrong, **BY)
+
+
+def test_a_version_keeps_its_lineage_and_cannot_be_registered_twice(
+    change: Change, make_adapter: Callable[..., Path]
+) -> None:
+    path = make_adapter()
+    with change() as tx:
+        with pytest.raises(ConflictError, match="none is registered"):
+            _register(tx, path)
+        bases.serve(tx, ONE, **BY)
+        version = _register(tx, path)
+        tx.flush()
+        with pytest.raises(ConflictError, match="immutable"):
+            _register(tx, path)
+        row = tx.execute(text("SELECT base, dataset, run_id, parent FROM adapter_versions")).one()
+        assert tuple(row) == ("0" * 64, "inventory@1", "run", None)
+        assert versions.get(tx, version).manifest.dataset_digest == "1" * 64
+
+
+def test_another_base_model_retires_what_stood_on_the_last(
+    change: Change, make_adapter: Callable[..., Path]
+) -> None:
+    with change() as tx:
+        bases.serve(tx, ONE, **BY)
+        version = _register(tx, make_adapter())
+        versions.set_state(tx, version, VersionState.LIVE, "", **BY)
+    with change() as tx:
+        assert bases.serve(tx, ONE, actor="test", now=101.0) == []
+        assert bases.serve(tx, TWO, actor="test", now=102.0) == ["inventory@1"]
+        tx.flush()
+        record = versions.get(tx, version)
+        assert record.state == VersionState.RETIRED
+        assert "two" in record.retrain
+        assert bases.serve(tx, TWO, actor="test", now=103.0) == []
+        with pytest.raises(ConflictError, match="fit it again"):
+            _register(tx, make_adapter(version=2))
+
+
+def test_what_is_changed_is_chained_before_it_takes_effect(
+    engine: Engine, change: Change, tmp_path: Path
+) -> None:
+    with change() as tx:
+        tenants.ensure(tx, "acme", actor="ann", now=1.0)
+    with pytest.raises(ConflictError), change() as tx:  # noqa: PT012 - what fails is the change
+        tenants.ensure(tx, "rival", actor="ann", now=2.0)
+        tenants.require(tx, "nobody")
+    with Session(engine) as tx:
+        assert [event["subject"] for event in events.listed(tx, 10)] == ["acme"]
+    found = audit.verify(tmp_path / "audit")
+    assert (found.verified, found.records, found.changes) == (True, 0, 1)
+    traces = tmp_path / "audit" / audit.CONTROL / "traces-control-test.jsonl"
+    [entry] = [json.loads(line) for line in traces.read_text().splitlines()]
+    assert (entry["kind"], entry["subject"], entry["actor"]) == ("tenant.created", "acme", "ann")
+    traces.write_text(traces.read_text().replace("ann", "bob"))
+    assert not audit.verify(tmp_path / "audit").verified
+
+
+def test_a_base_models_licence_is_read_from_its_card(tmp_path: Path) -> None:
+    model = tmp_path / "mini"
+    with pytest.raises(DataError, match="not the directory"):
+        bases.describe(model)
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    assert bases.describe(model).licence == "not stated"
+    (model / "README.md").write_text("---\nlicense: mit\npermitted_use: research\n---\n# Mini")
+    found = bases.describe(model)
+    assert (found.name, found.licence, found.permitted_use) == ("mini", "mit", "research")
+    (model / "README.md").write_text("---\nlicense: [\n---\n")
+    with pytest.raises(DataError, match="not YAML"):
+        bases.describe(model)

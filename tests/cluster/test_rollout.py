@@ -1,0 +1,177 @@
+"""Rollout decisions: what the evidence says, when, and to whom."""
+
+import math
+import random
+from dataclasses import replace
+
+import pytest
+
+from cluster.rollout.decide import Action, decide
+from cluster.rollout.evidence import Arm, Evidence, Moments
+from cluster.rollout.plan import Guardrails, Phase, RolloutPlan
+from cluster.rollout.sequential import difference, radius
+from cluster.rollout.state import Report, Rollout, Status, chosen
+from cluster.types import AdapterVersion
+
+PLAN = RolloutPlan(
+    phases=(
+        Phase(percent=20, shadow=True, min_requests=50, min_seconds=10),
+        Phase(percent=5, min_requests=100, min_seconds=10),
+        Phase(percent=50, min_requests=100, min_seconds=10),
+    ),
+    give_up_s=1000,
+)
+
+
+def _rate(n: int, k: int) -> Moments:
+    return Moments(n, k, k)
+
+
+def _arm(
+    n: int, failed: int = 0, ms: float = 20.0, confidence: float = 0.9, **more: Moments
+) -> Arm:
+    return Arm(
+        _rate(n, failed),
+        Moments(n, n * ms, n * (ms * ms + 4)),
+        Moments(n, n * confidence, n * (confidence**2 + 0.01)),
+        **more,
+    )
+
+
+def test_moments_add_up() -> None:
+    values = [random.Random(1).gauss(3, 2) for _ in range(100)]
+    whole, parts = Moments.of(values), Moments.of(values[:30]) + Moments.of(values[30:])
+    assert parts.n == whole.n
+    assert (parts.mean, parts.variance) == pytest.approx((whole.mean, whole.variance))
+    assert (Moments().mean, Moments().variance) == (0.0, 0.0)
+
+
+def test_the_interval_holds_at_every_look() -> None:
+    """Two equal rates, looked at after every ten observations: wrong in fewer runs than alpha."""
+    drawn, wrong, runs = random.Random(3), 0, 400
+    for _ in range(runs):
+        old, new = Moments(), Moments()
+        missed = False
+        for _ in range(100):
+            old += _rate(10, sum(drawn.random() < 0.1 for _ in range(10)))
+            new += _rate(10, sum(drawn.random() < 0.1 for _ in range(10)))
+            found = difference(old, new, 0.05, rate=True)
+            missed |= not found.low <= 0 <= found.high
+        wrong += missed
+    assert wrong / runs < 0.05
+
+
+def test_the_interval_narrows_on_a_difference() -> None:
+    found = difference(_rate(2000, 20), _rate(2000, 200), 0.01, rate=True)
+    assert 0 < found.low < 0.09 < found.high
+    assert radius(_rate(29, 3), 0.05, rate=True) == math.inf
+    assert radius(_rate(1000, 0), 0.05, rate=True) > 0, "no failure yet is not no failure ever"
+
+
+def _decide(seen: Evidence, *, number: int = 1, waited: float = 60.0) -> tuple[Action, str]:
+    found = decide(PLAN, number, phase_started=0.0, seen=seen, whole=seen, now=waited)
+    return found.action, found.reason
+
+
+@pytest.mark.parametrize(
+    ("candidate", "what"),
+    [
+        (_arm(1000, failed=200), "error rate"),
+        (_arm(1000, ms=60.0), "latency"),
+        (_arm(1000, confidence=0.5), "confidence"),
+        (_arm(1000, disliked=_rate(400, 200)), "disliked"),
+        (_arm(1000, escalated=_rate(400, 200)), "escalations"),
+    ],
+)
+def test_a_breached_guardrail_rolls_back(candidate: Arm, what: str) -> None:
+    baseline = _arm(1000, disliked=_rate(400, 10), escalated=_rate(400, 10))
+    action, reason = _decide(Evidence(baseline, candidate))
+    assert action is Action.ROLL_BACK
+    assert what in reason
+
+
+def test_a_good_candidate_advances_and_is_promoted() -> None:
+    good = Evidence(_arm(500, 5), _arm(500, 5))
+    assert _decide(good, number=0)[0] is Action.ADVANCE
+    assert _decide(good, number=1)[0] is Action.ADVANCE
+    assert _decide(good, number=2)[0] is Action.PROMOTE
+    waits = PLAN.model_copy(update={"at_end": "wait"})
+    found = decide(waits, 2, phase_started=0, seen=good, whole=good, now=60)
+    assert found.action is Action.HOLD
+
+
+def test_it_holds_until_enough_was_seen() -> None:
+    assert _decide(Evidence(_arm(500), _arm(99)))[0] is Action.HOLD
+    assert _decide(Evidence(_arm(500), _arm(500)), waited=9.0)[0] is Action.HOLD
+    assert _decide(Evidence(_arm(500), _arm(99)), waited=1001.0)[0] is Action.ROLL_BACK
+    # Worse, but not surely: it neither advances nor is rolled back, until time is up.
+    doubtful = Evidence(_arm(120, 1), _arm(120, 5))
+    assert _decide(doubtful)[0] is Action.HOLD
+    assert _decide(doubtful, waited=1001.0)[0] is Action.ROLL_BACK
+
+
+def test_a_first_version_has_nothing_to_be_compared_with() -> None:
+    assert _decide(Evidence(Arm(), _arm(500, 400)))[0] is Action.ADVANCE
+
+
+def _running() -> Rollout:
+    rollout = Rollout(7, AdapterVersion("care", 2), AdapterVersion("care", 1), PLAN)
+    return rollout.begun(100.0)
+
+
+def test_a_report_counts_once_and_only_where_it_belongs() -> None:
+    rollout, seen = _running(), Evidence(_arm(10), _arm(10))
+    report = Report("g1", 1, 7, 0, seen)
+    counted = rollout.with_report(report)
+    assert counted.seen == seen
+    assert counted.with_report(report) is counted
+    assert counted.with_report(replace(report, source="g2")).seen.candidate.errors.n == 20
+    assert rollout.with_report(replace(report, phase=1)) is rollout, "a phase yet to come"
+    assert rollout.withdrawn("x").with_report(report).seen == Evidence()
+    # The shadow's late report is no part of what the canary is judged by.
+    canary = replace(counted, phase=1, seen=Evidence(), whole=Evidence())
+    late = canary.with_report(replace(report, number=2))
+    assert (late.seen, late.whole) == (Evidence(), Evidence())
+
+
+def test_the_canary_starts_with_fresh_evidence_and_keeps_it_from_phase_to_phase() -> None:
+    rollout = _running().with_report(Report("g", 1, 7, 0, Evidence(_arm(60), _arm(60))))
+    canary = rollout.after(rollout.decided(200.0), 200.0)
+    assert (canary.phase, canary.phase_started, canary.whole) == (1, 200.0, Evidence())
+    seen = Evidence(_arm(200), _arm(200))
+    canary = canary.with_report(Report("g", 2, 7, 1, seen))
+    half = canary.after(canary.decided(300.0), 300.0)
+    assert (half.phase, half.seen, half.whole) == (2, Evidence(), seen)
+
+
+def test_users_stick_and_are_spread() -> None:
+    users = [f"u{n}" for n in range(4000)]
+    five = {u for u in users if chosen(1, u, 5)}
+    fifty = {u for u in users if chosen(1, u, 50)}
+    assert five < fifty
+    assert len(five) / len(users) == pytest.approx(0.05, abs=0.02)
+    assert len(fifty) / len(users) == pytest.approx(0.5, abs=0.05)
+    assert five != {u for u in users if chosen(2, u, 5)}
+    assert not any(chosen(1, u, 0) for u in users)
+    assert all(chosen(1, u, 100) for u in users)
+    assert isinstance(chosen(1, "\ud800", 5), bool)
+
+
+@pytest.mark.parametrize(
+    "phases",
+    [
+        [],
+        [{"percent": 50}, {"percent": 5}],
+        [{"percent": 5}, {"percent": 50, "shadow": True}],
+        [{"percent": 101}],
+        [{"percent": -1}],
+    ],
+)
+def test_a_plan_that_makes_no_sense_is_refused(phases: list[dict[str, object]]) -> None:
+    with pytest.raises(ValueError, match="phase"):
+        RolloutPlan.model_validate({"phases": phases})
+
+
+def test_status_says_what_is_over() -> None:
+    assert {status for status in Status if status.over} == {Status.PROMOTED, Status.ROLLED_BACK}
+    assert Guardrails().alpha < 0.05

@@ -1,0 +1,111 @@
+"""The adapter plane on the running cluster: tenants kept apart, keys that end, the kill switch."""
+
+from __future__ import annotations
+
+import json
+import threading
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from cluster.audit import read_traces, verify
+from tests.integration.conftest import Wheel
+from tests.waiting import wait_for
+
+pytestmark = pytest.mark.integration
+
+
+def _do(wheel: Wheel, *arguments: str) -> Any:
+    """What an operator command says, as JSON."""
+    done = wheel.command(*arguments, "--workdir", str(wheel.workdir), "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def _traces(wheel: Wheel, tenant: str) -> list[dict[str, Any]]:
+    folder = wheel.workdir / "state" / "audit"
+    return [trace for trace in read_traces(folder) if trace["tenant"] == tenant]
+
+
+def test_tenants_are_kept_apart(wheel: Wheel) -> None:
+    focus = wheel.report["swap"]["adapter"]
+    key = _do(wheel, "keys", "issue", "--tenant", "rival", "--alias", "probe", "--duration", "1h")
+    client = openai.OpenAI(
+        base_url=wheel.report["serving"]["base_url"], api_key=key["secret"], max_retries=0
+    )
+    asked = [{"role": "user", "content": "hello there"}]
+
+    def answers(model: str) -> str:
+        return client.chat.completions.create(model=model, messages=asked).model  # type: ignore[arg-type]
+
+    assert focus not in {model.id for model in client.models.list()}
+    for model in (focus, f"{focus}@2", f"../{focus}"):
+        with pytest.raises(openai.NotFoundError):
+            answers(model)
+    assert answers("auto") == "headrace-mini"
+    refused = [t["requested_model"] for t in _traces(wheel, "rival") if t["block"]]
+    assert refused == [focus, f"{focus}@2", f"../{focus}"]
+    _do(wheel, "adapters", "grant", focus, "rival")
+    wait_for(lambda: focus in {model.id for model in client.models.list()})
+    assert answers(focus) == f"{focus}@2"
+    _do(wheel, "adapters", "withdraw", focus, "rival")
+    wait_for(lambda: focus not in {model.id for model in client.models.list()})
+    _do(wheel, "keys", "revoke", key["key_id"])
+
+    def over() -> bool:
+        try:
+            client.models.list()
+        except openai.AuthenticationError:
+            return True
+        return False
+
+    wait_for(over)
+    kinds = [event["kind"] for event in _do(wheel, "events")]
+    assert kinds[:4] == ["key.revoked", "adapter.withdrawn", "adapter.granted", "key.issued"]
+
+
+def test_a_killed_adapter_is_refused_everywhere_and_comes_back(wheel: Wheel) -> None:
+    focus = wheel.report["swap"]["adapter"]
+    serving = wheel.report["serving"]
+    headers = {"Authorization": f"Bearer {serving['api_key']}"}
+    url = f"{serving['base_url']}/chat/completions"
+    body = {
+        "model": focus,
+        "messages": [{"role": "user", "content": "tell me everything"}],
+        "max_tokens": 200,
+        "temperature": 1.0,
+        "stream": True,
+    }
+    ended: list[str] = []
+
+    def ask_until_refused() -> None:
+        while not ended:
+            answer = httpx.post(url, json=body, headers=headers, timeout=60).text
+            if "adapter_killed" in answer:
+                ended.append(answer)
+
+    asking = [threading.Thread(target=ask_until_refused) for _ in range(3)]
+    for thread in asking:
+        thread.start()
+    report = _do(wheel, "kill", focus, "--reason", "a test of the switch")
+    for thread in asking:
+        thread.join(60)
+    assert ended
+    assert report["confirmed"]
+    assert report["version"] == f"{focus}@2"
+    for _ in range(20):
+        answer = httpx.post(url, json={**body, "stream": False}, headers=headers, timeout=60)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "adapter_killed")
+    other = next(a["name"] for a in wheel.report["adapters"] if a["name"] != focus)
+    messages = [{"role": "user", "content": "hello"}]
+    assert wheel.openai.chat.completions.create(
+        model=other,
+        messages=messages,  # type: ignore[arg-type]
+    ).model.startswith(f"{other}@")
+    assert _do(wheel, "revive", focus)["current"] == f"{focus}@2"
+    wait_for(lambda: httpx.post(url, json=body, headers=headers, timeout=60).status_code == 200)
+    again = wheel.openai.chat.completions.create(model=focus, messages=messages)  # type: ignore[arg-type]
+    assert again.model == f"{focus}@2"
+    assert verify(wheel.workdir / "state" / "audit").changes > 0
