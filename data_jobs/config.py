@@ -27,6 +27,8 @@ class DatasetConfig(ConfigModel):
     """The dataset job: history, or a parent version and labelled traces, become a new version."""
 
     adapter: str
+    tenant: str
+    """Whose labels it is built from."""
     version: int
     out: str
     """Folder under which `NAME/VERSION` is published."""

@@ -71,7 +71,7 @@ def _dataset(config: DatasetConfig) -> None:
 
     ray.init(namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
     control = ControlClient()
-    labels = control.labelled(config.adapter) if config.traces else []
+    labels = control.labelled(config.tenant, config.adapter) if config.traces else []
     path = build_dataset(config, labels)
     manifest = control.register_dataset(str(path))
     logger.info(

@@ -384,22 +384,22 @@ class ControlPlane:
         with Session(self._engine) as tx, tx.begin():
             return labels.enqueue(tx, tasks, time.time())
 
-    async def claim_labels(self, annotator: str, limit: int) -> list[labels.LabelTask]:
+    async def claim_labels(self, tenant: str, annotator: str, limit: int) -> list[labels.LabelTask]:
         """Lease tasks to an annotator."""
         with Session(self._engine) as tx, tx.begin():
-            return labels.claim(tx, annotator, limit, time.time())
+            return labels.claim(tx, tenant, annotator, limit, time.time())
 
-    async def submit_labels(self, given: list[labels.GivenLabel]) -> int:
+    async def submit_labels(self, tenant: str, given: list[labels.GivenLabel]) -> int:
         """Store experts' labels."""
         with Session(self._engine) as tx, tx.begin():
-            return labels.submit(tx, given, time.time())
+            return labels.submit(tx, tenant, given, time.time())
 
-    async def labelled(self, adapter: str) -> list[dict[str, Any]]:
+    async def labelled(self, tenant: str, adapter: str) -> list[dict[str, Any]]:
         """The labels given for one adapter."""
         with Session(self._engine) as tx:
-            return labels.labelled(tx, adapter)
+            return labels.labelled(tx, tenant, adapter)
 
-    async def label_counts(self) -> dict[str, int]:
+    async def label_counts(self, tenant: str) -> dict[str, int]:
         """The state of the label queue."""
         with Session(self._engine) as tx:
-            return labels.counts(tx)
+            return labels.counts(tx, tenant)

@@ -144,14 +144,14 @@ class ControlClient:
         result: list[DatasetManifest] = self._get(self._actor.datasets.remote())
         return result
 
-    def labelled(self, adapter: str) -> list[dict[str, Any]]:
-        """The labels given for one adapter."""
-        result: list[dict[str, Any]] = self._get(self._actor.labelled.remote(adapter))
+    def labelled(self, tenant: str, adapter: str) -> list[dict[str, Any]]:
+        """The labels a tenant gave for one adapter."""
+        result: list[dict[str, Any]] = self._get(self._actor.labelled.remote(tenant, adapter))
         return result
 
-    def label_counts(self) -> dict[str, int]:
+    def label_counts(self, tenant: str) -> dict[str, int]:
         """The state of the label queue."""
-        result: dict[str, int] = self._get(self._actor.label_counts.remote())
+        result: dict[str, int] = self._get(self._actor.label_counts.remote(tenant))
         return result
 
 
@@ -189,16 +189,17 @@ class AsyncControlClient:
         """Put traces before the experts."""
         return int(await self._actor.enqueue_labels.remote(tasks))
 
-    async def claim_labels(self, annotator: str, limit: int) -> list[LabelTask]:
+    async def claim_labels(self, tenant: str, annotator: str, limit: int) -> list[LabelTask]:
         """Lease tasks to an annotator."""
-        result: list[LabelTask] = await self._actor.claim_labels.remote(annotator, limit)
+        claimed = self._actor.claim_labels.remote(tenant, annotator, limit)
+        result: list[LabelTask] = await claimed
         return result
 
-    async def submit_labels(self, given: list[GivenLabel]) -> int:
+    async def submit_labels(self, tenant: str, given: list[GivenLabel]) -> int:
         """Store experts' labels."""
-        return int(await self._actor.submit_labels.remote(given))
+        return int(await self._actor.submit_labels.remote(tenant, given))
 
-    async def label_counts(self) -> dict[str, int]:
+    async def label_counts(self, tenant: str) -> dict[str, int]:
         """The state of the label queue."""
-        result: dict[str, int] = await self._actor.label_counts.remote()
+        result: dict[str, int] = await self._actor.label_counts.remote(tenant)
         return result

@@ -1,4 +1,7 @@
-"""The label queue: traces waiting for an expert, claims with a lease, and the labels given."""
+"""The label queue: traces waiting for an expert, claims with a lease, and the labels given.
+
+A tenant's traces are seen and labelled by that tenant's experts only, and train only its adapters.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,7 @@ class LabelTask(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     trace_id: str
+    tenant: str
     reason: str
     adapter: str
     version: str
@@ -51,6 +55,7 @@ def enqueue(tx: Session, tasks: Iterable[LabelTask], now: float) -> int:
             tx.add(
                 Label(
                     trace_id=task.trace_id,
+                    tenant=task.tenant,
                     reason=task.reason,
                     state=QUEUED,
                     task=task.model_dump(mode="json"),
@@ -63,25 +68,32 @@ def enqueue(tx: Session, tasks: Iterable[LabelTask], now: float) -> int:
     return added
 
 
-def claim(tx: Session, annotator: str, limit: int, now: float) -> list[LabelTask]:
-    """Up to `limit` tasks for `annotator`, theirs for `LEASE_S` seconds."""
+def claim(tx: Session, tenant: str, annotator: str, limit: int, now: float) -> list[LabelTask]:
+    """Up to `limit` tasks of `tenant` for `annotator`, theirs for `LEASE_S` seconds."""
     free = or_(Label.state == QUEUED, (Label.state == CLAIMED) & (Label.claimed_until < now))
-    rows = list(tx.scalars(select(Label).where(free).order_by(Label.created_at).limit(limit)))
+    rows = list(
+        tx.scalars(
+            select(Label)
+            .where(Label.tenant == tenant, free)
+            .order_by(Label.created_at)
+            .limit(limit)
+        )
+    )
     for row in rows:
         row.state, row.claimed_by, row.claimed_until = CLAIMED, annotator, now + LEASE_S
     return [LabelTask.model_validate(row.task) for row in rows]
 
 
-def submit(tx: Session, labels: Iterable[GivenLabel], now: float) -> int:
-    """Store the labels; the same label twice is one label.
+def submit(tx: Session, tenant: str, labels: Iterable[GivenLabel], now: float) -> int:
+    """Store the labels `tenant` gives; the same label twice is one label.
 
     Raises:
-        ConflictError: a trace is not in the queue, or another annotator holds it.
+        ConflictError: a trace is not in the tenant's queue, or another annotator holds it.
     """
     count = 0
     for label in labels:
         row = tx.get(Label, label.trace_id)
-        if row is None:
+        if row is None or row.tenant != tenant:
             raise ConflictError(f"trace {label.trace_id} is not in the label queue")
         if row.state == CLAIMED and row.claimed_by != label.annotator and row.claimed_until > now:
             raise ConflictError(f"trace {label.trace_id} is claimed by another annotator")
@@ -91,9 +103,10 @@ def submit(tx: Session, labels: Iterable[GivenLabel], now: float) -> int:
     return count
 
 
-def labelled(tx: Session, adapter: str) -> list[dict[str, Any]]:
-    """The labels given for `adapter`, as the dataset job reads them."""
-    rows = tx.scalars(select(Label).where(Label.adapter == adapter, Label.state == LABELLED))
+def labelled(tx: Session, tenant: str, adapter: str) -> list[dict[str, Any]]:
+    """The labels `tenant` gave for `adapter`, as the dataset job reads them."""
+    wanted = (Label.tenant == tenant, Label.adapter == adapter, Label.state == LABELLED)
+    rows = tx.scalars(select(Label).where(*wanted))
     return [
         {
             "trace_id": row.trace_id,
@@ -105,11 +118,14 @@ def labelled(tx: Session, adapter: str) -> list[dict[str, Any]]:
     ]
 
 
-def counts(tx: Session) -> dict[str, int]:
-    """How many tasks stand in each state and came for each reason."""
+def counts(tx: Session, tenant: str) -> dict[str, int]:
+    """How many of a tenant's tasks stand in each state and came for each reason."""
     result = {QUEUED: 0, CLAIMED: 0, LABELLED: 0}
-    for state, number in tx.execute(select(Label.state, func.count()).group_by(Label.state)):
+    mine = Label.tenant == tenant
+    states = select(Label.state, func.count()).where(mine).group_by(Label.state)
+    for state, number in tx.execute(states):
         result[str(state)] = int(number)
-    for reason, number in tx.execute(select(Label.reason, func.count()).group_by(Label.reason)):
+    reasons = select(Label.reason, func.count()).where(mine).group_by(Label.reason)
+    for reason, number in tx.execute(reasons):
         result[f"reason.{reason}"] = int(number)
     return result

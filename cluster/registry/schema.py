@@ -139,6 +139,7 @@ class Label(Table):
 
     __tablename__ = "labels"
     trace_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    tenant: Mapped[str] = mapped_column(String(63), index=True)
     reason: Mapped[str] = mapped_column(String(32))
     state: Mapped[str] = mapped_column(String(16), index=True)
     task: Mapped[dict[str, Any]]

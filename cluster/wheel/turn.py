@@ -172,6 +172,7 @@ class Turn:
         """Run the dataset job; returns the published path."""
         settings = {
             "adapter": domain,
+            "tenant": TENANT,
             "version": version,
             "out": self.site.path("datasets"),
             "generated": str(self.workload.generated).lower(),
@@ -251,7 +252,7 @@ class Turn:
     async def label(self) -> None:
         """The scripted annotator empties the queue of flagged and sampled traces."""
         self.site.narrator.step(f"Label flagged and sampled traces (annotator: {NAME})")
-        counts = await asyncio.to_thread(self.control.label_counts)
+        counts = await asyncio.to_thread(self.control.label_counts, TENANT)
         reasons = {k.removeprefix("reason."): v for k, v in counts.items() if "." in k}
         self.say(
             "queue: " + ", ".join(f"{number} {why}" for why, number in sorted(reasons.items()))

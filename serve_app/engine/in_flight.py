@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from typing import Any
 
+from cluster.control.protocol import ServedAdapter
 from serve_app.protocol import (
     AdapterGone,
     AdapterKilled,
@@ -29,14 +30,19 @@ _LONGEST_WORD = 24
 
 
 class InFlight:
-    """What one replica works on. `complete` and `stream` are the engine's own, for one request."""
+    """What one replica works on. `complete` and `stream` are the engine's own, for one request.
+
+    `ready` is awaited before either with the adapter that is asked for: a replica that started
+    while a swap was under way may not hold it yet.
+    """
 
     def __init__(
         self,
         complete: Callable[[GenerationRequest], Awaitable[Generation]],
         stream: Callable[[GenerationRequest], AsyncIterator[Delta | Generation]],
+        ready: Callable[[ServedAdapter], Awaitable[None]] | None = None,
     ) -> None:
-        self._complete, self._stream = complete, stream
+        self._complete, self._stream, self._ready = complete, stream, ready
         self.under_way = 0
         """Requests in the engine now: what the deployment is scaled by."""
 
@@ -57,6 +63,8 @@ class InFlight:
         """The answer to one request, or what went wrong."""
         with self._counted():
             try:
+                if self._ready and request.adapter:
+                    await self._ready(request.adapter)
                 return await self._complete(request)
             except Exception as error:  # goes back as a value
                 return _fault(request, error)
@@ -65,6 +73,8 @@ class InFlight:
         """The items of one request; the last is its generation or what went wrong."""
         with self._counted():
             try:
+                if self._ready and request.adapter:
+                    await self._ready(request.adapter)
                 async with aclosing(self._stream(request)) as items:  # type: ignore[type-var]
                     async for item in _by_word(items):
                         yield item

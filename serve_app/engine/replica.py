@@ -15,6 +15,7 @@ from cluster.config import BaseModelRef
 from cluster.control.client import AsyncControlClient
 from cluster.control.protocol import Proof, ServedAdapter
 from cluster.control.swap import check_proofs
+from cluster.errors import ArtifactError, SwapError
 from cluster.processes import share_interpreter
 from cluster.ray_private import log_with_serve, node_address
 from cluster.storage import require_stable
@@ -37,12 +38,13 @@ class EngineReplica:
         log_with_serve()
         self._replica = serve.get_replica_context().replica_id.unique_id
         self._engine = VLLMEngine(model, config, self._replica)
-        self._in_flight = InFlight(self._engine.complete, self._engine.stream)
+        self._in_flight = InFlight(self._engine.complete, self._engine.stream, self._hold_if_wanted)
         self._server = Server(self._replica, self._in_flight.methods)
         self._control = AsyncControlClient()
         self._config = config
         self._changing = asyncio.Lock()
         self._unwanted: set[int] = set()
+        self._missed: set[int] = set()
         self._follower: asyncio.Task[None] | None = None
 
     async def reconfigure(self, _user_config: dict[str, object]) -> None:
@@ -91,13 +93,38 @@ class EngineReplica:
             except Exception:  # the control plane may be restarting; what is loaded serves on
                 logger.exception("could not reconcile the adapters; trying again")
 
-    async def _reconcile(self) -> None:
+    async def _hold_if_wanted(self, adapter: ServedAdapter) -> None:
+        """Load what the gateways are sent to and this replica was not there for."""
+        if self._engine.residents.holds(adapter.int_id) or adapter.int_id in self._missed:
+            return
+        # One look for each version: what is not wanted then is gone, and says so by itself.
+        self._missed.add(adapter.int_id)
+        try:
+            await self._load_wanted()
+        except Exception:  # as above
+            logger.exception("could not reconcile the adapters for %s", adapter.label)
+        asyncio.get_running_loop().call_later(1.0, self._missed.discard, adapter.int_id)
+
+    async def _load_wanted(self) -> set[int]:
+        """Load what is wanted and not held; the engine ids that are wanted."""
         desired = {adapter.int_id: adapter for adapter in await self._control.desired()}
-        held = self._engine.residents.held
-        for int_id in desired.keys() - held.keys():
-            check_proofs(desired[int_id], [await self.prepare(desired[int_id])])
+        for int_id, adapter in desired.items():
+            if not self._engine.residents.holds(int_id):
+                await self._load_proved(adapter)
+        return set(desired)
+
+    async def _load_proved(self, adapter: ServedAdapter) -> None:
+        try:
+            check_proofs(adapter, [await self.prepare(adapter)])
+        except (SwapError, ArtifactError):  # the others are served; this one is tried again
+            logger.exception("%s is not served here", adapter.label)
+            if self._engine.residents.holds(adapter.int_id):
+                await self.remove(adapter.int_id)
+
+    async def _reconcile(self) -> None:
+        desired = await self._load_wanted()
         # Twice unwanted and idle: a swap that is removing a version itself is given its time.
-        unwanted = held.keys() - desired.keys()
+        unwanted = self._engine.residents.held.keys() - desired
         for int_id in unwanted & self._unwanted:
             if await self._engine.residents.drain(int_id, 0.0):
                 await self.remove(int_id)

@@ -25,6 +25,10 @@ class Residents:
         """The versions held, by engine id."""
         return dict(self._held)
 
+    def holds(self, int_id: int) -> bool:
+        """Whether a version is held."""
+        return int_id in self._held
+
     def add(self, adapter: ServedAdapter) -> None:
         """Take requests for `adapter` from now on."""
         self._held[adapter.int_id] = adapter

@@ -18,9 +18,9 @@ from serve_app.gateway.bodies import parse
 class LabelQueue(Protocol):
     """The part of the control plane that annotators reach."""
 
-    async def claim_labels(self, annotator: str, limit: int) -> list[LabelTask]: ...
-    async def submit_labels(self, given: list[GivenLabel]) -> int: ...
-    async def label_counts(self) -> dict[str, int]: ...
+    async def claim_labels(self, tenant: str, annotator: str, limit: int) -> list[LabelTask]: ...
+    async def submit_labels(self, tenant: str, given: list[GivenLabel]) -> int: ...
+    async def label_counts(self, tenant: str) -> dict[str, int]: ...
 
 
 class ClaimRequest(BaseModel):
@@ -43,19 +43,20 @@ def label_routes(authenticate: Authenticator, labels: LabelQueue) -> list[Route]
     limit = 4 << 20
 
     async def claim(request: Request) -> Response:
-        await authenticate(request.headers.get("authorization"), Role.LABEL)
+        principal = await authenticate(request.headers.get("authorization"), Role.LABEL)
         body = await parse(request, ClaimRequest, limit)
-        tasks = await labels.claim_labels(body.annotator, body.limit)
+        tasks = await labels.claim_labels(principal.tenant, body.annotator, body.limit)
         return JSONResponse({"tasks": [task.model_dump(mode="json") for task in tasks]})
 
     async def submit(request: Request) -> Response:
-        await authenticate(request.headers.get("authorization"), Role.LABEL)
+        principal = await authenticate(request.headers.get("authorization"), Role.LABEL)
         body = await parse(request, SubmitRequest, limit)
-        return JSONResponse({"accepted": await labels.submit_labels(body.labels)})
+        accepted = await labels.submit_labels(principal.tenant, body.labels)
+        return JSONResponse({"accepted": accepted})
 
     async def counts(request: Request) -> Response:
-        await authenticate(request.headers.get("authorization"), Role.LABEL)
-        return JSONResponse({"counts": await labels.label_counts()})
+        principal = await authenticate(request.headers.get("authorization"), Role.LABEL)
+        return JSONResponse({"counts": await labels.label_counts(principal.tenant)})
 
     return [
         Route("/v1/labels/claim", claim, methods=["POST"]),

@@ -259,9 +259,15 @@ class Road:
         if name is not None and route and route.instead_of and not table.serves(envelope, name):
             envelope.warnings.append(f"adapter {name} is not live; the router's choice answered")
             name = route.instead_of
+        named = envelope.model.partition("@")[0] == name
+        if route and name in table.access and not named and not table.reaches(envelope, name):
+            # On record as well: nobody's traffic may train an adapter that is not theirs.
+            envelope.route = replace(route, adapter=None, instead_of=None)
+            envelope.warnings.append("the router's adapter is not within reach; the base answered")
+            name = None
         if name is None:
             return None
-        wanted = envelope.model if envelope.model.partition("@")[0] == name else name
+        wanted = envelope.model if named else name
         adapter = table.resolve(envelope, wanted)
         if adapter is None and wanted == envelope.model:
             envelope.block = unserved(table, envelope, wanted)

@@ -85,6 +85,7 @@ def label_task(envelope: Envelope) -> LabelTask | None:
         return None
     return LabelTask(
         trace_id=envelope.trace_id,
+        tenant=envelope.tenant,
         reason=verdicts.reasons[0] if verdicts.reasons else "sampled",
         adapter=envelope.route.adapter or "" if envelope.route else "",
         version=generation.version,

@@ -290,9 +290,10 @@ async def test_keys_are_stored_as_digests(control: ControlPlane, tmp_path: Path)
     assert secret.encode() not in stored
 
 
-def _task(trace_id: str) -> LabelTask:
+def _task(trace_id: str, tenant: str = "acme") -> LabelTask:
     return LabelTask(
         trace_id=trace_id,
+        tenant=tenant,
         reason="low_confidence",
         adapter="inventory",
         version="inventory@1",
@@ -312,14 +313,25 @@ def _label(trace_id: str, annotator: str = "ann") -> GivenLabel:
 async def test_a_trace_is_queued_once_and_labelled_by_its_claimant(control: ControlPlane) -> None:
     assert await control.enqueue_labels([_task("a"), _task("b")]) == 2
     assert await control.enqueue_labels([_task("a")]) == 0
-    claimed = await control.claim_labels("ann", 1)
+    claimed = await control.claim_labels("acme", "ann", 1)
     assert [task.trace_id for task in claimed] == ["a"]
-    assert [task.trace_id for task in await control.claim_labels("ben", 5)] == ["b"]
+    assert [task.trace_id for task in await control.claim_labels("acme", "ben", 5)] == ["b"]
     with pytest.raises(ConflictError, match="claimed by another"):
-        await control.submit_labels([_label("a", "ben")])
-    assert await control.submit_labels([_label("a")]) == 1
-    assert [row["trace_id"] for row in await control.labelled("inventory")] == ["a"]
+        await control.submit_labels("acme", [_label("a", "ben")])
+    assert await control.submit_labels("acme", [_label("a")]) == 1
+    assert [row["trace_id"] for row in await control.labelled("acme", "inventory")] == ["a"]
     with pytest.raises(ConflictError, match="not in the label queue"):
-        await control.submit_labels([_label("zzz")])
-    counts = await control.label_counts()
+        await control.submit_labels("acme", [_label("zzz")])
+    counts = await control.label_counts("acme")
     assert (counts["labelled"], counts["claimed"]) == (1, 1)
+
+
+async def test_a_tenants_traces_are_labelled_by_its_own_experts(control: ControlPlane) -> None:
+    await control.enqueue_labels([_task("a"), _task("r", "rival")])
+    assert [task.trace_id for task in await control.claim_labels("rival", "eve", 9)] == ["r"]
+    with pytest.raises(ConflictError, match="not in the label queue"):
+        await control.submit_labels("rival", [_label("a", "eve")])
+    await control.submit_labels("rival", [_label("r", "eve")])
+    assert await control.labelled("acme", "inventory") == []
+    assert (await control.label_counts("acme"))["labelled"] == 0
+    assert (await control.label_counts("rival"))["labelled"] == 1

@@ -96,13 +96,13 @@ class World:
             for step in STEPS.values()
         }
 
-    async def claim_labels(self, annotator: str, limit: int) -> list[LabelTask]:
+    async def claim_labels(self, tenant: str, annotator: str, limit: int) -> list[LabelTask]:
         return []
 
-    async def submit_labels(self, given: list[GivenLabel]) -> int:
+    async def submit_labels(self, tenant: str, given: list[GivenLabel]) -> int:
         return len(given)
 
-    async def label_counts(self) -> dict[str, int]:
+    async def label_counts(self, tenant: str) -> dict[str, int]:
         return {"queued": 0}
 
 
@@ -278,11 +278,15 @@ async def test_a_request_caught_in_a_swap_is_answered_by_the_new_version(
         def serves(self, caller: Caller, name: str) -> bool:
             return True
 
+        def reaches(self, caller: Caller, name: str) -> bool:
+            return True
+
         def resolve(self, caller: Caller, model: str) -> ServedAdapter | None:
             return (tables.pop(0) if len(tables) > 1 else tables[0]).resolve(caller, model)
 
         live = tables[0].live
         splits = tables[0].splits
+        access = tables[0].access
         generation = 1
 
     world.table = Changing()  # type: ignore[assignment]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 
+from cluster.control.protocol import ServedAdapter
 from serve_app.engine.in_flight import InFlight
 from serve_app.engine.remote import RemoteEngine
 from serve_app.protocol import (
@@ -178,3 +180,18 @@ async def test_faults_of_a_stream_are_raised_where_it_is_read(
     with pytest.raises(error):
         await _read(remote, name)
     assert (await other).startswith("other:one")
+
+
+async def test_a_replica_is_made_ready_for_the_adapter_that_is_asked_for() -> None:
+    held: list[str] = []
+
+    async def ready(adapter: ServedAdapter) -> None:
+        held.append(adapter.label)
+
+    engine = Engine()
+    in_flight = InFlight(engine.complete, engine.stream, ready)
+    adapter = ServedAdapter("a", 1, 1, "/a", "d")
+    assert await in_flight.complete(replace(_request("x"), adapter=adapter))
+    assert [item async for item in in_flight.stream(replace(_request("y"), adapter=adapter))]
+    assert await in_flight.complete(_request("z"))
+    assert held == ["a@1", "a@1"]

@@ -167,6 +167,7 @@ def _work() -> None:
     op.create_table(
         "labels",
         sa.Column("trace_id", sa.String(length=64), nullable=False),
+        sa.Column("tenant", sa.String(length=63), nullable=False),
         sa.Column("reason", sa.String(length=32), nullable=False),
         sa.Column("state", sa.String(length=16), nullable=False),
         sa.Column("task", sa.JSON(), nullable=False),
@@ -181,6 +182,7 @@ def _work() -> None:
         sa.PrimaryKeyConstraint("trace_id"),
     )
     op.create_index("ix_labels_adapter", "labels", ["adapter"])
+    op.create_index("ix_labels_tenant", "labels", ["tenant"])
     op.create_index("ix_labels_state", "labels", ["state"])
     op.create_table(
         "events",
