@@ -12,12 +12,25 @@ from tests.conftest import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
+
+def _asked(*verb: str) -> list[str]:
+    return [".venv/bin/headrace", *verb, "--help"]
+
+
 #: Commands the integration test runs whole, and how to ask the others without doing the work.
 PROBES = {
     "./scripts/demo": ["./scripts/demo", "--help"],
     "./scripts/down": ["./scripts/down", "--help"],
     ".venv/bin/headrace adapters": [".venv/bin/headrace", "adapters", "--help"],
     ".venv/bin/headrace verify": [".venv/bin/headrace", "verify", "--help"],
+    ".venv/bin/headrace keys issue --tenant acme --duration 30d": _asked("keys", "issue"),
+    ".venv/bin/headrace keys list": _asked("keys", "list"),
+    ".venv/bin/headrace adapters grant insurance acme": _asked("adapters", "grant"),
+    ".venv/bin/headrace rollout start insurance@3": _asked("rollout", "start"),
+    ".venv/bin/headrace rollout status": _asked("rollout", "status"),
+    '.venv/bin/headrace kill insurance --reason "wrong refunds"': _asked("kill"),
+    ".venv/bin/headrace revive insurance": _asked("revive"),
+    ".venv/bin/headrace events": _asked("events"),
     "scripts/train-base-model": [".venv/bin/python", "scripts/train-base-model", "--help"],
     "./scripts/bench": [".venv/bin/python", "-m", "serve_app.bench.main", "--help"],
     "./scripts/test": ["bash", "-n", "scripts/test"],

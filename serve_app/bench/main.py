@@ -44,9 +44,13 @@ def main(arguments: list[str] | None = None) -> int:
     streams = verbs.add_parser("streams", help="hundreds of streams at once, every frame checked")
     streams.add_argument("--concurrency", type=int, default=500)
     streams.set_defaults(run=_streams)
+    adapters = verbs.add_parser("adapters", help="proven swaps under load, every answer checked")
+    adapters.add_argument("--swaps", type=int, default=200)
+    adapters.add_argument("--clients", type=int, default=4, help="for each half of the load")
+    adapters.set_defaults(run=_adapters)
     for verb in (overload, streams):
         verb.add_argument("--placement", choices=("split", "fused"), default="fused")
-    for verb in (gateway, engine, soak, overload, streams):
+    for verb in (gateway, engine, soak, overload, streams, adapters):
         verb.add_argument("--report", type=Path, help="where to write rows and figures as JSON")
         verb.add_argument("--workdir", type=Path, default=_WORKDIR)
     options = parser.parse_args(arguments)
@@ -126,6 +130,24 @@ def _soak(options: argparse.Namespace) -> dict[str, Any]:
     narrator.say(f"p99 {first:.1f} ms in the first tenth of the run, {last:.1f} ms in the last")
     for row in found["growth"][:8]:
         narrator.say(f"{row['mib_per_10k']:+7.3f} MiB per 10,000 requests  {row['process']}")
+    return found
+
+
+def _adapters(options: argparse.Namespace) -> dict[str, Any]:
+    from serve_app.bench import adapters
+
+    narrator = Narrator()
+    plan = adapters.Plan(options.swaps, clients=options.clients)
+    with _quiet(options.workdir) as folder:
+        found = adapters.run(folder, plan, narrator)
+    narrator.step(f"{found['swaps']} swaps, {found['failed']} of {found['answers']} answers failed")
+    narrator.say(
+        f"{found['right']} as offline, {found['wrong']} of another version than named, "
+        f"{found['unlike']} like none"
+    )
+    for name, unit in (("promote_to_first_token_ms", "ms"), ("prepare_ms", "ms")):
+        narrator.say(f"{name}: p50 {found[name]['p50']} p99 {found[name]['p99']} {unit}")
+    narrator.say(f"{found['others_p99_ratio']} x the p99 at rest, of adapters that stay")
     return found
 
 

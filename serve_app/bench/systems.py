@@ -32,6 +32,7 @@ from serve_app.bench.streams import Stream
 from serve_app.config import EngineConfig, ServeConfig, StageConfig, StageTable
 
 LITELLM = "1.106.2"
+TENANT = "bench"
 REPOSITORY = Path(__file__).resolve().parents[2]
 _READY_S = 180.0
 _ENGINE_CORE = 0
@@ -284,7 +285,7 @@ def ours(
         from cluster.control.client import ControlClient
         from cluster.registry.keys import KeyRequest
 
-        key = ControlClient().issue_key(KeyRequest(tenant="bench")).secret
+        key = ControlClient().issue_key(KeyRequest(tenant=TENANT)).secret
         serve.start(http_options={"host": "127.0.0.1", "port": cluster.proxy_port})
         port = free_port()
         paths = [
@@ -325,12 +326,13 @@ def _workload(folder: Path, dashboard: str) -> Path:
 def _deploy(name: str, config: ServeConfig, key: str, head: int, engine: str) -> System:
     from ray import serve
 
+    from cluster.control.protocol import SERVE_APP
     from serve_app.bench.static import StaticEngineReplica
     from serve_app.engine.replica import EngineReplica
     from serve_app.graph import base_name, build_graph
 
     replica = {"static": StaticEngineReplica, "vllm": EngineReplica}[engine]
-    serve.run(build_graph(config, replica), name="bench", route_prefix="/")
+    serve.run(build_graph(config, replica), name=SERVE_APP, route_prefix="/")
     url = f"http://127.0.0.1:{config.gateway.port}/v1/chat/completions"
     model = "auto" if engine == "static" else base_name(config)
     system = System(f"headrace-{name}", url, key, model, (head,), upstream=":engine")

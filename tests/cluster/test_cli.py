@@ -38,3 +38,28 @@ def test_a_folder_that_is_no_audit_log_is_refused(
 def test_down_without_a_cluster_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["down", "--workdir", str(tmp_path)]) == 0
     assert capsys.readouterr().out == "nothing was running\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["keys", "issue", "--tenant", "A B"], "not a valid name"),
+        (["keys", "issue", "--tenant", "acme", "--duration", "1w"], "write 90s"),
+        (["keys", "issue", "--tenant", "acme", "--attribute", "tier"], "NAME=VALUE"),
+        (["keys", "issue", "--tenant", "acme", "--model", "../x"], "not a valid name"),
+        (["rollout", "start", "care"], "write name@number"),
+        (["rollout", "start", "care@2", "--set", "phases=[]"], "phases"),
+        (["rollout", "start", "care@2", "--set", "guardrails.speed=1"], "speed"),
+        (["rollout", "start", "care@2", "--plan", "nowhere.yaml"], "does not exist"),
+        (["kill", "care", "--reason", "x"], "no cluster runs"),
+        (["events", "--json"], "no cluster runs"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert main([*arguments, "--workdir", str(tmp_path)]) == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert told.startswith("headrace: ")
+    assert len(told.splitlines()) == 1

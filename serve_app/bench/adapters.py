@@ -1,0 +1,288 @@
+"""`scripts/bench adapters`: hundreds of proven swaps under load, each answer checked offline.
+
+One adapter is swapped again and again while clients ask for it and for others that stay. Blocks of
+swaps and of rest alternate, so that the cost of a swap is told from the machine's own moods.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from cluster.errors import HeadraceError
+from cluster.types import AdapterVersion
+from cluster.wheel.narrator import Narrator
+from serve_app.bench import systems
+from serve_app.bench.systems import System
+
+HOT = "hot"
+_OTHERS = ("steady-a", "steady-b", "steady-c")
+_MAKE_S = 1800.0
+_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many swaps, and how many clients ask meanwhile."""
+
+    swaps: int = 200
+    blocks: int = 4
+    """Blocks of swaps; before, between and after them come blocks of rest, as long as they are."""
+    clients: int = 4
+    """That ask for the others, and as many that ask for the adapter that is swapped."""
+    max_tokens: int = 16
+    config: Path = systems.REPOSITORY / "configs/serve/bench.yaml"
+
+
+@dataclass
+class Answer:
+    """One request. Times in seconds of this process's clock."""
+
+    asked: str
+    sent: float
+    first: float
+    done: float
+    version: str
+    text: str
+    prompt: int
+    error: str = ""
+
+
+@dataclass
+class Swap:
+    """One promotion: when it was asked for, when it returned, what it reported."""
+
+    version: str
+    asked: float
+    returned: float
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+def run(folder: Path, plan: Plan, narrator: Narrator) -> dict[str, Any]:
+    """Make the versions, deploy, swap under load, and judge every answer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    narrator.step(f"Make {plan.swaps + 1} versions of one adapter, and {len(_OTHERS)} others")
+    made = _versions(folder, plan)
+    offline = json.loads((made / "offline.json").read_text())
+    narrator.step("Start a Ray cluster and deploy the graph on the real engine")
+    with systems.ours(folder, plan.config, "fused", "vllm") as system:
+        _register(made, plan)
+        narrator.step(f"{plan.swaps} swaps in {plan.blocks} blocks, {2 * plan.clients} clients")
+        answers, swaps, rests = asyncio.run(_under_load(system, plan, offline["prompts"], narrator))
+    return {
+        "plan": {**asdict(plan), "config": plan.config.name},
+        **judged(answers, swaps, rests, offline["answers"]),
+        "swap_rows": [asdict(swap) for swap in swaps],
+    }
+
+
+def _versions(folder: Path, plan: Plan) -> Path:
+    """Published versions of every adapter; made once in a benchmark's folder."""
+    made = folder / f"versions-{plan.swaps}"
+    if not (made / "offline.json").exists():
+        shutil.rmtree(made, ignore_errors=True)
+        base = systems.REPOSITORY / "cluster/models/headrace-mini"
+        names = [f"{HOT}:{plan.swaps + 1}", *(f"{name}:1" for name in _OTHERS)]
+        command = [sys.executable, "-m", "serve_app.bench.versions", "--base", str(base)]
+        subprocess.run(  # noqa: S603 - our own command line, no shell
+            [*command, "--out", str(made), *names], check=True, timeout=_MAKE_S, capture_output=True
+        )
+    return made
+
+
+def _register(made: Path, plan: Plan) -> None:
+    from cluster.control.client import ControlClient
+    from cluster.registry.bases import describe
+
+    control = ControlClient("benchmark")
+    control.serve_base(describe(systems.REPOSITORY / "cluster/models/headrace-mini"))
+    for name in (*_OTHERS, HOT):
+        for version in range(1, plan.swaps + 2 if name == HOT else 2):
+            control.register_candidate(str(made / name / str(version)), systems.TENANT)
+        _promote(AdapterVersion(name, 1))
+
+
+def _promote(version: AdapterVersion) -> dict[str, Any]:
+    from cluster.control.client import ControlClient
+    from cluster.rollout.gate import GateConfig
+
+    control = ControlClient("benchmark")
+    if not control.gate(version, GateConfig(min_accuracy=0.0)).passed:
+        raise HeadraceError(f"the gate refused {version}")
+    return asdict(control.promote(version))
+
+
+async def _under_load(
+    system: System, plan: Plan, prompts: list[str], narrator: Narrator
+) -> tuple[list[Answer], list[Swap], list[tuple[float, float]]]:
+    answers, swaps = list[Answer](), list[Swap]()
+    rests = list[tuple[float, float]]()
+    timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)
+    headers = {"Authorization": f"Bearer {system.key}"}
+    async with aiohttp.ClientSession(timeout=timeout, headers=headers) as session:
+        client = _Client(session, system.url.replace("/chat/", "/"), prompts, plan.max_tokens)
+        asking = [
+            asyncio.create_task(client.ask(name, number, answers))
+            for number in range(plan.clients)
+            for name in (_OTHERS[number % len(_OTHERS)], HOT)
+        ]
+        await asyncio.sleep(3.0)
+        each, number, length = plan.swaps // plan.blocks, 1, 10.0
+        for block in range(plan.blocks):
+            rests.append(await _rest(length))
+            began = time.monotonic()
+            for _ in range(each):
+                number += 1
+                swaps.append(await _swap(AdapterVersion(HOT, number)))
+            length = time.monotonic() - began
+            narrator.say(f"block {block + 1}: {each} swaps in {length:.1f} s")
+        rests.append(await _rest(length))
+        client.stopped = True
+        await asyncio.gather(*asking)
+    return answers, swaps, rests
+
+
+async def _rest(seconds: float) -> tuple[float, float]:
+    began = time.monotonic()
+    await asyncio.sleep(seconds)
+    return began, time.monotonic()
+
+
+async def _swap(version: AdapterVersion) -> Swap:
+    asked = time.monotonic()
+    report = await asyncio.to_thread(_promote, version)
+    return Swap(str(version), asked, time.monotonic(), report)
+
+
+class _Client:
+    """Asks for one adapter after another answer, streamed, until it is stopped."""
+
+    def __init__(
+        self, session: aiohttp.ClientSession, url: str, prompts: list[str], max_tokens: int
+    ) -> None:
+        self._session, self._url = session, url
+        self._prompts, self._max_tokens = prompts, max_tokens
+        self.stopped = False
+
+    async def ask(self, model: str, number: int, answers: list[Answer]) -> None:
+        while not self.stopped:
+            number += 1
+            answers.append(await self._one(model, number % len(self._prompts)))
+
+    async def _one(self, model: str, prompt: int) -> Answer:
+        body = {
+            "model": model,
+            "prompt": self._prompts[prompt],
+            "max_tokens": self._max_tokens,
+            "temperature": 0.0,
+            "stream": True,
+        }
+        answer = Answer(model, time.monotonic(), 0.0, 0.0, "", "", prompt)
+        try:
+            async with self._session.post(self._url, json=body) as response:
+                if response.status != 200:
+                    answer.error = f"{response.status}: {(await response.text())[:200]}"
+                else:
+                    await self._read(response, answer)
+        except (aiohttp.ClientError, TimeoutError) as error:
+            answer.error = f"{type(error).__name__}: {error}"
+        answer.done = time.monotonic()
+        return answer
+
+    @staticmethod
+    async def _read(response: aiohttp.ClientResponse, answer: Answer) -> None:
+        ended = False
+        async for line in response.content:
+            if not line.startswith(b"data: "):
+                continue
+            if line.startswith(b"data: [DONE]"):
+                ended = True
+                continue
+            event = json.loads(line[6:])
+            if "error" in event:
+                answer.error = str(event["error"])[:200]
+                return
+            for choice in event["choices"]:
+                answer.text += choice["text"]
+                if choice["text"] and not answer.first:
+                    answer.first = time.monotonic()
+                if choice["finish_reason"]:
+                    answer.version = event["model"]
+        if not ended or not answer.version:
+            answer.error = "the stream broke off"
+
+
+def judged(
+    answers: list[Answer],
+    swaps: list[Swap],
+    rests: list[tuple[float, float]],
+    offline: dict[str, list[str]],
+) -> dict[str, Any]:
+    """The figures. An answer is right when it is what the version it names answers offline.
+
+    `unlike` are answers that no version gives offline: the engine's batches round otherwise than
+    PEFT's, and where two tokens are as likely the greedy answer may part. `wrong` are those that
+    another version gives, and the one named does not.
+    """
+    failed = [a for a in answers if a.error]
+    whole = [a for a in answers if not a.error]
+    right = wrong = 0
+    for answer in whole:
+        if answer.text == offline[answer.version][answer.prompt]:
+            right += 1
+        elif any(texts[answer.prompt] == answer.text for texts in offline.values()):
+            wrong += 1
+    others = [a for a in whole if a.asked != HOT]
+    during = [a.done - a.sent for a in others if not _within(a, rests)]
+    resting = [a.done - a.sent for a in others if _within(a, rests)]
+    first = [moment for swap in swaps if (moment := _first_token(swap, whole)) is not None]
+    return {
+        "swaps": len(swaps),
+        "confirmed": sum(swap.report["removed"] for swap in swaps),
+        "answers": len(answers),
+        "failed": len(failed),
+        "errors": sorted({a.error for a in failed})[:10],
+        "right": right,
+        "wrong": wrong,
+        "unlike": len(whole) - right - wrong,
+        "promote_to_first_token_ms": _spread(first),
+        "prepare_ms": _spread([swap.report["prepare_s"] for swap in swaps]),
+        "flip_ms": _spread([swap.report["flip_s"] for swap in swaps]),
+        "drain_ms": _spread([swap.report["drain_s"] for swap in swaps]),
+        "others_ms_while_swapping": _spread(during),
+        "others_ms_at_rest": _spread(resting),
+        "others_p99_ratio": round(_quantile(during, 0.99) / _quantile(resting, 0.99), 3),
+        "worst_proof": max(swap.report["proof_difference"] for swap in swaps),
+    }
+
+
+def _first_token(swap: Swap, answers: list[Answer]) -> float | None:
+    """Seconds from asking for the promotion to the first token of the new version."""
+    found = [a.first for a in answers if a.version == swap.version and a.first]
+    return min(found) - swap.asked if found else None
+
+
+def _within(answer: Answer, spans: list[tuple[float, float]]) -> bool:
+    return any(start <= answer.sent and answer.done <= end for start, end in spans)
+
+
+def _spread(seconds: list[float]) -> dict[str, float]:
+    return {
+        "n": len(seconds),
+        "p50": round(_quantile(seconds, 0.5) * 1000, 2),
+        "p99": round(_quantile(seconds, 0.99) * 1000, 2),
+    }
+
+
+def _quantile(values: list[float], share: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0

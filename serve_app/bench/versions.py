@@ -1,0 +1,153 @@
+"""`python -m serve_app.bench.versions`: adapters to swap, and what each answers offline.
+
+Makes published adapter versions of random weights, with the proofs a trainer would give, and notes
+the greedy answer of each to each prompt, by PEFT, without an engine. Random weights are as good as
+fitted ones here: what is measured is whether the right ones answer, and when.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from cluster import storage
+from cluster.adapters import AdapterManifest, Evaluation, GoldenProbe
+
+RANK = 8
+MAX_TOKENS = 16
+_PROMPT_TOKENS = 8
+_PROBES = 2
+_SPREAD = 0.07
+TEXTS = (
+    "hello i would like to know where my order is",
+    "can you tell me when the store opens on sunday",
+    "i want to return the shoes that i bought",
+    "please change the address of my account to",
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Publish `NAME:COUNT` versions below `--out`, and `offline.json` beside them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--base", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("names", nargs="+", metavar="NAME:COUNT")
+    options = parser.parse_args(arguments)
+    maker = Maker(options.base)
+    offline: dict[str, list[str]] = {}
+    for number, pair in enumerate(options.names):
+        name, _, count = pair.partition(":")
+        for version in range(1, int(count) + 1):
+            seed = number * 100_000 + version
+            offline[f"{name}@{version}"] = maker.publish(name, version, seed, options.out)
+    found = {"prompts": maker.prompts, "answers": offline}
+    storage.write_atomic(options.out / "offline.json", json.dumps(found))
+    return 0
+
+
+class Maker:
+    """One base model and the adapter on it, whose weights are drawn anew for each version."""
+
+    def __init__(self, base: Path) -> None:
+        import torch
+        from peft import LoraConfig, get_peft_model
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        self._torch = torch
+        self._base = base
+        self._digest = storage.tree_digest(base)
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(base)
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+        config = LoraConfig(r=RANK, lora_alpha=RANK, target_modules="all-linear")
+        self._model: Any = get_peft_model(model, config).eval()
+        # Of one length, so that a batch needs no padding.
+        ids = [self._tokenizer(text)["input_ids"][:_PROMPT_TOKENS] for text in TEXTS]
+        self.prompts = [str(self._tokenizer.decode(one)) for one in ids]
+        for one, text in zip(ids, self.prompts, strict=True):
+            assert self._tokenizer(text)["input_ids"] == one, f"{text!r} reads otherwise"
+        self._ids = torch.tensor(ids)
+
+    def publish(self, name: str, version: int, seed: int, out: Path) -> list[str]:
+        """Publish one version; its greedy answer to each prompt."""
+        torch = self._torch
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for key, value in self._model.named_parameters():
+                if "lora_" in key:
+                    value.copy_(torch.randn(value.shape, generator=generator) * _SPREAD)
+        texts, probes = self._answers()
+        final = out / name / str(version)
+        staged = storage.staging(final)
+        self._model.save_pretrained(staged)
+        manifest = AdapterManifest(
+            name=name,
+            version=version,
+            base_model=self._base.name,
+            base_digest=self._digest,
+            rank=RANK,
+            dataset=f"{name}@{version}",
+            dataset_digest="0" * 64,
+            run_id=f"bench-{name}-{version}",
+            seconds=0.0,
+            golden=probes,
+            evaluation=_evaluation(name, version),
+        )
+        (staged / "headrace.json").write_text(manifest.model_dump_json())
+        storage.publish(staged, final)
+        return texts
+
+    def _answers(self) -> tuple[list[str], tuple[GoldenProbe, ...]]:
+        with self._torch.inference_mode():
+            found = self._model.generate(
+                self._ids,
+                attention_mask=self._torch.ones_like(self._ids),
+                max_new_tokens=MAX_TOKENS,
+                do_sample=False,
+                output_logits=True,
+                return_dict_in_generate=True,
+            )
+        written = found.sequences[:, self._ids.shape[1] :]
+        logprobs = [logits.float().log_softmax(-1) for logits in found.logits]
+        probes = []
+        for row in range(_PROBES):
+            target = _before_end(written[row].tolist(), self._tokenizer.eos_token_id)
+            probes.append(
+                GoldenProbe(
+                    prompt_token_ids=tuple(self._ids[row].tolist()),
+                    target_token_ids=tuple(target),
+                    logprobs=tuple(
+                        float(logprobs[place][row, token]) for place, token in enumerate(target)
+                    ),
+                )
+            )
+        end = self._tokenizer.eos_token_id
+        texts = [self._tokenizer.decode(_before_end(row, end)) for row in written.tolist()]
+        return [str(text) for text in texts], tuple(probes)
+
+
+def _before_end(tokens: list[int], end: int) -> list[int]:
+    """What was written before the answer ended; its place in the batch is filled up after that."""
+    return tokens[: tokens.index(end)] if end in tokens else tokens
+
+
+def _evaluation(name: str, version: int) -> Evaluation:
+    """What lets it through an open gate; these versions are not judged by what they know."""
+    earlier = version > 1
+    return Evaluation(
+        heldout_rows=1000,
+        accuracy=1.0,
+        slot_f1=1.0,
+        unseen_rows=1000,
+        unseen_accuracy=1.0,
+        base_accuracy=0.0,
+        previous=f"{name}@{version - 1}" if earlier else None,
+        previous_accuracy=0.0 if earlier else None,
+        wins=1000 if earlier else 0,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,38 @@
+"""How the swap benchmark judges what it measured."""
+
+from serve_app.bench.adapters import Answer, Swap, judged
+
+OFFLINE = {"hot@1": ["one", "uno"], "hot@2": ["two", "uno"], "steady-a@1": ["a", "b"]}
+REPORT = {
+    "removed": True,
+    "prepare_s": 0.1,
+    "flip_s": 0.001,
+    "drain_s": 0.2,
+    "proof_difference": 0.001,
+}
+
+
+def _answer(version: str, text: str, prompt: int, sent: float, **more: object) -> Answer:
+    asked = version.partition("@")[0]
+    found = Answer(asked, sent, sent + 0.05, sent + 0.1, version, text, prompt)
+    for name, value in more.items():
+        setattr(found, name, value)
+    return found
+
+
+def test_answers_are_held_against_the_version_they_name() -> None:
+    answers = [
+        _answer("hot@1", "one", 0, 1.0),
+        _answer("hot@2", "one", 0, 12.3),
+        _answer("hot@2", "two", 0, 12.4),
+        _answer("hot@2", "uno", 1, 12.5),
+        _answer("hot@2", "zwei", 0, 12.6),
+        _answer("steady-a@1", "a", 0, 1.0),
+        _answer("steady-a@1", "b", 1, 12.0, done=12.3),
+        _answer("", "", 0, 12.0, error="503"),
+    ]
+    found = judged(answers, [Swap("hot@2", 12.0, 12.4, REPORT)], [(0.0, 10.0)], OFFLINE)
+    assert (found["right"], found["wrong"], found["unlike"], found["failed"]) == (5, 1, 1, 1)
+    assert found["errors"] == ["503"]
+    assert found["promote_to_first_token_ms"] == {"n": 1, "p50": 350.0, "p99": 350.0}
+    assert found["others_p99_ratio"] == 3.0
