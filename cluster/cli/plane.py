@@ -69,7 +69,10 @@ def _adapters(verbs: Verbs) -> list[argparse.ArgumentParser]:
         parser.add_argument("adapter")
         parser.add_argument("tenant", help="'*' is every tenant")
         parser.set_defaults(run=_grant, granted=granted)
-    return [adapters, grant, withdraw]
+    card = actions.add_parser("card", help="the model card of a version, as Markdown")
+    card.add_argument("version", help="name@number")
+    card.set_defaults(run=_card)
+    return [adapters, grant, withdraw, card]
 
 
 def _rollout(verbs: Verbs) -> list[argparse.ArgumentParser]:
@@ -198,6 +201,21 @@ def _list_adapters(options: argparse.Namespace) -> int:
     return _say(options, rows, lines or ["there is no adapter"])
 
 
+def _card(options: argparse.Namespace) -> int:
+    version = _version(options.version)
+    card = _client(options).card(version)
+    return _say(options, {"version": str(version), "card": card}, [card.rstrip()])
+
+
+def _version(text: str) -> AdapterVersion:
+    from cluster.errors import UserError
+
+    try:
+        return AdapterVersion.parse(text)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
 def _grant(options: argparse.Namespace) -> int:
     _client(options).grant(options.adapter, options.tenant, granted=options.granted)
     verb = "reaches" if options.granted else "no longer reaches"
@@ -207,13 +225,9 @@ def _grant(options: argparse.Namespace) -> int:
 
 def _start(options: argparse.Namespace) -> int:
     from cluster.config import load, parse
-    from cluster.errors import UserError
     from cluster.rollout.plan import RolloutPlan
 
-    try:
-        version = AdapterVersion.parse(options.version)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    version = _version(options.version)
     if options.plan:
         plan = load(RolloutPlan, options.plan, options.set)
     else:

@@ -25,7 +25,7 @@ from cluster.control.rollout_store import RolloutStore, served
 from cluster.control.rollouts import RolloutController
 from cluster.dataset import DatasetManifest, read_manifest
 from cluster.errors import ArtifactError, ConflictError
-from cluster.registry import access, bases, events, keys, labels, tenants, versions
+from cluster.registry import access, bases, card, events, keys, labels, tenants, versions
 from cluster.registry.bases import BaseModelInfo
 from cluster.registry.db import open_database
 from cluster.registry.versions import AdapterRecord
@@ -363,6 +363,11 @@ class ControlPlane:
         """Every registered version."""
         with Session(self._engine) as tx:
             return versions.listed(tx)
+
+    async def card(self, version: AdapterVersion) -> str:
+        """The model card of a version, as Markdown."""
+        with Session(self._engine) as tx:
+            return card.write(tx, version)
 
     # -- datasets and labels ----------------------------------------------------------------
 

@@ -134,6 +134,10 @@ class ControlClient:
         result: list[AdapterRecord] = self._get(self._actor.adapter_versions.remote())
         return result
 
+    def card(self, version: AdapterVersion) -> str:
+        """The model card of a version, as Markdown."""
+        return str(self._get(self._actor.card.remote(version)))
+
     def register_dataset(self, path: str) -> DatasetManifest:
         """Register a published dataset version."""
         result: DatasetManifest = self._get(self._actor.register_dataset.remote(path))

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import yaml
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Engine, create_engine, text
@@ -14,8 +15,9 @@ from sqlalchemy.orm import Session
 
 from cluster import adapters, audit
 from cluster.audit import ChainWriter
+from cluster.dataset import DatasetManifest
 from cluster.errors import ConfigError, ConflictError, DataError
-from cluster.registry import access, bases, events, keys, tenants, versions
+from cluster.registry import access, bases, card, events, keys, tenants, versions
 from cluster.registry.bases import BaseModelInfo
 from cluster.registry.db import open_database
 from cluster.registry.keys import KeyRequest, digest
@@ -239,3 +241,34 @@ def test_a_base_models_licence_is_read_from_its_card(tmp_path: Path) -> None:
     (model / "README.md").write_text("---\nlicense: [\n---\n")
     with pytest.raises(DataError, match="not YAML"):
         bases.describe(model)
+
+
+def test_a_card_says_what_the_registry_knows(
+    change: Change, make_adapter: Callable[..., Path]
+) -> None:
+    with change() as tx:
+        bases.serve(tx, ONE, **BY)
+        version = _register(tx, make_adapter(run_id="run | with a pipe\nand a line"))
+        dataset = DatasetManifest(
+            name="inventory", version=1, rows=7, from_traces=3, dropped={"too long": 2}
+        )
+        versions.register_dataset(tx, dataset, Path("/d"), "1" * 64, 1.0)
+        versions.set_state(tx, version, VersionState.PASSED, "gain +0.1", **BY)
+        tenants.ensure(tx, "rival", **BY)
+        access.grant(tx, "inventory", "rival", **BY)
+    with change() as tx:
+        found = card.write(tx, version)
+    front = yaml.safe_load(found.split("---")[1])
+    assert front["license"] == "apache-2.0"
+    assert front["base_model"] == "one"
+    for line in (
+        "| rows | 7, 3 of them labelled production traces |",
+        "| left out | 2 too long |",
+        "| gate | gain +0.1 |",
+        "| state | passed |",
+        "| granted to | rival |",
+        "| run | run \\| with a pipe and a line, 1 s of training |",
+        "| permitted use | not stated |",
+    ):
+        assert line in found.splitlines()
+    assert "version.registered" in found

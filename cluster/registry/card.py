@@ -1,0 +1,118 @@
+"""The model card of an adapter version: what the registry knows of it, as Markdown for people.
+
+Hugging Face's card format: front matter that tools read, then sections. Everything in it comes from
+the registry; what is not known is said to be not known.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import yaml
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from cluster.dataset import DatasetManifest
+from cluster.registry import access, versions
+from cluster.registry.schema import Adapter, BaseModel, Dataset, Event, Version
+from cluster.registry.versions import AdapterRecord
+from cluster.types import AdapterVersion
+
+_UNKNOWN = "not in the registry"
+
+
+def write(tx: Session, version: AdapterVersion) -> str:
+    """The card of `version` as it stands now.
+
+    Raises:
+        ConflictError: it is not registered.
+    """
+    record = versions.get(tx, version)
+    row = tx.get_one(Version, record.int_id)
+    base = tx.get_one(BaseModel, row.base)
+    front = {
+        "base_model": base.name,
+        "library_name": "peft",
+        "license": base.licence,
+        "tags": ["lora", "headrace"],
+    }
+    sections = [
+        f"---\n{yaml.safe_dump(front, sort_keys=True)}---\n# {version}",
+        _table("Architecture", _architecture(record, row, base)),
+        _table("Data", _data(tx, row)),
+        _table("Evaluation", _evaluation(record)),
+        _table("Deployment", _deployment(tx, record, row)),
+        _table("Licence", [("base model", base.licence), ("permitted use", base.permitted_use)]),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _table(title: str, rows: list[tuple[str, object]]) -> str:
+    lines = [f"## {title}", "", "| | |", "|---|---|"]
+    lines += [f"| {name} | {_cell(value)} |" for name, value in rows]
+    return "\n".join(lines)
+
+
+def _cell(value: object) -> str:
+    """A value that cannot leave its cell, whatever is in it."""
+    return str(value).replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
+
+
+def _architecture(record: AdapterRecord, row: Version, base: BaseModel) -> list[tuple[str, object]]:
+    return [
+        ("kind", f"LoRA of rank {record.manifest.rank}, in PEFT's format"),
+        ("base model", f"{base.name}, sha256 {row.base}"),
+        ("weights", f"sha256 {record.digest}"),
+        ("proof", f"{len(record.manifest.golden)} golden prompts with log-probabilities"),
+    ]
+
+
+def _data(tx: Session, row: Version) -> list[tuple[str, object]]:
+    name, _, number = row.dataset.partition("@")
+    found = tx.get(Dataset, (name, int(number))) if number.isdecimal() else None
+    rows: list[tuple[str, object]] = [("dataset", f"{row.dataset}, sha256 {row.dataset_digest}")]
+    if found is None:
+        return [*rows, ("contents", _UNKNOWN)]
+    manifest = DatasetManifest.model_validate(found.manifest)
+    origin = "written by a generator of ours" if manifest.generated else "of people"
+    return [
+        *rows,
+        ("rows", f"{manifest.rows}, {manifest.from_traces} of them labelled production traces"),
+        ("texts", origin),
+        ("extends", f"{name}@{manifest.parent}" if manifest.parent else "nothing"),
+        ("left out", ", ".join(f"{n} {why}" for why, n in manifest.dropped.items()) or "nothing"),
+        ("sources", ", ".join(sorted(manifest.sources)) or _UNKNOWN),
+    ]
+
+
+def _evaluation(record: AdapterRecord) -> list[tuple[str, object]]:
+    found = record.manifest.evaluation
+    rows: list[tuple[str, object]] = [
+        ("held-out rows", f"{found.heldout_rows}, {found.unseen_rows} of them with unseen texts"),
+        ("accuracy", f"{found.accuracy:.4f} ({found.unseen_accuracy:.4f} on unseen texts)"),
+        ("slot F1", f"{found.slot_f1:.4f}"),
+        ("base model alone", f"{found.base_accuracy:.4f}"),
+    ]
+    if found.previous is not None and found.previous_accuracy is not None:
+        against = f"{found.previous_accuracy:.4f}; {found.wins} rows won, {found.losses} lost"
+        rows.append((f"against {found.previous}", against))
+    return [*rows, ("gate", record.reason or "not judged yet")]
+
+
+def _deployment(tx: Session, record: AdapterRecord, row: Version) -> list[tuple[str, object]]:
+    adapter = tx.get_one(Adapter, record.id.name)
+    reached = sorted(access.access(tx)[record.id.name] - {adapter.owner})
+    moves = tx.scalars(select(Event).where(Event.subject == str(record.id)).order_by(Event.id))
+    state = "switched off" if adapter.killed_at is not None else str(record.state)
+    return [
+        ("state", state),
+        ("owner", adapter.owner),
+        ("granted to", ", ".join(reached) or "nobody"),
+        ("run", f"{row.run_id}, {record.manifest.seconds:.0f} s of training"),
+        ("refit", record.retrain or "not needed"),
+        ("history", "; ".join(f"{_at(event.at)} {event.kind}" for event in moves) or _UNKNOWN),
+    ]
+
+
+def _at(moment: float) -> str:
+    return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d %H:%M")
