@@ -43,9 +43,14 @@ class ChainWriter:
         directory.mkdir(parents=True, exist_ok=True)
         self._traces = (directory / f"traces-{writer}.jsonl").open("xb")
         self._chain = (directory / f"chain-{writer}.jsonl").open("xb")
-        self._writer = writer
+        self.writer = writer
         self._sequence = 0
         self._previous = GENESIS
+
+    @property
+    def sequence(self) -> int:
+        """The place of the next entry."""
+        return self._sequence
 
     def append(self, traces: Sequence[dict[str, Any]]) -> list[str]:
         """Write `traces` durably and return the chain hash of each, in order."""
@@ -57,7 +62,7 @@ class ChainWriter:
                 "previous": self._previous,
                 "sequence": self._sequence,
                 "trace_id": trace["trace_id"],
-                "writer": self._writer,
+                "writer": self.writer,
             }
             self._previous = _sha256(_canonical(body))
             self._sequence += 1
@@ -143,3 +148,10 @@ def read_traces(directory: Path) -> Iterator[dict[str, Any]]:
     for path in sorted(directory.glob("traces-*.jsonl")):
         for line in _read_lines(path):
             yield json.loads(line)
+
+
+def read_chains(directory: Path) -> Iterator[tuple[str, Iterator[dict[str, Any]]]]:
+    """Each writer under `directory` with its traces, the first of them in place 0 of its chain."""
+    for path in sorted(directory.glob("traces-*.jsonl")):
+        lines = _read_lines(path)
+        yield path.stem.removeprefix("traces-"), (json.loads(line) for line in lines)

@@ -92,7 +92,8 @@ def make_stage(name: str, config: ServeConfig, replica: str) -> Stage:
         from serve_app.stages.audit import Audit
 
         writer = ChainWriter(config.audit_dir, replica)
-        return Audit(writer, AsyncControlClient().enqueue_labels)
+        control = AsyncControlClient()
+        return Audit(writer, control.enqueue_labels, control.tell_use)
     raise ValueError(f"unknown stage {name!r}; the stages are {', '.join(STAGES)}")
 
 

@@ -1,4 +1,5 @@
-"""The verbs that speak to a running control plane: keys, adapters, rollout, kill, revive, events.
+"""The verbs that speak to a running control plane: keys, adapters, rollout, kill, revive, usage,
+events.
 
 Each prints for people, or one JSON document with `--json`. Nothing is decided here.
 """
@@ -9,6 +10,7 @@ import argparse
 import getpass
 import json
 import sys
+import time
 from contextlib import redirect_stdout
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -102,6 +104,16 @@ def _switch(verbs: Verbs) -> list[argparse.ArgumentParser]:
     revive.add_argument("adapter")
     revive.set_defaults(run=_revive)
     return [kill, revive]
+
+
+def _usage(verbs: Verbs) -> argparse.ArgumentParser:
+    usage: argparse.ArgumentParser = verbs.add_parser("usage", help="a tenant's bill")
+    usage.add_argument("--tenant", required=True)
+    usage.add_argument("--since", default="30d", help="how far back: 90s, 15m, 12h, 30d")
+    usage.add_argument("--prices", type=Path, help="YAML price book; default: all is free")
+    usage.add_argument("--settle", action="store_true", help="first enter what only the log has")
+    usage.set_defaults(run=_bill)
+    return usage
 
 
 def _events(verbs: Verbs) -> argparse.ArgumentParser:
@@ -303,6 +315,34 @@ def _revive(options: argparse.Namespace) -> int:
     report = _client(options).revive(options.adapter)
     line = f"{report.current} serves again" if report else "it may serve again; none was live"
     return _say(options, asdict(report) if report else None, [line])
+
+
+def _bill(options: argparse.Namespace) -> int:
+    from cluster.config import load
+    from cluster.errors import UserError
+    from cluster.registry.usage import PriceBook
+
+    try:
+        since = durations.seconds(options.since)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    prices = load(PriceBook, options.prices) if options.prices else PriceBook()
+    client, now = _client(options), time.time()
+    settled = client.settle() if options.settle else 0
+    bill = client.bill(options.tenant, now - since, now + 1, prices)
+    lines = [
+        f"{line['version']:<24} {line['requests']:8d} requests ({line['cached']} cached)  "
+        f"{line['input_tokens']:10d} tokens read  {line['output_tokens']:10d} written  "
+        f"{line['usd']:10.4f} $"
+        for line in bill["lines"]
+    ]
+    lines.append(
+        f"{bill['training_seconds']:.0f} s of training, {bill['labels']} labels; "
+        f"{bill['usd']:.4f} $ in all"
+    )
+    if options.settle:
+        lines.append(f"{settled} rows were in the log only and are entered now")
+    return _say(options, {**bill, "settled": settled}, lines)
 
 
 def _list_events(options: argparse.Namespace) -> int:

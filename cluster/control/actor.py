@@ -25,7 +25,7 @@ from cluster.control.rollout_store import RolloutStore, served
 from cluster.control.rollouts import RolloutController
 from cluster.dataset import DatasetManifest, read_manifest
 from cluster.errors import ArtifactError, ConflictError
-from cluster.registry import access, bases, card, events, keys, labels, tenants, versions
+from cluster.registry import access, bases, card, events, keys, labels, tenants, usage, versions
 from cluster.registry.bases import BaseModelInfo
 from cluster.registry.db import open_database
 from cluster.registry.versions import AdapterRecord
@@ -47,6 +47,7 @@ class ControlPlane:
         """`audit` is the folder of the audit log; what is changed here is chained below it."""
         self._engine = open_database(database)
         self._chain = ChainWriter(audit / CONTROL, f"control-{uuid.uuid4().hex}")
+        self._audit = audit
         self._fleet = fleet
         self._max_rank = max_rank
         self._changing = asyncio.Lock()
@@ -160,6 +161,8 @@ class ControlPlane:
             versions.register(
                 tx, manifest, Path(path), digest, owner=owner, actor=actor, now=time.time()
             )
+            label, seconds = str(manifest.id), manifest.seconds
+            usage.work(tx, usage.TRAINING, label, tenant=owner, amount=seconds, at=time.time())
         self._refresh()
         return manifest.id
 
@@ -364,6 +367,25 @@ class ControlPlane:
         with Session(self._engine) as tx:
             return versions.listed(tx)
 
+    # -- usage ------------------------------------------------------------------------------
+
+    async def tell_use(self, uses: list[usage.TokenUse]) -> int:
+        """Enter what was used; returns how much of it was new."""
+        with Session(self._engine) as tx, tx.begin():
+            return usage.tell(tx, uses)
+
+    async def settle(self) -> int:
+        """Enter what the audit log has and the meter does not; returns the rows that were new."""
+        with Session(self._engine) as tx, tx.begin():
+            return usage.tell(tx, usage.untold(tx, self._audit, time.time()))
+
+    async def bill(
+        self, tenant: str, start: float, end: float, prices: usage.PriceBook
+    ) -> dict[str, Any]:
+        """What a tenant used and what it costs."""
+        with Session(self._engine) as tx:
+            return usage.bill(tx, tenant, start, end, prices)
+
     async def card(self, version: AdapterVersion) -> str:
         """The model card of a version, as Markdown."""
         with Session(self._engine) as tx:
@@ -397,7 +419,11 @@ class ControlPlane:
     async def submit_labels(self, tenant: str, given: list[labels.GivenLabel]) -> int:
         """Store experts' labels."""
         with Session(self._engine) as tx, tx.begin():
-            return labels.submit(tx, tenant, given, time.time())
+            now = time.time()
+            accepted = labels.submit(tx, tenant, given, now)
+            for label in given:
+                usage.work(tx, usage.LABELS, label.trace_id, tenant=tenant, amount=1, at=now)
+            return accepted
 
     async def labelled(self, tenant: str, adapter: str) -> list[dict[str, Any]]:
         """The labels given for one adapter."""

@@ -18,6 +18,7 @@ from cluster.dataset import DatasetManifest
 from cluster.registry.bases import BaseModelInfo
 from cluster.registry.keys import IssuedKey, KeyRecord, KeyRequest
 from cluster.registry.labels import GivenLabel, LabelTask
+from cluster.registry.usage import PriceBook, TokenUse
 from cluster.registry.versions import AdapterRecord
 from cluster.rollout.gate import GateConfig, Verdict
 from cluster.rollout.plan import RolloutPlan
@@ -134,6 +135,16 @@ class ControlClient:
         result: list[AdapterRecord] = self._get(self._actor.adapter_versions.remote())
         return result
 
+    def bill(self, tenant: str, start: float, end: float, prices: PriceBook) -> dict[str, Any]:
+        """What a tenant used and what it costs."""
+        asked = self._actor.bill.remote(tenant, start, end, prices)
+        result: dict[str, Any] = self._get(asked)
+        return result
+
+    def settle(self) -> int:
+        """Enter what the audit log has and the meter does not."""
+        return int(self._get(self._actor.settle.remote()))
+
     def card(self, version: AdapterVersion) -> str:
         """The model card of a version, as Markdown."""
         return str(self._get(self._actor.card.remote(version)))
@@ -188,6 +199,10 @@ class AsyncControlClient:
     async def report(self, reports: list[Report]) -> None:
         """Tell what a gateway saw of the rollouts under way."""
         await self._actor.report.remote(reports)
+
+    async def tell_use(self, uses: list[TokenUse]) -> int:
+        """Tell the meter what was used."""
+        return int(await self._actor.tell_use.remote(uses))
 
     async def enqueue_labels(self, tasks: list[LabelTask]) -> int:
         """Put traces before the experts."""

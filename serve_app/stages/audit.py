@@ -1,7 +1,7 @@
 """Audit: the durable, chained record of each request, and the hand-over of edge cases.
 
-A batch is one fsync. The label queue is filled after the record is durable and off the request's
-path: a queue that is down delays no answer, and the traces still tell what it missed.
+A batch is one fsync. The registry is told after the record is durable, and off the request's path:
+while it is down no answer waits, and the traces still tell what it missed.
 """
 
 from __future__ import annotations
@@ -14,26 +14,30 @@ from typing import Any
 
 from cluster.audit import ChainWriter
 from cluster.registry.labels import LabelTask
+from cluster.registry.usage import Tally, TokenUse
 from serve_app.protocol import Envelope, Span, last_user_text, trace_record
 from serve_app.tasks import apart
 
 logger = logging.getLogger(__name__)
 
 Enqueue = Callable[[list[LabelTask]], Awaitable[int]]
+Meter = Callable[[list[TokenUse]], Awaitable[int]]
 _MAX_WAITING = 10_000
-#: Label tasks of so long share a call: experts do not mind, and the registry writes once.
+#: What the registry is told is gathered for so long: experts and bills do not mind, and it writes
+#: once.
 _GATHER_S = 0.5
 
 
 class Audit:
-    """Writes traces; edge cases and samples go on to the label queue."""
+    """Writes traces; then tells the label queue of edge cases, and the meter of what was used."""
 
-    def __init__(self, writer: ChainWriter, enqueue: Enqueue) -> None:
+    def __init__(self, writer: ChainWriter, enqueue: Enqueue, meter: Meter) -> None:
         self._writer = writer
-        self._enqueue = enqueue
+        self._enqueue, self._meter = enqueue, meter
         self._lock = asyncio.Lock()
-        self._waiting: asyncio.Queue[LabelTask] = asyncio.Queue(_MAX_WAITING)
-        self._forwarder: asyncio.Task[None] | None = None
+        self._tasks: list[LabelTask] = []
+        self._tally = Tally(writer.writer, writer.sequence)
+        self._told: asyncio.Task[None] | None = None
 
     async def __call__(self, batch: list[Envelope]) -> list[Envelope]:
         """Record every envelope before any is acknowledged."""
@@ -50,32 +54,39 @@ class Audit:
     async def _commit(self, batch: list[Envelope], records: list[dict[str, Any]]) -> None:
         async with self._lock:
             await asyncio.to_thread(self._writer.append, records)
-        for envelope in batch:
-            task = label_task(envelope)
-            if task is None:
-                continue
-            if self._waiting.full():
+            for record in records:
+                self._tally.add(record)
+        for task in filter(None, map(label_task, batch)):
+            if len(self._tasks) >= _MAX_WAITING:
                 logger.warning(
                     "label queue is behind; trace %s stays in the log only", task.trace_id
                 )
             else:
-                self._waiting.put_nowait(task)
-        if self._forwarder is None:
-            self._forwarder = asyncio.ensure_future(self._forward())
+                self._tasks.append(task)
+        if self._told is None or self._told.done():
+            self._told = asyncio.ensure_future(self._tell())
 
-    async def _forward(self) -> None:
-        while True:
-            tasks = [await self._waiting.get()]
+    async def _tell(self) -> None:
+        """Tell the registry what has come together, until there is nothing left to tell."""
+        await asyncio.sleep(_GATHER_S)
+        while self._tasks or self._tally.after > self._tally.first:
+            tasks, self._tasks = self._tasks[:256], self._tasks[256:]
+            # Told again as it is until it is heard: what is told twice then counts once.
+            uses, after = self._tally.uses(time.time()), self._tally.after
+            self._tally = Tally(self._writer.writer, after)
+            await _until_heard(self._enqueue, tasks)
+            await _until_heard(self._meter, uses)
             await asyncio.sleep(_GATHER_S)
-            while not self._waiting.empty() and len(tasks) < 256:
-                tasks.append(self._waiting.get_nowait())
-            while True:
-                try:
-                    await self._enqueue(tasks)
-                    break
-                except Exception:  # the control plane restarts; the tasks are kept until it is back
-                    logger.exception("could not enqueue %d label tasks; trying again", len(tasks))
-                    await asyncio.sleep(1.0)
+
+
+async def _until_heard(tell: Callable[[list[Any]], Awaitable[int]], rows: list[Any]) -> None:
+    while rows:
+        try:
+            await tell(rows)
+            return
+        except Exception:  # the control plane restarts; the rows are kept until it is back
+            logger.exception("the registry did not hear of %d rows; trying again", len(rows))
+            await asyncio.sleep(1.0)
 
 
 def label_task(envelope: Envelope) -> LabelTask | None:

@@ -109,3 +109,26 @@ def test_a_killed_adapter_is_refused_everywhere_and_comes_back(wheel: Wheel) -> 
     again = wheel.openai.chat.completions.create(model=focus, messages=messages)  # type: ignore[arg-type]
     assert again.model == f"{focus}@2"
     assert verify(wheel.workdir / "state" / "audit").changes > 0
+
+
+def test_a_bill_agrees_with_the_audit_log_to_the_token(wheel: Wheel) -> None:
+    wheel.openai.chat.completions.create(
+        model="auto", messages=[{"role": "user", "content": "what does this cost"}]
+    )
+    bill = _do(wheel, "usage", "--tenant", "demo", "--settle")
+    traces = [trace["generation"] for trace in _traces(wheel, "demo") if trace["generation"]]
+    lines = bill["lines"]
+    assert sum(line["requests"] for line in lines) == len(traces)
+    assert sum(line["input_tokens"] for line in lines) == sum(t["prompt_tokens"] for t in traces)
+    written = sum(trace["completion_tokens"] for trace in traces)
+    assert sum(line["output_tokens"] for line in lines) == written
+    assert bill["training_seconds"] > 0
+    assert bill["labels"] > 0
+
+
+def test_a_version_has_a_card(wheel: Wheel) -> None:
+    focus = wheel.report["swap"]["adapter"]
+    card = _do(wheel, "adapters", "card", f"{focus}@2")["card"]
+    assert "license: apache-2.0" in card
+    assert f"| against {focus}@1 |" in card
+    assert "labelled production traces" in card

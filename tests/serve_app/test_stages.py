@@ -19,6 +19,7 @@ from cluster import router_artefact, storage
 from cluster.audit import ChainWriter, read_traces, verify
 from cluster.privacy import Vault, mask
 from cluster.registry.labels import LabelTask
+from cluster.registry.usage import TokenUse
 from cluster.router_artefact import RouterArtefact
 from serve_app.config import (
     ContextConfig,
@@ -39,6 +40,7 @@ from serve_app.stages.monitoring import Monitoring, share_of
 from serve_app.stages.policy import Policy
 from serve_app.stages.routing import Embedder, Routing, lazily
 from serve_app.steps import settle
+from tests.waiting import until
 
 
 def _envelope(text: str = "hello", model: str = "auto", **attributes: str) -> Envelope:
@@ -296,7 +298,13 @@ async def test_audit_writes_before_it_acknowledges_and_forwards_edge_cases(tmp_p
         envelope.vault = {}
         envelope.generation = _generation(mean=-2.0 if envelope is flagged else -0.001)
         envelope.prompt = envelope.messages
-    stage = Audit(ChainWriter(tmp_path, "w"), enqueue)
+    used: list[TokenUse] = []
+
+    async def meter(uses: list[TokenUse]) -> int:
+        used.extend(uses)
+        return len(uses)
+
+    stage = Audit(ChainWriter(tmp_path, "w"), enqueue, meter)
     batch = await Monitoring(MonitoringConfig(sample_share=0.0))([flagged, plain])
     await stage(batch)
     found = verify(tmp_path)
@@ -308,6 +316,10 @@ async def test_audit_writes_before_it_acknowledges_and_forwards_edge_cases(tmp_p
             break
         await asyncio.sleep(0.01)
     assert [task.trace_id for task in forwarded] == ["tr-2"]
+    await until(lambda: bool(used))
+    [use] = used
+    assert (use.writer, use.first, use.after, use.requests) == ("w", 0, 2, 2)
+    assert use.output_tokens == 2 * flagged.generation.completion_tokens
 
 
 class SlowWriter(ChainWriter):
@@ -329,11 +341,11 @@ class SlowWriter(ChainWriter):
 
 
 async def test_a_caller_that_leaves_during_a_write_breaks_no_chain(tmp_path: Path) -> None:
-    async def enqueue(tasks: list[LabelTask]) -> int:
-        return len(tasks)
+    async def hear(rows: list[Any]) -> int:
+        return len(rows)
 
     writer = SlowWriter(tmp_path)
-    stage = Audit(writer, enqueue)
+    stage = Audit(writer, hear, hear)
     left = asyncio.ensure_future(stage([_envelope()]))
     assert await asyncio.to_thread(writer.entered.acquire, True, 10)
     left.cancel()

@@ -15,6 +15,7 @@ def upgrade() -> None:
     _tenancy()
     _adapters()
     _rollouts()
+    _usage()
     _work()
 
 
@@ -151,6 +152,35 @@ def _rollouts() -> None:
     )
     op.create_index("ix_rollouts_adapter", "rollouts", ["adapter"])
     op.create_index("ix_rollouts_status", "rollouts", ["status"])
+
+
+def _usage() -> None:
+    op.create_table(
+        "token_use",
+        sa.Column("writer", sa.String(length=128), nullable=False),
+        sa.Column("first", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("tenant", sa.String(length=63), nullable=False),
+        sa.Column("key_id", sa.String(length=32), nullable=False),
+        sa.Column("version", sa.String(length=128), nullable=False),
+        sa.Column("after", sa.BigInteger(), nullable=False),
+        sa.Column("at", sa.Float(), nullable=False),
+        sa.Column("requests", sa.BigInteger(), nullable=False),
+        sa.Column("cached", sa.BigInteger(), nullable=False),
+        sa.Column("input_tokens", sa.BigInteger(), nullable=False),
+        sa.Column("output_tokens", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("writer", "first", "tenant", "key_id", "version"),
+    )
+    op.create_index("ix_token_use_at", "token_use", ["at"])
+    op.create_table(
+        "work",
+        sa.Column("kind", sa.String(length=32), nullable=False),
+        sa.Column("reference", sa.String(length=128), nullable=False),
+        sa.Column("tenant", sa.String(length=63), nullable=False),
+        sa.Column("amount", sa.Float(), nullable=False),
+        sa.Column("at", sa.Float(), nullable=False),
+        sa.PrimaryKeyConstraint("kind", "reference"),
+    )
+    op.create_index("ix_work_tenant", "work", ["tenant"])
 
 
 def _work() -> None:

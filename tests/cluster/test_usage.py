@@ -1,0 +1,119 @@
+"""Metering: the bill and the audit log agree to the token, whatever was lost or told twice."""
+
+import random
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy.orm import Session
+
+from cluster.audit import ChainWriter, read_traces
+from cluster.registry import usage
+from cluster.registry.db import open_database
+from cluster.registry.usage import Price, PriceBook, Tally, TokenUse
+
+
+@pytest.fixture
+def tx(tmp_path: Path) -> Iterator[Session]:
+    engine = open_database(f"sqlite:///{tmp_path / 'registry.db'}")
+    with Session(engine) as tx, tx.begin():
+        yield tx
+    engine.dispose()
+
+
+def _trace(
+    number: int, tenant: str = "acme", version: str = "care@1", **more: Any
+) -> dict[str, Any]:
+    return {
+        "trace_id": f"tr-{number}",
+        "tenant": tenant,
+        "key_id": f"k-{tenant}",
+        "cache": "off",
+        "generation": {"version": version, "prompt_tokens": 10 + number, "completion_tokens": 3},
+        **more,
+    }
+
+
+def _told(writer: str, traces: list[dict[str, Any]], first: int = 0) -> list[TokenUse]:
+    tally = Tally(writer, first)
+    for trace in traces:
+        tally.add(trace)
+    return tally.uses(50.0)
+
+
+def _tokens(tx: Session, tenant: str) -> tuple[int, int]:
+    lines = usage.bill(tx, tenant, 0.0, 100.0, PriceBook())["lines"]
+    read = sum(line["input_tokens"] for line in lines)
+    return read, sum(line["output_tokens"] for line in lines)
+
+
+def test_a_stretch_told_twice_counts_once(tx: Session) -> None:
+    rows = _told("w", [_trace(0), _trace(1), _trace(2, tenant="rival")])
+    assert usage.tell(tx, rows) == 2
+    assert usage.tell(tx, rows) == 0
+    assert _tokens(tx, "acme") == (21, 6)
+    assert _tokens(tx, "rival") == (12, 3)
+    assert usage.tell(tx, _told("other", [_trace(0)])) == 1
+
+
+def test_refusals_cost_nothing_and_cached_answers_no_tokens(tx: Session) -> None:
+    usage.tell(tx, _told("w", [_trace(0, generation=None), _trace(1, cache="hit"), _trace(2)]))
+    [line] = usage.bill(tx, "acme", 0.0, 100.0, PriceBook())["lines"]
+    assert (line["requests"], line["cached"]) == (2, 1)
+    assert (line["input_tokens"], line["output_tokens"]) == (12, 3)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_bill_and_log_agree_to_the_token(tx: Session, tmp_path: Path, seed: int) -> None:
+    drawn = random.Random(seed)
+    folder = tmp_path / "audit"
+    for name in ("w1", "w2"):
+        writer, tally = ChainWriter(folder, name), Tally(name, 0)
+        for number in range(drawn.randint(1, 60)):
+            blocked = {"generation": None} if drawn.random() < 0.2 else {}
+            tenant = drawn.choice(("acme", "rival"))
+            trace = _trace(number, tenant, f"care@{drawn.randint(1, 2)}", **blocked)
+            writer.append([trace])
+            tally.add(trace)
+            fate = drawn.random()
+            if fate < 0.25:
+                told = tally.uses(50.0)
+                tally = Tally(name, tally.after)
+                if drawn.random() < 0.6:  # else it is lost on its way
+                    usage.tell(tx, told)
+                if drawn.random() < 0.3:
+                    usage.tell(tx, told)
+            elif fate < 0.35:  # somebody reads the log while a stretch is still to be told
+                usage.tell(tx, usage.untold(tx, folder, 50.0))
+        writer.close()
+    usage.tell(tx, usage.untold(tx, folder, 50.0))
+    assert usage.untold(tx, folder, 50.0) == []
+    logged: Counter[str] = Counter()
+    for trace in read_traces(folder):
+        if trace["generation"]:
+            logged[trace["tenant"]] += trace["generation"]["prompt_tokens"]
+    for tenant in ("acme", "rival"):
+        assert _tokens(tx, tenant)[0] == logged[tenant]
+
+
+def test_a_bill_is_priced_line_by_line(tx: Session) -> None:
+    usage.tell(tx, _told("w", [_trace(0), _trace(0, version="base-model")]))
+    usage.work(tx, usage.TRAINING, "care@1", tenant="acme", amount=1800.0, at=50.0)
+    usage.work(tx, usage.TRAINING, "care@1", tenant="acme", amount=1800.0, at=50.0)
+    usage.work(tx, usage.LABELS, "tr-1", tenant="acme", amount=1, at=50.0)
+    prices = PriceBook(
+        default=Price(input=1.0, output=2.0),
+        adapters={"care": Price(input=100.0, output=0.0)},
+        training_hour=4.0,
+        label=0.5,
+    )
+    bill = usage.bill(tx, "acme", 0.0, 100.0, prices)
+    assert {line["version"]: line["usd"] for line in bill["lines"]} == {
+        "base-model": 16e-6,
+        "care@1": 1000e-6,
+    }
+    assert bill["usd"] == pytest.approx(2.0 + 0.5 + 0.001016)
+    assert usage.bill(tx, "acme", 51.0, 100.0, prices)["usd"] == 0
+    assert usage.bill(tx, "nobody", 0.0, 100.0, prices)["lines"] == []
