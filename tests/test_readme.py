@@ -26,6 +26,11 @@ PROBES = {
     ".venv/bin/headrace keys issue --tenant acme --duration 30d": _asked("keys", "issue"),
     ".venv/bin/headrace keys list": _asked("keys", "list"),
     ".venv/bin/headrace adapters grant insurance acme": _asked("adapters", "grant"),
+    ".venv/bin/headrace adapters register ./insurance-3 --tenant demo": _asked(
+        "adapters", "register"
+    ),
+    ".venv/bin/headrace adapters gate insurance@3": _asked("adapters", "gate"),
+    ".venv/bin/headrace usage --tenant demo": _asked("usage"),
     ".venv/bin/headrace rollout start insurance@3": _asked("rollout", "start"),
     ".venv/bin/headrace rollout status": _asked("rollout", "status"),
     '.venv/bin/headrace kill insurance --reason "wrong refunds"': _asked("kill"),

@@ -74,7 +74,18 @@ def _adapters(verbs: Verbs) -> list[argparse.ArgumentParser]:
     card = actions.add_parser("card", help="the model card of a version, as Markdown")
     card.add_argument("version", help="name@number")
     card.set_defaults(run=_card)
-    return [adapters, grant, withdraw, card]
+    register = actions.add_parser("register", help="enter a published version as a candidate")
+    register.add_argument("path", type=Path)
+    register.add_argument("--tenant", required=True, help="whose the adapter is")
+    register.set_defaults(run=_register)
+    gate = actions.add_parser("gate", help="have a candidate judged by its evaluation")
+    gate.add_argument("version", help="name@number")
+    gate.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    gate.set_defaults(run=_gate)
+    promote = actions.add_parser("promote", help="swap a passed version in at once")
+    promote.add_argument("version", help="name@number")
+    promote.set_defaults(run=_promote)
+    return [adapters, grant, withdraw, card, register, gate, promote]
 
 
 def _rollout(verbs: Verbs) -> list[argparse.ArgumentParser]:
@@ -213,6 +224,32 @@ def _list_adapters(options: argparse.Namespace) -> int:
     return _say(options, rows, lines or ["there is no adapter"])
 
 
+def _register(options: argparse.Namespace) -> int:
+    version = _client(options).register_candidate(str(options.path.resolve()), options.tenant)
+    return _say(options, {"version": str(version)}, [f"{version} is a candidate"])
+
+
+def _gate(options: argparse.Namespace) -> int:
+    from cluster.config import parse
+    from cluster.rollout.gate import GateConfig
+
+    version = _version(options.version)
+    config = parse(GateConfig, {}, options.set, "the gate")
+    verdict = _client(options).gate(version, config)
+    said = "passed" if verdict.passed else "refused"
+    _say(options, asdict(verdict), [f"{version} is {said}: {verdict.reason}"])
+    return 0 if verdict.passed else 1
+
+
+def _promote(options: argparse.Namespace) -> int:
+    report = _client(options).promote(_version(options.version))
+    line = (
+        f"{report.current} serves in place of {report.previous or 'nothing'} on "
+        f"{report.replicas} replicas; loaded and proved in {report.prepare_s * 1000:.0f} ms"
+    )
+    return _say(options, asdict(report), [line])
+
+
 def _card(options: argparse.Namespace) -> int:
     version = _version(options.version)
     card = _client(options).card(version)
@@ -278,7 +315,7 @@ def _status(options: argparse.Namespace) -> int:
             "percent": phase.percent,
             "shadow": phase.shadow,
             "reason": rollout.reason,
-            **arms,
+            "seen": arms,
         }
         rows.append(row)
         where = f"phase {rollout.phase + 1} of {len(rollout.plan.phases)}, {phase.percent:g}% of "

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -11,6 +14,7 @@ import openai
 import pytest
 
 from cluster.audit import read_traces, verify
+from tests.conftest import REPOSITORY
 from tests.integration.conftest import Wheel
 from tests.waiting import wait_for
 
@@ -109,6 +113,66 @@ def test_a_killed_adapter_is_refused_everywhere_and_comes_back(wheel: Wheel) -> 
     again = wheel.openai.chat.completions.create(model=focus, messages=messages)  # type: ignore[arg-type]
     assert again.model == f"{focus}@2"
     assert verify(wheel.workdir / "state" / "audit").changes > 0
+
+
+def test_a_rollout_goes_from_shadow_to_promotion(wheel: Wheel, tmp_path: Path) -> None:
+    """Two versions of random weights, one live; whoever asks is answered by either, by name."""
+    base = REPOSITORY / "cluster/models/headrace-mini"
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "serve_app.bench.versions", "--base", str(base)),
+            *("--out", str(tmp_path), "trial:2"),
+        ],
+        cwd=REPOSITORY,
+        check=True,
+        capture_output=True,
+        timeout=300,
+    )
+    for version in (1, 2):
+        _do(
+            wheel,
+            "adapters",
+            "register",
+            str(tmp_path / "trial" / str(version)),
+            "--tenant",
+            "demo",
+        )
+        assert _do(wheel, "adapters", "gate", f"trial@{version}")["passed"]
+        if version == 1:
+            assert _do(wheel, "adapters", "promote", "trial@1")["current"] == "trial@1"
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(
+        "phases:\n"
+        "- {percent: 100, shadow: true, min_requests: 10, min_seconds: 0}\n"
+        "- {percent: 50, min_requests: 20, min_seconds: 0}\n"
+        # Random weights are sure of nothing, and the first ones no more than the second.
+        "guardrails: {confidence: 1.0, latency_ratio: 100.0}\n"
+    )
+    _do(wheel, "rollout", "start", "trial@2", "--plan", str(plan))
+    answered: dict[str, list[str]] = {}
+    asked = 0
+
+    def promoted() -> bool:
+        nonlocal asked
+        for number in range(10):
+            asked += 1
+            answer = wheel.openai.chat.completions.create(
+                model="trial",
+                messages=[{"role": "user", "content": f"question {asked}"}],
+                user=f"u{number}",
+                max_tokens=4,
+            )
+            answered.setdefault(f"u{number}", []).append(answer.model)
+        return {models[-1] for models in answered.values()} == {"trial@2"}
+
+    wait_for(promoted)
+    for models in answered.values():
+        assert models == sorted(models), "a user was sent back to the former version"
+    assert {models[0] for models in answered.values()} == {"trial@1"}, "the shadow was shown"
+    [found] = _do(wheel, "rollout", "status", "--limit", "1")
+    assert found["candidate"] == "trial@2"
+    assert found["status"] in {"draining", "promoted"}
+    assert found["seen"]["candidate"]["requests"] >= 20
 
 
 def test_a_bill_agrees_with_the_audit_log_to_the_token(wheel: Wheel) -> None:
