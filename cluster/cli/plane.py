@@ -1,4 +1,4 @@
-"""The verbs that speak to a running control plane: keys, adapters, rollout, kill, revive, usage,
+"""The verbs that speak to a running control plane: keys, adapters, rollout, kill, usage, and more.
 events.
 
 Each prints for people, or one JSON document with `--json`. Nothing is decided here.
@@ -34,6 +34,7 @@ def add_verbs(verbs: Verbs, workdir: Path) -> None:
         *_adapters(verbs),
         *_rollout(verbs),
         *_switch(verbs),
+        _usage(verbs),
         _events(verbs),
     ):
         parser.add_argument("--json", action="store_true", help="print one JSON document")
