@@ -1,5 +1,4 @@
 """The verbs that speak to a running control plane: keys, adapters, rollout, kill, usage, and more.
-events.
 
 Each prints for people, or one JSON document with `--json`. Nothing is decided here.
 """
