@@ -118,6 +118,12 @@ def inspect(path: Path, *, max_rank: int) -> AdapterManifest:
     _check_tensors(path / WEIGHTS, ranks)
     if not manifest.golden:
         raise ArtifactError(f"{path}: no golden probes, so a swap could not be proved")
+    for probe in manifest.golden:
+        whole = probe.prompt_token_ids and probe.target_token_ids
+        if not whole or len(probe.target_token_ids) != len(probe.logprobs):
+            raise ArtifactError(
+                f"{path}: a golden probe has no prompt, answer or log-probabilities"
+            )
     return manifest
 
 

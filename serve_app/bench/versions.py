@@ -79,6 +79,8 @@ class Maker:
                 if "lora_" in key:
                     value.copy_(torch.randn(value.shape, generator=generator) * _SPREAD)
         texts, probes = self._answers()
+        if len(probes) < _PROBES:  # too many answers that end at once: other weights then
+            return self.publish(name, version, seed + 10_000, out)
         final = out / name / str(version)
         staged = storage.staging(final)
         self._model.save_pretrained(staged)
@@ -112,8 +114,10 @@ class Maker:
         written = found.sequences[:, self._ids.shape[1] :]
         logprobs = [logits.float().log_softmax(-1) for logits in found.logits]
         probes = []
-        for row in range(_PROBES):
+        for row in range(len(TEXTS)):
             target = _before_end(written[row].tolist(), self._tokenizer.eos_token_id)
+            if not target:
+                continue
             probes.append(
                 GoldenProbe(
                     prompt_token_ids=tuple(self._ids[row].tolist()),
@@ -125,7 +129,7 @@ class Maker:
             )
         end = self._tokenizer.eos_token_id
         texts = [self._tokenizer.decode(_before_end(row, end)) for row in written.tolist()]
-        return [str(text) for text in texts], tuple(probes)
+        return [str(text) for text in texts], tuple(probes[:_PROBES])
 
 
 def _before_end(tokens: list[int], end: int) -> list[int]:

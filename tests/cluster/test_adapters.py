@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cluster import storage
-from cluster.adapters import inspect
+from cluster.adapters import GoldenProbe, inspect
 from cluster.errors import ArtifactError
 from cluster.types import AdapterVersion
 
@@ -120,3 +120,18 @@ def test_without_probes_a_swap_could_not_be_proved(make_adapter: Callable[..., P
 def test_names_that_are_no_version(text: str) -> None:
     with pytest.raises(ValueError, match=r"version|valid name"):
         AdapterVersion.parse(text)
+
+
+@pytest.mark.parametrize(
+    "probe",
+    [
+        GoldenProbe(prompt_token_ids=(1,), target_token_ids=(), logprobs=()),
+        GoldenProbe(prompt_token_ids=(), target_token_ids=(1,), logprobs=(-0.1,)),
+        GoldenProbe(prompt_token_ids=(1,), target_token_ids=(1, 2), logprobs=(-0.1,)),
+    ],
+)
+def test_probes_that_prove_nothing_are_refused(
+    make_adapter: Callable[..., Path], probe: GoldenProbe
+) -> None:
+    with pytest.raises(ArtifactError, match="golden probe"):
+        inspect(make_adapter(golden=(probe,)), max_rank=32)
