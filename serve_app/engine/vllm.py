@@ -32,6 +32,8 @@ from serve_app.protocol import (
 )
 
 _PROBE_OPTIONS = 5
+#: Of each probe: a swap waits for as many steps of the engine, while probes share their steps.
+_PROBE_TOKENS = 4
 #: The log-probability OpenAI gives to what cannot be.
 _IMPOSSIBLE = -9999.0
 
@@ -192,7 +194,7 @@ class VLLMEngine:
         async for output in self._llm.generate(  # noqa: B007 - the last one is used
             {"prompt_token_ids": list(probe.prompt_token_ids)},
             SamplingParams(
-                max_tokens=len(probe.target_token_ids),
+                max_tokens=min(_PROBE_TOKENS, len(probe.target_token_ids)),
                 temperature=0.0,
                 logprobs=_PROBE_OPTIONS,
                 output_kind=RequestOutputKind.FINAL_ONLY,
