@@ -36,6 +36,15 @@ class Crash(BaseException):
     """The controller's process dies here."""
 
 
+class Broken(BaseException):
+    """An invariant is broken. No `Exception`: the controller outlives those of what it calls."""
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise Broken(message)
+
+
 class Pause:
     """Somebody else may act here."""
 
@@ -93,8 +102,8 @@ class Store:
     def promote(self, rollout: Rollout) -> None:
         def change() -> None:
             durable, number = self._world.durable, rollout.candidate.version
-            assert durable.states[number] == VersionState.PASSED, "promoted what had not passed"
-            assert NAME not in durable.killed, "promoted what is switched off"
+            _require(durable.states[number] == VersionState.PASSED, "promoted what had not passed")
+            _require(NAME not in durable.killed, "promoted what is switched off")
             if durable.live is not None:
                 durable.states[durable.live] = VersionState.RETIRED
             durable.states[number] = VersionState.LIVE
@@ -142,9 +151,8 @@ class Engines:
 
     async def remove(self, int_id: int) -> bool:
         for held in await self._each():
-            assert int_id not in self._world.routable(), (
-                f"removed {int_id}, which users are sent to"
-            )
+            sent = int_id in self._world.routable()
+            _require(not sent, f"removed {int_id}, which users are sent to")
             held.discard(int_id)
         return True
 
@@ -153,7 +161,7 @@ class Engines:
 
 
 class World:
-    """One schedule. `run` raises AssertionError where an invariant is broken."""
+    """One schedule. `run` raises AssertionError or Broken where an invariant is broken."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
