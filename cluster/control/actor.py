@@ -256,7 +256,6 @@ class ControlPlane:
         self._kills += 1
         was = self._table.live.get(name)
         self._refresh()
-        self._rollouts.withdraw(name, "the adapter was switched off")
         aborted, confirmed = 0, True
         try:
             aborted = await self._fleet.kill(name)
@@ -264,6 +263,8 @@ class ControlPlane:
             logger.exception("not every engine replica confirmed that %s is off", name)
             confirmed = False
         seconds = time.monotonic() - started
+        # Last: it writes again, and should that fail the next tick does it.
+        self._rollouts.withdraw(name, "the adapter was switched off")
         return KillReport(name, was.label if was else None, aborted, confirmed, seconds)
 
     async def revive(self, name: str, actor: str) -> SwapReport | None:

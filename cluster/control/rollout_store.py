@@ -56,14 +56,8 @@ class RolloutStore:
         actor: str,
         now: float,
     ) -> Rollout:
-        """Enter a new rollout.
-
-        Raises:
-            ConflictError: one of that adapter is not over.
-        """
+        """Enter a new rollout; the caller sees to it that the adapter has no other."""
         with self._change() as tx:
-            if any(found.adapter == candidate.name for found in _active(tx)):
-                raise ConflictError(f"a rollout of {candidate.name} is under way: end it first")
             draft = Rollout(0, candidate, baseline, plan)
             row = RolloutRow(
                 adapter=candidate.name,

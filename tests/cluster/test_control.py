@@ -54,6 +54,14 @@ def _second(evaluation: Evaluation) -> Evaluation:
     )
 
 
+async def _passed_v2(
+    control: ControlPlane, make_adapter: Callable[..., Path], evaluation: Evaluation
+) -> None:
+    path = make_adapter(version=2, evaluation=_second(evaluation))
+    await control.register_candidate(str(path), "acme", BY)
+    await control.gate(V2, OPEN, BY)
+
+
 async def test_a_swap_proves_flips_drains_and_removes_in_that_order(
     control: ControlPlane,
     fleet: FakeFleet,
@@ -168,9 +176,7 @@ async def test_a_killed_adapter_is_off_at_once_and_stays_off(
     tmp_path: Path,
 ) -> None:
     await _live_v1(control, make_adapter)
-    path = make_adapter(version=2, evaluation=_second(evaluation))
-    await control.register_candidate(str(path), "acme", BY)
-    await control.gate(V2, OPEN, BY)
+    await _passed_v2(control, make_adapter, evaluation)
     report = await control.kill("inventory", "it lies", "ann")
     assert (report.version, report.aborted, report.confirmed) == ("inventory@1", 3, True)
     table = await control.table()
@@ -201,9 +207,7 @@ async def test_a_kill_in_the_middle_of_a_swap_wins(
     evaluation: Evaluation,
 ) -> None:
     await _live_v1(control, make_adapter)
-    path = make_adapter(version=2, evaluation=_second(evaluation))
-    await control.register_candidate(str(path), "acme", BY)
-    await control.gate(V2, OPEN, BY)
+    await _passed_v2(control, make_adapter, evaluation)
     proving, go = asyncio.Event(), asyncio.Event()
     prepare = fleet.prepare
 

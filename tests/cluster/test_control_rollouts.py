@@ -13,7 +13,7 @@ from cluster.rollout.evidence import Arm, Evidence, Moments
 from cluster.rollout.plan import Phase, RolloutPlan
 from cluster.rollout.state import Report, Status
 from cluster.types import VersionState
-from tests.cluster.test_control import ACME, BASE, BY, OPEN, V1, V2, _live_v1, _second
+from tests.cluster.test_control import ACME, BASE, BY, V1, V2, _live_v1, _passed_v2
 from tests.fakes.fleet import FakeFleet
 
 PLAN = RolloutPlan(phases=(Phase(percent=50, min_requests=50, min_seconds=0),))
@@ -39,9 +39,7 @@ async def control(
     control = start()
     await control.serve_base(BASE, BY)
     await _live_v1(control, make_adapter)
-    path = make_adapter(version=2, evaluation=_second(evaluation))
-    await control.register_candidate(str(path), "acme", BY)
-    await control.gate(V2, OPEN, BY)
+    await _passed_v2(control, make_adapter, evaluation)
     return control
 
 
