@@ -115,7 +115,7 @@ def inspect(path: Path, *, max_rank: int) -> AdapterManifest:
         )
     # PEFT lets single layers have a rank of their own; none may be over the engine's.
     ranks = {manifest.rank} if not peft.get("rank_pattern") else set(range(1, max_rank + 1))
-    _check_tensors(path / WEIGHTS, ranks)
+    check_tensors(path / WEIGHTS, ranks)
     if not manifest.golden:
         raise ArtifactError(f"{path}: no golden probes, so a swap could not be proved")
     for probe in manifest.golden:
@@ -144,8 +144,14 @@ _FORMATS = {
 }
 
 
-def _check_tensors(path: Path, ranks: set[int]) -> None:
-    """Every tensor lies inside the file, fits its shape and a rank, and holds numbers only."""
+def check_tensors(path: Path, ranks: set[int]) -> set[str]:
+    """Every tensor lies inside the file, fits its shape and a rank, and holds numbers only.
+
+    Returns their names.
+
+    Raises:
+        ArtifactError: one does not, or there is none.
+    """
     if not path.is_file():
         raise ArtifactError(f"{path} is missing")
     size = path.stat().st_size
@@ -169,6 +175,7 @@ def _check_tensors(path: Path, ranks: set[int]) -> None:
             raise ArtifactError(
                 f"{path}: tensor {name} has shape {item.shape}, not the rank stated"
             )
+    return set(tensors)
 
 
 def _check_tensor(what: str, tensor: _Tensor, content: np.ndarray[Any, Any] | None) -> None:

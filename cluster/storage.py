@@ -33,13 +33,24 @@ def publish(source: Path, final: Path) -> str:
     if final.exists():
         raise ConflictError(f"{final} is already published; versions are immutable")
     digest = tree_digest(source)
+    publish_sealed(source, final)
+    write_atomic(final / STABLE, digest + "\n")
+    return digest
+
+
+def publish_sealed(source: Path, final: Path) -> None:
+    """Move `source`, which vouches for its own content, to `final` in one step.
+
+    Raises:
+        ConflictError: `final` is already there.
+    """
+    if final.exists():
+        raise ConflictError(f"{final} is already there: nothing is written over")
     for path in source.rglob("*"):
         if path.is_file():
             _sync(path)
     source.chmod(0o755)
     source.rename(final)
-    write_atomic(final / STABLE, digest + "\n")
-    return digest
 
 
 def require_stable(path: Path) -> str:

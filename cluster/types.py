@@ -84,6 +84,9 @@ class Role(StrEnum):
     INFERENCE = "inference"
     LABEL = "label"
     ADMIN = "admin"
+    """Manages its own tenant's keys, adapters and bills."""
+    OPERATOR = "operator"
+    """Manages every tenant's."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,12 @@ class Principal:
     models: frozenset[str] = frozenset()
     """The adapters the key reaches; empty is all that the tenant reaches."""
     expires_at: float | None = None
+    limited: tuple[str, ...] = ()
+    """The accounts that bound what it may use; empty is no bound."""
 
     def may(self, role: Role) -> bool:
-        """Whether this principal holds `role`; admins hold every role."""
-        return role in self.roles or Role.ADMIN in self.roles
+        """Whether this principal holds `role`; an admin holds what its tenant's people hold, an
+        operator every role."""
+        if Role.OPERATOR in self.roles:
+            return True
+        return role in self.roles or (Role.ADMIN in self.roles and role is not Role.OPERATOR)

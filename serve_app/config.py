@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self, get_args
 from pydantic import Field, model_validator
 
 from cluster.config import BaseModelRef, ConfigModel
+from cluster.types import AdapterVersion
 
 StageName = Literal[
     "data_prep", "governance", "routing", "policy", "context", "monitoring", "audit"
@@ -66,13 +67,45 @@ class EngineConfig(ConfigModel):
     num_gpus: float = 0.0
     max_model_len: int = 512
     max_num_seqs: int = 64
-    max_loras: int = 5
-    """Adapters in one batch: those live, plus the versions that overlap during a swap."""
-    max_cpu_loras: int = 16
+    loras: bool = True
+    """Whether it takes adapters. An engine without is faster at the one model it has."""
+    max_loras: int = Field(default=8, ge=1)
+    """Adapters computed at a time; more take turns."""
+    max_cpu_loras: int = Field(default=64, ge=1)
+    """Adapters held in a replica's memory; beyond it those idle for longest make room."""
+    eager_loras: int = Field(default=32, ge=0)
+    """Live adapters loaded before a replica takes traffic; the others when they are asked for."""
     max_lora_rank: int = 32
     kv_cache_gib: int = 1
     reconcile_s: float = 5.0
     """How often a replica compares what it holds with what the registry wants."""
+
+    @model_validator(mode="after")
+    def _holds_what_it_computes(self) -> Self:
+        if self.max_cpu_loras < self.max_loras:
+            raise ValueError("max_cpu_loras must be at least max_loras: what is computed is held")
+        return self
+
+
+class PlainPool(ConfigModel):
+    """Engines without adapters, faster at the one model they have: the base model alone, or one
+    adapter version that has most of the traffic, merged into it (`headrace export`)."""
+
+    version: str | None = None
+    """The version that `model` is, such as `care@2`; None is the base model alone."""
+    model: BaseModelRef | None = None
+    """The merged model's directory; with a version only."""
+    engine: EngineConfig = EngineConfig(loras=False)
+
+    @model_validator(mode="after")
+    def _is_plain(self) -> Self:
+        if (self.version is None) != (self.model is None):
+            raise ValueError("name the version and the merged model, or neither for the base model")
+        if self.engine.loras:
+            raise ValueError("engine.loras must be false: an engine with adapters is no plain one")
+        if self.version is not None:
+            AdapterVersion.parse(self.version)
+        return self
 
 
 class GatewayConfig(ConfigModel):
@@ -209,10 +242,19 @@ class ServeConfig(ConfigModel):
     stages: StageTable = StageTable()
     cache: CacheConfig = CacheConfig()
     engine: EngineConfig = EngineConfig()
+    plain: tuple[PlainPool, ...] = Field(default=(), max_length=8)
+    """Engines beside it that take their version's requests while it is live."""
     routing: RoutingConfig
     context: ContextConfig
     policy: PolicyConfig = PolicyConfig()
     monitoring: MonitoringConfig = MonitoringConfig()
+
+    @model_validator(mode="after")
+    def _one_pool_each(self) -> Self:
+        versions = [pool.version for pool in self.plain]
+        if len(set(versions)) != len(versions):
+            raise ValueError("plain: two pools are of the same version")
+        return self
 
     @property
     def policy_version(self) -> str:

@@ -16,21 +16,22 @@ from ray.serve.handle import DeploymentHandle
 
 from cluster.audit import ChainWriter
 from cluster.control.client import AsyncControlClient
-from cluster.control.protocol import ENGINE_DEPLOYMENT, RoutingTable
+from cluster.control.protocol import ENGINE_DEPLOYMENT, PLAIN_PREFIX, RoutingTable
 from cluster.embedding import token_counter
 from cluster.processes import share_interpreter
 from cluster.ray_private import log_with_serve, node_address, share_ingress_port
-from cluster.types import Principal
 from serve_app.breaker import Breaker
 from serve_app.cache import ResponseCache
-from serve_app.config import Autoscaling, ServeConfig, StageConfig
+from serve_app.config import Autoscaling, EngineConfig, ServeConfig, StageConfig
+from serve_app.engine.plain import Pools
 from serve_app.engine.remote import RemoteEngine
 from serve_app.engine.replica import EngineReplica
 from serve_app.gateway.app import create_app
 from serve_app.gateway.auth import Authenticator
+from serve_app.gateway.budgets import Budgets
 from serve_app.gateway.road import Road
 from serve_app.handoff import Crowd, Handoff, InProcess, StageCall
-from serve_app.protocol import STAGES, Stage
+from serve_app.protocol import STAGES, Engine, Stage
 from serve_app.ray_metrics import RayStageMetrics
 from serve_app.rpc.pool import Pool
 from serve_app.rpc.server import Address, Server
@@ -133,8 +134,13 @@ class Gateway:
     """One replica of the HTTP edge, with the stages that are fused into it."""
 
     def __init__(
-        self, config: ServeConfig, engine: DeploymentHandle, stages: dict[str, DeploymentHandle]
+        self,
+        config: ServeConfig,
+        engine: DeploymentHandle,
+        plain: dict[str | None, DeploymentHandle],
+        stages: dict[str, DeploymentHandle],
     ) -> None:
+        """`plain` are the engines without adapters, by the version that each serves."""
         share_interpreter()
         log_with_serve()
         self._config = config
@@ -151,11 +157,36 @@ class Gateway:
                 calls[name] = _local(make_stage(name, config, replica))
         hops = _hops(calls, config, remote=set(stages))
         cache = ResponseCache(config.cache, config.policy_version)
-        replicas = _pool(ENGINE_DEPLOYMENT, engine, host)
-        self._road = Road(hops, RemoteEngine(replicas), lambda: self._table, cache)
+        self._road = Road(
+            hops,
+            self._engines(engine, plain, host),
+            lambda: self._table,
+            cache,
+            base=base_name(config),
+            window=config.engine.max_model_len,
+        )
         self._follower: asyncio.Task[None] | None = None
         self._reporter: asyncio.Task[None] | None = None
         self._replica = replica
+
+    def _engines(
+        self,
+        engine: DeploymentHandle,
+        plain: dict[str | None, DeploymentHandle],
+        host: str | None,
+    ) -> Engine:
+        def share(name: str) -> float:
+            return self._table.shares.get(name, 0.0)
+
+        main = RemoteEngine(_pool(ENGINE_DEPLOYMENT, engine, host), share)
+        if not plain:
+            return main
+        # Every replica of a plain pool has all there is to have.
+        beside = {
+            version: RemoteEngine(_pool(f"{version or 'base'}, plain", handle, host), lambda _: 1.0)
+            for version, handle in plain.items()
+        }
+        return Pools(main, beside)
 
     async def __serve_build_asgi_app__(self) -> Any:
         """Serve calls this once the replica is constructed, and before it listens."""
@@ -166,7 +197,7 @@ class Gateway:
         return create_app(
             road=self._road,
             authenticate=Authenticator(
-                self._resolve_key,
+                self._control.resolve_key,
                 self._config.gateway.key_cache_s,
                 lambda: self._table.keys,
             ),
@@ -175,10 +206,9 @@ class Gateway:
             base_model=base_name(self._config),
             config=self._config.gateway,
             count_tokens=token_counter(),
+            budgets=Budgets(self._control.spend, self._config.engine.max_model_len),
+            plane=self._control,
         )
-
-    async def _resolve_key(self, digest: str) -> Principal | None:
-        return await self._control.resolve_key(digest)  # of the control plane that is up now
 
     async def _follow(self) -> None:
         """Keep the routing table current; the last one known serves while the control is away."""
@@ -189,7 +219,6 @@ class Gateway:
                     self._table = table
             except Exception:  # restarts of the control plane must not stop the gateway
                 await asyncio.sleep(1.0)
-                self._control = AsyncControlClient()
 
     async def _report(self) -> None:
         """Tell the control plane what was seen of rollouts; what it does not hear is lost."""
@@ -283,26 +312,34 @@ def _stage_deployment(name: str, config: ServeConfig) -> Any:
     return deployment.bind(name, config)
 
 
-def build_graph(config: ServeConfig, engine_class: type = EngineReplica) -> Any:
-    """The Serve application: gateway over seven stages and the engine."""
-    engine = serve.deployment(
+def _engine_deployment(name: str, engine_class: type, config: EngineConfig) -> Any:
+    return serve.deployment(
         engine_class,
-        name=ENGINE_DEPLOYMENT,
-        autoscaling_config=_scaling(config.engine.autoscaling, by_requests=True),
+        name=name,
+        autoscaling_config=_scaling(config.autoscaling, by_requests=True),
         ray_actor_options={
-            "num_cpus": config.engine.num_cpus,
-            "num_gpus": config.engine.num_gpus,
+            "num_cpus": config.num_cpus,
+            "num_gpus": config.num_gpus,
             # vLLM reads its CPU settings from the environment of the process that starts it.
-            "runtime_env": {
-                "env_vars": {"VLLM_CPU_KVCACHE_SPACE": str(config.engine.kv_cache_gib)}
-            },
+            "runtime_env": {"env_vars": {"VLLM_CPU_KVCACHE_SPACE": str(config.kv_cache_gib)}},
         },
         # Makes Serve await `reconfigure` before a replica takes traffic.
         user_config={},
         # A swap never waits for this; it bounds how long a stopped replica may finish streams.
-        graceful_shutdown_timeout_s=_STREAM_LIMIT_S if config.engine.num_gpus else 10,
+        graceful_shutdown_timeout_s=_STREAM_LIMIT_S if config.num_gpus else 10,
         health_check_timeout_s=60,
-    ).bind(config.base_model, config.engine)
+    )
+
+
+def build_graph(config: ServeConfig, engine_class: type = EngineReplica) -> Any:
+    """The Serve application: gateway over seven stages and the engine."""
+    engine = _engine_deployment(ENGINE_DEPLOYMENT, engine_class, config.engine)
+    plain = {
+        pool.version: _engine_deployment(f"{PLAIN_PREFIX}{number}", engine_class, pool.engine).bind(
+            pool.model or config.base_model, pool.engine, pool.version
+        )
+        for number, pool in enumerate(config.plain)
+    }
     fused = set(config.fuse) if config.placement == "fused" else set()
     stages = {name: _stage_deployment(name, config) for name in STAGES if name not in fused}
     gateway = serve.deployment(
@@ -313,4 +350,4 @@ def build_graph(config: ServeConfig, engine_class: type = EngineReplica) -> Any:
         max_ongoing_requests=config.gateway.max_ongoing_requests,
         graceful_shutdown_timeout_s=10,
     )
-    return gateway.bind(config, engine, stages)
+    return gateway.bind(config, engine.bind(config.base_model, config.engine), plain, stages)

@@ -44,6 +44,19 @@ class Block:
     code: str
     message: str
     param: str | None = None
+    retry_after_s: float | None = 1.0
+    """When to come back after a 429 or 503; None where waiting does not help."""
+
+
+@dataclass
+class Usage:
+    """Tokens that a request has cost: what is metered and billed."""
+
+    version: str
+    prompt_tokens: int
+    completion_tokens: int
+    exact: bool = True
+    """False where the request was given up and what the engine had done is bounded only."""
 
 
 @dataclass
@@ -161,6 +174,8 @@ class Envelope:
     snippets: list[Snippet] = field(default_factory=list)
     prompt: list[dict[str, str]] = field(default_factory=list)
     generation: Generation | None = None
+    usage: Usage | None = None
+    """None where nothing was asked of a model."""
     cache: str = "off"
     """`hit`, `miss`, or `off` where the answer may not come from the cache."""
     answer: str = ""
@@ -203,6 +218,10 @@ class Delta:
     text: str
     tokens: tuple[TokenLogprob, ...] = ()
     """Its tokens, where log-probabilities were asked for."""
+    read: int = 0
+    """Tokens of the prompt."""
+    written: int = 0
+    """Tokens of the answer so far, this piece's among them."""
 
 
 class Engine(Protocol):
@@ -293,6 +312,7 @@ def trace_record(envelope: Envelope, at: float) -> dict[str, Any]:
         "generation": {k: v for k, v in vars(generation).items() if k != "tokens"}
         if generation
         else None,
+        "usage": vars(envelope.usage) if envelope.usage else None,
         "cache": envelope.cache,
         "answer": envelope.answer,
         "verdicts": vars(verdicts) if verdicts else None,

@@ -9,7 +9,7 @@ from cluster.wheel.config import WheelConfig
 from data_jobs.config import DatasetConfig, ImportConfig
 from serve_app.config import ServeConfig
 from tests.conftest import REPOSITORY
-from train_jobs.config import TrainConfig
+from train_jobs.config import AdoptConfig, TrainConfig
 
 SCHEMAS: dict[str, type[ConfigModel]] = {
     "local/demo.yaml": WheelConfig,
@@ -18,6 +18,7 @@ SCHEMAS: dict[str, type[ConfigModel]] = {
     "serve/bench.yaml": ServeConfig,
     "train/local.yaml": TrainConfig,
     "train/cluster.yaml": TrainConfig,
+    "train/adopt.yaml": AdoptConfig,
     "data/import.yaml": ImportConfig,
     "data/dataset.yaml": DatasetConfig,
 }

@@ -31,6 +31,13 @@ PROBES = {
     ),
     ".venv/bin/headrace adapters gate insurance@3": _asked("adapters", "gate"),
     ".venv/bin/headrace usage --tenant demo": _asked("usage"),
+    ".venv/bin/headrace keys issue --tenant acme --rpm 600 --tpm 90000 --usd 25 --period 30d": (
+        _asked("keys", "issue")
+    ),
+    ".venv/bin/headrace usage limit acme --usd 500 --period 30d": _asked("usage", "limit"),
+    ".venv/bin/headrace usage prices ./prices.yaml": _asked("usage", "prices"),
+    ".venv/bin/headrace export insurance@2 --out ./insurance-2": _asked("export"),
+    ".venv/bin/headrace import ./insurance-2 --tenant acme --name insurance-acme": _asked("import"),
     ".venv/bin/headrace rollout start insurance@3": _asked("rollout", "start"),
     ".venv/bin/headrace rollout status": _asked("rollout", "status"),
     '.venv/bin/headrace kill insurance --reason "wrong refunds"': _asked("kill"),

@@ -80,3 +80,29 @@ class TrainConfig(ConfigModel):
     evaluation: EvalConfig = EvalConfig()
     gate: GateConfig = GateConfig()
     tracking: Tracking = Tracking()
+
+
+class AdoptConfig(ConfigModel):
+    """An adapter from elsewhere becomes a candidate: a bundle of Headrace's, or a PEFT folder."""
+
+    source: str
+    adapter: str
+    """The name it gets here."""
+    tenant: str
+    """Whose it is from now on."""
+    version: int
+    run_id: str
+    base_model: BaseModelRef
+    trusted: tuple[str, ...] = ()
+    """Fingerprints of the keys that a bundle may be signed with."""
+    heldout: str | None = None
+    """JSON lines of held-out turns to evaluate it on; a bundle may go by its own evaluation."""
+    out: str
+    """Folder under which `NAME/VERSION` is published."""
+    storage: str
+    """Folder of run state."""
+    previous: str | None = None
+    """Published directory of the live version, evaluated on the same rows."""
+    previous_label: str | None = None
+    max_rank: int = Field(default=512, ge=1)
+    evaluation: EvalConfig = EvalConfig()

@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-import uuid
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,36 +16,39 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from cluster import adapters
-from cluster.audit import CONTROL, ChainWriter
 from cluster.control import swap as swapping
+from cluster.control.books import Books
 from cluster.control.protocol import Fleet, KillReport, RoutingTable, ServedAdapter, SwapReport
 from cluster.control.rollout_store import RolloutStore, served
 from cluster.control.rollouts import RolloutController
-from cluster.dataset import DatasetManifest, read_manifest
 from cluster.errors import ArtifactError, ConflictError
-from cluster.registry import access, bases, card, events, keys, labels, tenants, usage, versions
+from cluster.registry import (
+    access,
+    bases,
+    usage,
+    versions,
+)
 from cluster.registry.bases import BaseModelInfo
-from cluster.registry.db import open_database
 from cluster.registry.versions import AdapterRecord
 from cluster.rollout.gate import GateConfig, Verdict, judge
 from cluster.rollout.plan import RolloutPlan
 from cluster.rollout.state import Report, Rollout
 from cluster.storage import require_stable
-from cluster.types import AdapterVersion, Principal, VersionState
+from cluster.types import AdapterVersion, VersionState
 
 logger = logging.getLogger(__name__)
 
 _TICK_S = 1.0
+#: What a share of the load has to be to be told, and by how much one has to move to be told anew.
+_SHARE, _SHARE_STEP = 0.05, 0.1
 
 
-class ControlPlane:
+class ControlPlane(Books):
     """The registry's single writer. Made into a named Ray actor by `cluster.runtime`."""
 
     def __init__(self, database: str, fleet: Fleet, max_rank: int, audit: Path) -> None:
         """`audit` is the folder of the audit log; what is changed here is chained below it."""
-        self._engine = open_database(database)
-        self._chain = ChainWriter(audit / CONTROL, f"control-{uuid.uuid4().hex}")
-        self._audit = audit
+        super().__init__(database, audit)
         self._fleet = fleet
         self._max_rank = max_rank
         self._changing = asyncio.Lock()
@@ -75,42 +76,8 @@ class ControlPlane:
         with Session(self._engine) as tx:
             self._publish(**self._known(tx))
 
-    def _change(self) -> AbstractContextManager[Session]:
-        return events.recorded(self._engine, self._chain)
-
-    # -- tenants and keys -------------------------------------------------------------------
-
-    async def issue_key(self, request: keys.KeyRequest, actor: str) -> keys.IssuedKey:
-        """Create an API key."""
-        with self._change() as tx:
-            return keys.issue(tx, request, actor=actor, now=time.time())
-
-    async def revoke_key(self, key_id: str, actor: str) -> None:
-        """End a key, on every gateway at once."""
-        with self._change() as tx:
-            keys.revoke(tx, key_id, actor=actor, now=time.time())
+    def _keys_changed(self) -> None:
         self._publish(keys=self._table.keys + 1)
-
-    async def suspend_tenant(self, tenant: str, suspended: bool, actor: str) -> None:
-        """Let none of a tenant's keys through, or let them through again."""
-        with self._change() as tx:
-            tenants.suspend(tx, tenant, suspended=suspended, actor=actor, now=time.time())
-        self._publish(keys=self._table.keys + 1)
-
-    async def resolve_key(self, digest: str) -> Principal | None:
-        """The principal behind a key's digest."""
-        with Session(self._engine) as tx:
-            return keys.resolve(tx, digest, time.time())
-
-    async def listed_keys(self, tenant: str | None) -> list[keys.KeyRecord]:
-        """What may be known of every key, or of a tenant's."""
-        with Session(self._engine) as tx:
-            return keys.listed(tx, tenant)
-
-    async def newest_events(self, limit: int) -> list[dict[str, Any]]:
-        """The newest changes, newest first."""
-        with Session(self._engine) as tx:
-            return events.listed(tx, limit)
 
     # -- routing table ----------------------------------------------------------------------
 
@@ -132,16 +99,17 @@ class ControlPlane:
         return self._table.unproved()
 
     async def desired(self) -> list[ServedAdapter]:
-        """What an engine replica must hold before it takes traffic."""
+        """What an engine replica is to hold, what it needs first at the front."""
         wanted = [adapter for adapter in self._rollouts.wanted() if not self._off(adapter.name)]
-        return [*self._table.live.values(), *self._preparing.values(), *wanted]
+        live = self._table.live
+        busiest = [live[name] for name in self._traffic.shares(live, time.time())]
+        return [*self._preparing.values(), *wanted, *busiest]
+
+    async def wanted(self, int_id: int) -> ServedAdapter | None:
+        """The version with `int_id`, if engines are to hold it."""
+        return next((one for one in await self.desired() if one.int_id == int_id), None)
 
     # -- adapters ---------------------------------------------------------------------------
-
-    async def next_version(self, name: str) -> int:
-        """The number the next version of `name` gets."""
-        with Session(self._engine) as tx:
-            return versions.next_version(tx, name)
 
     async def serve_base(self, info: BaseModelInfo, actor: str) -> list[str]:
         """Make `info` the base model that serves; labels of the versions to be fitted again."""
@@ -344,6 +312,16 @@ class ControlPlane:
             await asyncio.sleep(_TICK_S)
             async with self._changing:
                 await self._rollouts.tick(time.time())
+            self._share_out()
+
+    def _share_out(self) -> None:
+        """Tell the gateways how the load is shared, where that has changed enough to matter."""
+        found = self._traffic.shares(self._table.live, time.time())
+        shares = {name: round(share, 2) for name, share in found.items() if share >= _SHARE}
+        told = self._table.shares
+        moved = (abs(shares.get(n, 0) - told.get(n, 0)) for n in shares.keys() | told.keys())
+        if any(step >= _SHARE_STEP for step in moved):
+            self._publish(shares=shares)
 
     def _passed(self, version: AdapterVersion) -> AdapterRecord:
         with Session(self._engine) as tx:
@@ -362,76 +340,3 @@ class ControlPlane:
     async def _announce(self) -> None:
         async with self._changed:
             self._changed.notify_all()
-
-    async def adapter_versions(self) -> list[AdapterRecord]:
-        """Every registered version."""
-        with Session(self._engine) as tx:
-            return versions.listed(tx)
-
-    # -- usage ------------------------------------------------------------------------------
-
-    async def tell_use(self, uses: list[usage.TokenUse]) -> int:
-        """Enter what was used; returns how much of it was new."""
-        with Session(self._engine) as tx, tx.begin():
-            return usage.tell(tx, uses)
-
-    async def settle(self) -> int:
-        """Enter what the audit log has and the meter does not; returns the rows that were new."""
-        with Session(self._engine) as tx, tx.begin():
-            return usage.tell(tx, usage.untold(tx, self._audit, time.time()))
-
-    async def bill(
-        self, tenant: str, start: float, end: float, prices: usage.PriceBook
-    ) -> dict[str, Any]:
-        """What a tenant used and what it costs."""
-        with Session(self._engine) as tx:
-            return usage.bill(tx, tenant, start, end, prices)
-
-    async def card(self, version: AdapterVersion) -> str:
-        """The model card of a version, as Markdown."""
-        with Session(self._engine) as tx:
-            return card.write(tx, version)
-
-    # -- datasets and labels ----------------------------------------------------------------
-
-    async def register_dataset(self, path: str) -> DatasetManifest:
-        """Register a published dataset version."""
-        manifest = read_manifest(Path(path))
-        with Session(self._engine) as tx, tx.begin():
-            digest = require_stable(Path(path))
-            versions.register_dataset(tx, manifest, Path(path), digest, time.time())
-        return manifest
-
-    async def datasets(self) -> list[DatasetManifest]:
-        """Every dataset version."""
-        with Session(self._engine) as tx:
-            return versions.datasets(tx)
-
-    async def enqueue_labels(self, tasks: list[labels.LabelTask]) -> int:
-        """Put traces before the experts; returns how many were new."""
-        with Session(self._engine) as tx, tx.begin():
-            return labels.enqueue(tx, tasks, time.time())
-
-    async def claim_labels(self, tenant: str, annotator: str, limit: int) -> list[labels.LabelTask]:
-        """Lease tasks to an annotator."""
-        with Session(self._engine) as tx, tx.begin():
-            return labels.claim(tx, tenant, annotator, limit, time.time())
-
-    async def submit_labels(self, tenant: str, given: list[labels.GivenLabel]) -> int:
-        """Store experts' labels."""
-        with Session(self._engine) as tx, tx.begin():
-            now = time.time()
-            accepted = labels.submit(tx, tenant, given, now)
-            for label in given:
-                usage.work(tx, usage.LABELS, label.trace_id, tenant=tenant, amount=1, at=now)
-            return accepted
-
-    async def labelled(self, tenant: str, adapter: str) -> list[dict[str, Any]]:
-        """The labels given for one adapter."""
-        with Session(self._engine) as tx:
-            return labels.labelled(tx, tenant, adapter)
-
-    async def label_counts(self, tenant: str) -> dict[str, int]:
-        """The state of the label queue."""
-        with Session(self._engine) as tx:
-            return labels.counts(tx, tenant)

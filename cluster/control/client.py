@@ -6,6 +6,10 @@ from typing import Any
 
 import ray
 
+from cluster.budget.exchange import Reservation, Settlement
+from cluster.budget.ledger import Refusal, Room
+from cluster.budget.limits import Limits
+from cluster.budget.prices import PriceBook
 from cluster.control.protocol import (
     ACTOR_NAME,
     NAMESPACE,
@@ -18,7 +22,7 @@ from cluster.dataset import DatasetManifest
 from cluster.registry.bases import BaseModelInfo
 from cluster.registry.keys import IssuedKey, KeyRecord, KeyRequest
 from cluster.registry.labels import GivenLabel, LabelTask
-from cluster.registry.usage import PriceBook, TokenUse
+from cluster.registry.usage import TokenUse
 from cluster.registry.versions import AdapterRecord
 from cluster.rollout.gate import GateConfig, Verdict
 from cluster.rollout.plan import RolloutPlan
@@ -77,6 +81,11 @@ class ControlClient:
         result: list[str] = self._get(self._actor.serve_base.remote(info, self._name))
         return result
 
+    def base_model(self, digest: str | None = None) -> BaseModelInfo:
+        """The base model with `digest`; without, the one that serves."""
+        result: BaseModelInfo = self._get(self._actor.base_model.remote(digest))
+        return result
+
     def table(self) -> RoutingTable:
         """The present routing table."""
         result: RoutingTable = self._get(self._actor.table.remote())
@@ -130,13 +139,33 @@ class ControlClient:
         result: SwapReport | None = self._get(self._actor.revive.remote(adapter, self._name))
         return result
 
+    def adapter_version(self, version: AdapterVersion) -> AdapterRecord:
+        """One registered version."""
+        result: AdapterRecord = self._get(self._actor.adapter_version.remote(version))
+        return result
+
     def adapter_versions(self) -> list[AdapterRecord]:
         """Every registered version."""
         result: list[AdapterRecord] = self._get(self._actor.adapter_versions.remote())
         return result
 
-    def bill(self, tenant: str, start: float, end: float, prices: PriceBook) -> dict[str, Any]:
-        """What a tenant used and what it costs."""
+    def set_limits(self, scope: str, bounds: Limits) -> None:
+        """Bound what a tenant or a key may use: see `cluster.budget.limits`."""
+        self._get(self._actor.set_limits.remote(scope, bounds, self._name))
+
+    def limits(self) -> dict[str, Limits]:
+        """Every bounded scope and its limits."""
+        result: dict[str, Limits] = self._get(self._actor.limits.remote())
+        return result
+
+    def set_prices(self, book: PriceBook) -> None:
+        """Put a price book in force."""
+        self._get(self._actor.set_prices.remote(book, self._name))
+
+    def bill(
+        self, tenant: str, start: float, end: float, prices: PriceBook | None = None
+    ) -> dict[str, Any]:
+        """What a tenant used and what it costs, at the prices in force or at `prices`."""
         asked = self._actor.bill.remote(tenant, start, end, prices)
         result: dict[str, Any] = self._get(asked)
         return result
@@ -171,54 +200,149 @@ class ControlClient:
 
 
 class AsyncControlClient:
-    """Awaitable calls, for Serve deployments."""
+    """Awaitable calls, for Serve deployments. Errors arrive as the actor raised them.
+
+    `actor` is who asked for a change.
+    """
 
     def __init__(self) -> None:
-        self._actor = _actor()
+        self._actor: Any = _actor()
+
+    async def _call(self, method: str, *arguments: Any) -> Any:
+        if self._actor is None:
+            self._actor = _actor()
+        try:
+            return await getattr(self._actor, method).remote(*arguments)
+        except ray.exceptions.RayTaskError as error:
+            raise (error.cause if isinstance(error.cause, Exception) else error) from error
+        except ray.exceptions.RayActorError:
+            # The next call looks for the control plane that is up then.
+            self._actor = None
+            raise
 
     async def resolve_key(self, digest: str) -> Principal | None:
         """The principal behind a key's digest."""
-        result: Principal | None = await self._actor.resolve_key.remote(digest)
+        result: Principal | None = await self._call("resolve_key", digest)
         return result
 
     async def table(self) -> RoutingTable:
         """The present routing table."""
-        result: RoutingTable = await self._actor.table.remote()
+        result: RoutingTable = await self._call("table")
         return result
 
     async def watch(self, generation: int, timeout_s: float) -> RoutingTable:
         """The table once it is newer than `generation`."""
-        result: RoutingTable = await self._actor.watch.remote(generation, timeout_s)
+        result: RoutingTable = await self._call("watch", generation, timeout_s)
         return result
 
     async def desired(self) -> list[ServedAdapter]:
         """What an engine replica must hold."""
-        result: list[ServedAdapter] = await self._actor.desired.remote()
+        result: list[ServedAdapter] = await self._call("desired")
+        return result
+
+    async def wanted(self, int_id: int) -> ServedAdapter | None:
+        """The version with `int_id`, if engines are to hold it."""
+        result: ServedAdapter | None = await self._call("wanted", int_id)
         return result
 
     async def report(self, reports: list[Report]) -> None:
         """Tell what a gateway saw of the rollouts under way."""
-        await self._actor.report.remote(reports)
+        await self._call("report", reports)
+
+    async def spend(
+        self, settlements: list[Settlement], reservations: list[Reservation]
+    ) -> list[Room | Refusal]:
+        """Settle what requests have used, and reserve what the next may use."""
+        result: list[Room | Refusal] = await self._call("spend", settlements, reservations)
+        return result
 
     async def tell_use(self, uses: list[TokenUse]) -> int:
         """Tell the meter what was used."""
-        return int(await self._actor.tell_use.remote(uses))
+        return int(await self._call("tell_use", uses))
 
     async def enqueue_labels(self, tasks: list[LabelTask]) -> int:
         """Put traces before the experts."""
-        return int(await self._actor.enqueue_labels.remote(tasks))
+        return int(await self._call("enqueue_labels", tasks))
 
     async def claim_labels(self, tenant: str, annotator: str, limit: int) -> list[LabelTask]:
         """Lease tasks to an annotator."""
-        claimed = self._actor.claim_labels.remote(tenant, annotator, limit)
-        result: list[LabelTask] = await claimed
+        result: list[LabelTask] = await self._call("claim_labels", tenant, annotator, limit)
         return result
 
     async def submit_labels(self, tenant: str, given: list[GivenLabel]) -> int:
         """Store experts' labels."""
-        return int(await self._actor.submit_labels.remote(tenant, given))
+        return int(await self._call("submit_labels", tenant, given))
 
     async def label_counts(self, tenant: str) -> dict[str, int]:
         """The state of the label queue."""
-        result: dict[str, int] = await self._actor.label_counts.remote(tenant)
+        result: dict[str, int] = await self._call("label_counts", tenant)
+        return result
+
+    async def issue_key(self, request: KeyRequest, actor: str) -> IssuedKey:
+        """Create an API key."""
+        result: IssuedKey = await self._call("issue_key", request, actor)
+        return result
+
+    async def revoke_key(self, key_id: str, actor: str) -> None:
+        """End a key."""
+        await self._call("revoke_key", key_id, actor)
+
+    async def keys(self, tenant: str | None) -> list[KeyRecord]:
+        """What may be known of every key, or of a tenant's."""
+        result: list[KeyRecord] = await self._call("listed_keys", tenant)
+        return result
+
+    async def set_limits(self, scope: str, bounds: Limits, actor: str) -> None:
+        """Bound what a tenant or a key may use."""
+        await self._call("set_limits", scope, bounds, actor)
+
+    async def bill(
+        self, tenant: str, start: float, end: float, prices: PriceBook | None
+    ) -> dict[str, Any]:
+        """What a tenant used and what it costs."""
+        result: dict[str, Any] = await self._call("bill", tenant, start, end, prices)
+        return result
+
+    async def owner(self, adapter: str) -> str | None:
+        """The tenant an adapter belongs to, or None where there is no such adapter."""
+        result: str | None = await self._call("owner", adapter)
+        return result
+
+    async def adapter_versions(self) -> list[AdapterRecord]:
+        """Every registered version."""
+        result: list[AdapterRecord] = await self._call("adapter_versions")
+        return result
+
+    async def card(self, version: AdapterVersion) -> str:
+        """The model card of a version, as Markdown."""
+        return str(await self._call("card", version))
+
+    async def grant(self, adapter: str, tenant: str, granted: bool, actor: str) -> None:
+        """Let a tenant reach an adapter, or no longer."""
+        await self._call("grant", adapter, tenant, granted, actor)
+
+    async def kill(self, adapter: str, reason: str, actor: str) -> KillReport:
+        """Switch an adapter off everywhere."""
+        result: KillReport = await self._call("kill", adapter, reason, actor)
+        return result
+
+    async def revive(self, adapter: str, actor: str) -> SwapReport | None:
+        """Let a killed adapter serve again."""
+        result: SwapReport | None = await self._call("revive", adapter, actor)
+        return result
+
+    async def start_rollout(
+        self, version: AdapterVersion, plan: RolloutPlan, actor: str
+    ) -> Rollout:
+        """Bring a passed version to the users step by step."""
+        result: Rollout = await self._call("start_rollout", version, plan, actor)
+        return result
+
+    async def end_rollout(self, adapter: str, reason: str, actor: str) -> None:
+        """Take the adapter's candidate back."""
+        await self._call("end_rollout", adapter, reason, actor)
+
+    async def rollouts(self, limit: int) -> list[Rollout]:
+        """The newest rollouts, newest first."""
+        result: list[Rollout] = await self._call("rollouts", limit)
         return result

@@ -7,7 +7,13 @@ from typing import Any
 
 from ray import serve
 
-from cluster.control.protocol import ENGINE_DEPLOYMENT, SERVE_APP, Proof, ServedAdapter
+from cluster.control.protocol import (
+    ENGINE_DEPLOYMENT,
+    PLAIN_PREFIX,
+    SERVE_APP,
+    Proof,
+    ServedAdapter,
+)
 
 _CALL_TIMEOUT_S = 60.0
 _KILL_TIMEOUT_S = 5.0
@@ -39,5 +45,19 @@ class ServeFleet:
         return all(await self._broadcast("remove", int_id, timeout_s=_CALL_TIMEOUT_S))
 
     async def kill(self, name: str) -> int:
-        """Refuse adapter `name` on each replica and cut off its requests; how many there were."""
-        return sum(await self._broadcast("kill", name, timeout_s=_KILL_TIMEOUT_S))
+        """Refuse adapter `name` on each replica and cut off its requests; how many there were.
+
+        Engines that have a version of it merged into their model are told too.
+        """
+        ended: int = sum(await self._broadcast("kill", name, timeout_s=_KILL_TIMEOUT_S))
+        for deployment in await asyncio.to_thread(_plain_deployments):
+            handle = serve.get_deployment_handle(deployment, SERVE_APP)
+            told = handle.broadcast("kill", name)
+            ended += sum(await asyncio.wait_for(told.results_async(), _KILL_TIMEOUT_S))
+        return ended
+
+
+def _plain_deployments() -> list[str]:
+    app = serve.status().applications.get(SERVE_APP)
+    found = app.deployments if app is not None else {}
+    return [name for name in found if name.startswith(PLAIN_PREFIX)]

@@ -90,3 +90,14 @@ def submit(address: str, job_id: str, module: str, arguments: Sequence[str]) -> 
     if result.returncode != 0:
         raise JobFailed(f"ray job submit refused {job_id}:\n{result.stdout}{result.stderr}"[-4000:])
     return Job(job_id, address)
+
+
+def own_lines(package: str, say: LogSink) -> LogSink:
+    """Passes on what our own job wrote of `package`, without Ray's lines and the libraries'."""
+
+    def relay(line: str) -> None:
+        clock, _, rest = line.partition(" ")
+        if clock.count(":") == 2 and rest.startswith((f"INFO {package}", f"ERROR {package}")):
+            say(rest.partition(": ")[2])
+
+    return relay

@@ -12,6 +12,8 @@ ACTOR_NAME = "headrace-control"
 NAMESPACE = "headrace"
 SERVE_APP = "headrace"
 ENGINE_DEPLOYMENT = "engine"
+PLAIN_PREFIX = "engine-plain-"
+"""Of the deployments of engines without adapters."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,8 @@ class RoutingTable:
     """Adapters that are switched off; none of them is live."""
     splits: dict[str, Split] = field(default_factory=dict)
     """Candidates beside the live versions, by adapter."""
+    shares: dict[str, float] = field(default_factory=dict)
+    """Of the load, by adapter, rounded; those with next to none are left out."""
     keys: int = 0
     """Grows when a key ends: whoever remembers keys forgets them then."""
 

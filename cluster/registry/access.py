@@ -39,6 +39,12 @@ def require(tx: Session, name: str) -> Adapter:
     return row
 
 
+def owner(tx: Session, name: str) -> str | None:
+    """The tenant that the adapter belongs to, or None where there is no such adapter."""
+    row = tx.get(Adapter, name)
+    return None if row is None else row.owner
+
+
 def grant(tx: Session, name: str, tenant: str, *, actor: str, now: float) -> None:
     """Let `tenant` reach the adapter; `*` lets everyone.
 

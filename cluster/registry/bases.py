@@ -89,6 +89,24 @@ def serve(tx: Session, info: BaseModelInfo, *, actor: str, now: float) -> list[s
     return marked
 
 
+def get(tx: Session, digest: str) -> BaseModelInfo:
+    """The base with `digest`.
+
+    Raises:
+        ConflictError: it is not registered.
+    """
+    row = tx.get(BaseModel, digest)
+    if row is None:
+        raise ConflictError(f"no base model with digest {digest[:12]} is registered")
+    return BaseModelInfo(
+        name=row.name,
+        path=row.path,
+        digest=row.digest,
+        licence=row.licence,
+        permitted_use=row.permitted_use,
+    )
+
+
 def serving(tx: Session) -> str | None:
     """Digest of the base that serves, or None before there is one."""
     return tx.scalars(select(BaseModel.digest).order_by(BaseModel.served_at.desc())).first()

@@ -10,9 +10,10 @@ from pydantic import Field, field_validator
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from cluster.budget.limits import Limits, key_scope
 from cluster.config import ConfigModel
 from cluster.errors import ConflictError
-from cluster.registry import events, tenants
+from cluster.registry import events, limits, tenants
 from cluster.registry.schema import ApiKey, PrincipalRow, Tenant
 from cluster.types import Principal, Role, checked_name
 
@@ -34,6 +35,8 @@ class KeyRequest(ConfigModel):
     """What policy may rely on."""
     lasts_s: float | None = Field(default=None, gt=0)
     """Seconds until it expires; None is never."""
+    limits: Limits = Limits()
+    """Of this key, beside its tenant's."""
 
     _names = field_validator("tenant", "principal")(checked_name)
 
@@ -64,6 +67,7 @@ class KeyRecord:
     created_at: float
     expires_at: float | None
     revoked_at: float | None
+    limits: Limits
 
 
 def digest(secret: str) -> str:
@@ -92,6 +96,9 @@ def issue(tx: Session, request: KeyRequest, *, actor: str, now: float) -> Issued
     )
     detail = {"tenant": request.tenant, "roles": sorted(request.roles), "alias": request.alias}
     events.note(tx, "key.issued", issued.key_id, detail, actor=actor, now=now)
+    if request.limits.bounded:
+        tx.flush()
+        limits.put(tx, key_scope(issued.key_id), request.limits, actor=actor, now=now)
     return issued
 
 
@@ -131,6 +138,7 @@ def resolve(tx: Session, key_digest: str, now: float) -> Principal | None:
         name=name,
         models=frozenset(row.models),
         expires_at=row.expires_at,
+        limited=limits.scopes(tx, row.tenant, row.key_id),
     )
 
 
@@ -141,6 +149,7 @@ def listed(tx: Session, tenant: str | None = None) -> list[KeyRecord]:
     )
     if tenant is not None:
         query = query.where(ApiKey.tenant == tenant)
+    bounded = {scope: bounds for scope, (bounds, _) in limits.listed(tx).items()}
     return [
         KeyRecord(
             row.key_id,
@@ -152,6 +161,7 @@ def listed(tx: Session, tenant: str | None = None) -> list[KeyRecord]:
             row.created_at,
             row.expires_at,
             row.revoked_at,
+            bounded.get(key_scope(row.key_id), Limits()),
         )
         for row, name in tx.execute(query.order_by(ApiKey.created_at, ApiKey.key_id))
     ]

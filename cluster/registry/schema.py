@@ -181,6 +181,27 @@ class WorkRow(Table):
     at: Mapped[float] = mapped_column(Float)
 
 
+class LimitRow(Table):
+    """What one tenant or key may use; a scope without a row is not bounded."""
+
+    __tablename__ = "limits"
+    scope: Mapped[str] = mapped_column(String(96), primary_key=True)
+    rpm: Mapped[int | None] = mapped_column(BigInteger)
+    tpm: Mapped[int | None] = mapped_column(BigInteger)
+    max_usd: Mapped[float | None] = mapped_column(Float)
+    period_s: Mapped[float | None] = mapped_column(Float)
+    since: Mapped[float] = mapped_column(Float)
+
+
+class PriceRow(Table):
+    """The price book in force from `at` until the next one's. Append-only."""
+
+    __tablename__ = "price_books"
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
+    at: Mapped[float] = mapped_column(Float)
+    book: Mapped[dict[str, Any]]
+
+
 class Event(Table):
     """What the control plane did and for whom. Append-only; its chained copy is the audit log's."""
 

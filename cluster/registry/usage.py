@@ -7,18 +7,18 @@ that was never told is found by reading the log, so that bill and log agree to t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
 
 from cluster.audit import read_chains
-from cluster.config import ConfigModel
-from cluster.registry.schema import TokenRow, WorkRow
+from cluster.budget.prices import PriceBook
+from cluster.registry import events, residency
+from cluster.registry.schema import PriceRow, TokenRow, WorkRow
 
 
 @dataclass(frozen=True)
@@ -59,14 +59,14 @@ class Tally:
     def add(self, trace: dict[str, Any]) -> None:
         """Count the next trace of the chain."""
         self._after += 1
-        generation = trace["generation"]
-        if generation is None:
+        used = trace["usage"]
+        if used is None:
             return
-        key = (trace["tenant"], trace["key_id"], generation["version"])
+        key = (trace["tenant"], trace["key_id"], used["version"])
         cached = trace["cache"] == "hit"
-        used = (0, 0) if cached else (generation["prompt_tokens"], generation["completion_tokens"])
+        tokens = (used["prompt_tokens"], used["completion_tokens"])
         sums = self._sums.setdefault(key, [0, 0, 0, 0])
-        for place, amount in enumerate((1, int(cached), *used)):
+        for place, amount in enumerate((1, int(cached), *tokens)):
             sums[place] += amount
 
     def uses(self, at: float) -> list[TokenUse]:
@@ -106,66 +106,93 @@ def work(tx: Session, kind: str, reference: str, *, tenant: str, amount: float, 
 TRAINING, LABELS = "training_seconds", "labels"
 
 
-class Price(ConfigModel):
-    """What a version's tokens cost, in US dollars a million."""
-
-    input: float = Field(default=0.0, ge=0)
-    output: float = Field(default=0.0, ge=0)
-
-
-class PriceBook(ConfigModel):
-    """What things cost, in US dollars."""
-
-    default: Price = Price()
-    adapters: dict[str, Price] = Field(default_factory=dict)
-    """By adapter, or base model; the others cost the default."""
-    training_hour: float = Field(default=0.0, ge=0)
-    label: float = Field(default=0.0, ge=0)
-
-    def tokens(self, version: str) -> Price:
-        """The price of a version's tokens."""
-        return self.adapters.get(version.partition("@")[0], self.default)
+def set_prices(tx: Session, book: PriceBook, *, actor: str, now: float) -> None:
+    """Put `book` in force; what was used before keeps the price it had."""
+    tx.add(PriceRow(at=now, book=book.model_dump(mode="json")))
+    events.note(tx, "prices.set", "price book", book.model_dump(mode="json"), actor=actor, now=now)
 
 
-def bill(tx: Session, tenant: str, start: float, end: float, prices: PriceBook) -> dict[str, Any]:
-    """What `tenant` used from `start` until before `end`, line by line, and what it costs."""
-    sums = [
-        func.sum(column)
-        for column in (
-            TokenRow.requests,
-            TokenRow.cached,
-            TokenRow.input_tokens,
-            TokenRow.output_tokens,
+def books(tx: Session) -> list[tuple[float, PriceBook]]:
+    """Every price book and when it came into force, oldest first; all is free before the first."""
+    rows = tx.scalars(select(PriceRow).order_by(PriceRow.at, PriceRow.id))
+    return [(0.0, PriceBook()), *((row.at, PriceBook.model_validate(row.book)) for row in rows)]
+
+
+@dataclass
+class Line:
+    """What was used of one version, and what it costs in US dollars."""
+
+    version: str
+    requests: int = 0
+    cached: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    usd: float = 0.0
+
+
+def lines(
+    tx: Session,
+    whose: ColumnElement[bool],
+    start: float,
+    end: float,
+    prices: PriceBook | None = None,
+) -> list[Line]:
+    """Tokens used from `start` until before `end`, at the prices then in force or at `prices`."""
+    found: dict[str, Line] = {}
+    for since, until, book in _slices(tx, start, end, prices):
+        sums = (TokenRow.requests, TokenRow.cached, TokenRow.input_tokens, TokenRow.output_tokens)
+        rows = tx.execute(
+            select(TokenRow.version, *(func.sum(column) for column in sums))
+            .where(whose, TokenRow.at >= since, TokenRow.at < until)
+            .group_by(TokenRow.version)
         )
-    ]
-    mine = (TokenRow.tenant == tenant, TokenRow.at >= start, TokenRow.at < end)
-    found = tx.execute(
-        select(TokenRow.version, *sums).where(*mine).group_by(TokenRow.version)
-    ).all()
-    lines = []
-    for version, *counts in sorted(found, key=lambda row: str(row[0])):
-        requests, cached, read, written = map(int, counts)
-        price = prices.tokens(version)
-        lines.append(
-            {
-                "version": version,
-                "requests": requests,
-                "cached": cached,
-                "input_tokens": read,
-                "output_tokens": written,
-                "usd": round((read * price.input + written * price.output) / 1e6, 6),
-            }
-        )
-    trained, labelled = (_amount(tx, kind, tenant, start, end) for kind in (TRAINING, LABELS))
-    extra = trained / 3600 * prices.training_hour + labelled * prices.label
+        for version, *counts in rows:
+            requests, cached, read, written = map(int, counts)
+            line = found.setdefault(version, Line(version))
+            line.requests += requests
+            line.cached += cached
+            line.input_tokens += read
+            line.output_tokens += written
+            line.usd += book.tokens(version).cost(read, written)
+    return sorted(found.values(), key=lambda line: line.version)
+
+
+def _slices(
+    tx: Session, start: float, end: float, prices: PriceBook | None
+) -> Iterator[tuple[float, float, PriceBook]]:
+    """The stretch from `start` to `end`, cut where the price book changed."""
+    known = [(0.0, prices)] if prices is not None else books(tx)
+    ends = [at for at, _ in known[1:]] + [float("inf")]
+    for (since, book), until in zip(known, ends, strict=True):
+        if since < end and until > start:
+            yield max(since, start), min(until, end), book
+
+
+def bill(
+    tx: Session, tenant: str, start: float, end: float, prices: PriceBook | None = None
+) -> dict[str, Any]:
+    """What `tenant` used from `start` until before `end`, line by line, and what it costs.
+
+    With `prices`, as if that book had been in force throughout.
+    """
+    used = lines(tx, TokenRow.tenant == tenant, start, end, prices)
+    trained = labelled = hours = extra = 0.0
+    for since, until, book in _slices(tx, start, end, prices):
+        seconds = _amount(tx, TRAINING, tenant, since, until)
+        labels = _amount(tx, LABELS, tenant, since, until)
+        live = residency.seconds(tx, tenant, since, until) / 3600
+        trained, labelled, hours = trained + seconds, labelled + labels, hours + live
+        extra += seconds / 3600 * book.training_hour + labels * book.label
+        extra += live * book.adapter_hour
     return {
         "tenant": tenant,
         "from": start,
         "until": end,
-        "lines": lines,
+        "lines": [{**vars(line), "usd": round(line.usd, 6)} for line in used],
         "training_seconds": round(trained, 1),
         "labels": int(labelled),
-        "usd": round(sum(float(str(line["usd"])) for line in lines) + extra, 6),
+        "adapter_hours": round(hours, 4),
+        "usd": round(sum(line.usd for line in used) + extra, 6),
     }
 
 
@@ -182,7 +209,7 @@ def untold(tx: Session, audit: Path, now: float) -> list[TokenUse]:
         covered = {place for first, after in tx.execute(told) for place in range(first, after)}
         tally: Tally | None = None
         for place, trace in enumerate(traces):
-            if place in covered or trace["generation"] is None:
+            if place in covered or trace["usage"] is None:
                 if tally is not None:
                     found += tally.uses(now)
                 tally = None

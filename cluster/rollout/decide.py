@@ -8,6 +8,7 @@ from enum import StrEnum
 from cluster.rollout.evidence import Evidence
 from cluster.rollout.plan import Guardrails, RolloutPlan
 from cluster.rollout.sequential import difference
+from cluster.rollout.trial import verdict
 
 
 class Action(StrEnum):
@@ -71,20 +72,30 @@ def decide(
             if waited > plan.give_up_s:
                 return Decision(Action.ROLL_BACK, f"{found.what}: it does not come right")
             return Decision(Action.HOLD, f"{found.what}: looks worse by {found.estimate:.3g}")
+    shown = f"{requests} requests within the guardrails"
+    if phase.trial is not None:
+        test = verdict(phase.trial, seen)
+        over = waited > plan.give_up_s
+        if test.says == "undecided" and not over:
+            return Decision(Action.HOLD, str(test))
+        given_up = test.says == "undecided" and phase.trial.undecided == "roll back"
+        if test.says == "worse" or given_up:
+            return Decision(Action.ROLL_BACK, str(test))
+        shown = str(test)
     if number + 1 < len(plan.phases):
-        return Decision(Action.ADVANCE, f"{requests} requests within the guardrails")
+        return Decision(Action.ADVANCE, shown)
     if plan.at_end == "wait":
-        return Decision(Action.HOLD, "it has shown what it had to; a person promotes it")
-    return Decision(Action.PROMOTE, f"{requests} requests within the guardrails")
+        return Decision(Action.HOLD, f"a person promotes it; it has shown what it had to ({shown})")
+    return Decision(Action.PROMOTE, shown)
 
 
 def _worse(limits: Guardrails, seen: Evidence) -> list[_Worse]:
     """Each measure of which both versions have something to show."""
     old, new = seen.baseline, seen.candidate
     alpha = limits.alpha / 5
-    errors = difference(old.errors, new.errors, alpha, rate=True)
-    disliked = difference(old.disliked, new.disliked, alpha, rate=True)
-    escalated = difference(old.escalated, new.escalated, alpha, rate=True)
+    errors = difference(old.errors, new.errors, alpha, within=(0, 1))
+    disliked = difference(old.disliked, new.disliked, alpha, within=(0, 1))
+    escalated = difference(old.escalated, new.escalated, alpha, within=(0, 1))
     slower = difference(old.latency_ms, new.latency_ms, alpha)
     surer = difference(old.confidence, new.confidence, alpha)
     slack = (limits.latency_ratio - 1) * old.latency_ms.mean

@@ -51,6 +51,10 @@ class Arm:
     """Of the answers somebody judged: 1 where they disliked it."""
     escalated: Moments = field(default_factory=Moments)
     """Of the answers whose outcome is known: 1 where a person had to take over."""
+    resolved: Moments = field(default_factory=Moments)
+    """Of the answers whose outcome is known: 1 where the user's matter was settled."""
+    rating: Moments = field(default_factory=Moments)
+    """Of the answers somebody rated: 1 to 5."""
 
     def __add__(self, other: Arm) -> Arm:
         return Arm(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))

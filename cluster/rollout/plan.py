@@ -8,6 +8,21 @@ from pydantic import Field, model_validator
 
 from cluster.config import ConfigModel
 
+Outcome = Literal["rating", "resolved", "escalated", "disliked"]
+"""What an A/B test compares; of the last two, less is better."""
+
+
+class Trial(ConfigModel):
+    """An A/B test: users are split, and what became of their answers decides."""
+
+    outcome: Outcome
+    confidence: float = Field(default=0.95, ge=0.5, lt=1)
+    """Of the verdict, at every moment somebody looks."""
+    min_gain: float = Field(default=0.0, ge=0)
+    """By how much the candidate has to be better: a share, or points of rating."""
+    undecided: Literal["promote", "roll back"] = "roll back"
+    """What follows where the time is over and neither is shown to be better."""
+
 
 class Phase(ConfigModel):
     """A share of the traffic, and what has to be seen before the next."""
@@ -19,6 +34,14 @@ class Phase(ConfigModel):
     min_requests: int = Field(default=200, ge=0)
     """Requests the candidate must have had in this phase."""
     min_seconds: float = Field(default=60.0, ge=0)
+    trial: Trial | None = None
+    """Stay in this phase until its A/B test has a verdict; `percent` is the candidate's weight."""
+
+    @model_validator(mode="after")
+    def _is_seen(self) -> Phase:
+        if self.trial is not None and (self.shadow or not 0 < self.percent < 100):
+            raise ValueError("an A/B test needs users on both sides: no shadow, 0 < percent < 100")
+        return self
 
 
 class Guardrails(ConfigModel):
@@ -52,7 +75,7 @@ class RolloutPlan(ConfigModel):
     phases: tuple[Phase, ...] = Field(default=_DEFAULT, min_length=1, max_length=20)
     guardrails: Guardrails = Guardrails()
     give_up_s: float = Field(default=86_400.0, gt=0)
-    """A phase that has not seen enough after so long ends the rollout."""
+    """A phase that has not seen enough after so long ends the rollout, or its A/B test."""
     at_end: Literal["promote", "wait"] = "promote"
     """After the last phase: promote, or wait for a person to."""
 

@@ -25,16 +25,21 @@ class Interval:
     high: float
 
 
-def radius(moments: Moments, alpha: float, *, rate: bool) -> float:
+Range = tuple[float, float]
+"""The least and the greatest value that a measure can have."""
+
+
+def radius(moments: Moments, alpha: float, *, within: Range | None) -> float:
     """Half the width of the confidence sequence of a mean, which misses it with chance `alpha`.
 
     The asymptotic confidence sequence of Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas (Annals of
-    Statistics 2024, theorem 2.2) with Robbins' normal mixture. A `rate` whose values are all alike
-    has no variance to go by: two observations more, one of each kind, stand in for what may come.
+    Statistics 2024, theorem 2.2) with Robbins' normal mixture. Values that are all alike have no
+    variance to go by: of a measure that lies `within` a range, two observations more, one at each
+    end, stand in for what may come.
     """
     if moments.n < _FEWEST:
         return inf
-    seen = moments + Moments(2, 1.0, 1.0) if rate else moments
+    seen = moments + Moments.of(within) if within else moments
     tuned = -2 * log(alpha)
     rho2 = (tuned + log(tuned + 1)) / _TUNED_FOR
     n = seen.n
@@ -43,9 +48,9 @@ def radius(moments: Moments, alpha: float, *, rate: bool) -> float:
 
 
 def difference(
-    baseline: Moments, candidate: Moments, alpha: float, *, rate: bool = False
+    baseline: Moments, candidate: Moments, alpha: float, *, within: Range | None = None
 ) -> Interval:
     """The candidate's mean minus the baseline's, wrong at any look with a chance of `alpha`."""
     between = candidate.mean - baseline.mean
-    wide = radius(baseline, alpha / 2, rate=rate) + radius(candidate, alpha / 2, rate=rate)
+    wide = radius(baseline, alpha / 2, within=within) + radius(candidate, alpha / 2, within=within)
     return Interval(between - wide, between + wide)

@@ -9,6 +9,7 @@ from enum import StrEnum
 from cluster.rollout.decide import Action, Decision, decide
 from cluster.rollout.evidence import Evidence
 from cluster.rollout.plan import RolloutPlan
+from cluster.rollout.trial import Verdict, verdict
 from cluster.types import AdapterVersion
 
 
@@ -100,6 +101,12 @@ class Rollout:
             whole=self.whole,
             now=now,
         )
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """What the A/B test of this phase has shown, where it is one."""
+        trial = self.plan.phases[self.phase].trial
+        return None if trial is None else verdict(trial, self.seen)
 
     def after(self, decision: Decision, now: float) -> Rollout:
         """Where `decision` takes a running rollout."""

@@ -104,15 +104,7 @@ class Site:
         self.narrator.say(f"ray job submit --submission-id {job_id} -- python -m {module} ...")
         job = jobs.submit(self.cluster.dashboard, job_id, module, arguments)
         self.job_ids.append(job_id)
-        job.wait(timeout_s, self._relay(label, module.split(".", maxsplit=1)[0]))
+        package = module.split(".", maxsplit=1)[0]
+        relay = jobs.own_lines(package, lambda line: self.narrator.say(f"  {label}: {line}"))
+        job.wait(timeout_s, relay)
         return job_id
-
-    def _relay(self, label: str, package: str) -> jobs.LogSink:
-        """Passes on the lines our own job wrote, without Ray's and the libraries'."""
-
-        def relay(line: str) -> None:
-            clock, _, rest = line.partition(" ")
-            if clock.count(":") == 2 and rest.startswith((f"INFO {package}", f"ERROR {package}")):
-                self.narrator.say(f"  {label}: " + rest.partition(": ")[2])
-
-        return relay

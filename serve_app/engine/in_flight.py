@@ -89,7 +89,9 @@ async def _by_word(
     held = Delta("")
     async for item in items:
         if isinstance(item, Delta):
-            held = Delta(held.text + item.text, (*held.tokens, *item.tokens))
+            held = Delta(
+                held.text + item.text, (*held.tokens, *item.tokens), item.read, item.written
+            )
             word = item.text.isascii() and item.text.isalnum()
             if word and len(held.text) < _LONGEST_WORD:
                 continue

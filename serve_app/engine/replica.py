@@ -7,20 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from pathlib import Path
 
 from ray import serve
 
 from cluster.config import BaseModelRef
 from cluster.control.client import AsyncControlClient
 from cluster.control.protocol import Proof, ServedAdapter
-from cluster.control.swap import check_proofs
-from cluster.errors import ArtifactError, SwapError
 from cluster.processes import share_interpreter
 from cluster.ray_private import log_with_serve, node_address
-from cluster.storage import require_stable
 from serve_app.config import EngineConfig
 from serve_app.engine.in_flight import InFlight
+from serve_app.engine.loader import Loader
+from serve_app.engine.plain import Merged
 from serve_app.rpc.server import Address, Server
 from serve_app.scaling import WORK
 
@@ -30,7 +28,10 @@ logger = logging.getLogger(__name__)
 class EngineReplica:
     """The engine deployment's class; made into a deployment by `serve_app.graph`."""
 
-    def __init__(self, model: BaseModelRef, config: EngineConfig) -> None:
+    def __init__(
+        self, model: BaseModelRef, config: EngineConfig, version: str | None = None
+    ) -> None:
+        """`version` is the one that `model` is, where an engine without adapters serves it."""
         # Here, so that the processes that only build the graph never import vLLM.
         from serve_app.engine.vllm import VLLMEngine
 
@@ -38,18 +39,26 @@ class EngineReplica:
         log_with_serve()
         self._replica = serve.get_replica_context().replica_id.unique_id
         self._engine = VLLMEngine(model, config, self._replica)
-        self._in_flight = InFlight(self._engine.complete, self._engine.stream, self._hold_if_wanted)
-        self._server = Server(self._replica, self._in_flight.methods)
-        self._control = AsyncControlClient()
+        control = AsyncControlClient()
+        self._loader: Loader | Merged
+        if config.loras:
+            self._loader = Loader(
+                self._engine,
+                control,
+                self._replica,
+                capacity=config.max_cpu_loras,
+                eager=config.eager_loras,
+            )
+        else:
+            self._loader = Merged(self._engine, control, self._replica, version)
+        self._in_flight = InFlight(self._engine.complete, self._engine.stream, self._loader.hold)
+        self._server = Server(self._replica, {**self._in_flight.methods, "hold": self._hold})
         self._config = config
-        self._changing = asyncio.Lock()
-        self._unwanted: set[int] = set()
-        self._missed: set[int] = set()
         self._follower: asyncio.Task[None] | None = None
 
     async def reconfigure(self, _user_config: dict[str, object]) -> None:
         """Serve awaits this before the replica takes traffic: load all that is live."""
-        await self._reconcile()
+        await self._loader.reconcile()
         if self._follower is None:
             self._follower = asyncio.ensure_future(self._follow())
 
@@ -67,10 +76,12 @@ class EngineReplica:
 
     async def prepare(self, adapter: ServedAdapter) -> Proof:
         """Load `adapter` and show that it is what the trainer made."""
-        async with self._changing:
-            digest = await asyncio.to_thread(require_stable, Path(adapter.path))
-            difference = await self._engine.load(adapter)
-        return Proof(self._replica, adapter.int_id, digest, len(adapter.golden), difference)
+        return await self._loader.prepare(adapter)
+
+    async def _hold(self, adapter: ServedAdapter) -> bool:
+        """A gateway means to send requests of `adapter` here: whether it may."""
+        await self._loader.hold(adapter)
+        return self._engine.residents.holds(adapter.int_id)
 
     async def drain(self, int_id: int, timeout_s: float) -> bool:
         """Refuse new requests of a version and wait for those in flight."""
@@ -78,8 +89,7 @@ class EngineReplica:
 
     async def remove(self, int_id: int) -> bool:
         """Unload a version; whether the engine confirms it."""
-        async with self._changing:
-            return await self._engine.unload(int_id)
+        return await self._loader.remove(int_id)
 
     async def kill(self, name: str) -> int:
         """Refuse an adapter from now on and end its requests; how many there were."""
@@ -89,46 +99,9 @@ class EngineReplica:
         while True:
             await asyncio.sleep(self._config.reconcile_s)
             try:
-                await self._reconcile()
+                await self._loader.reconcile()
             except Exception:  # the control plane may be restarting; what is loaded serves on
                 logger.exception("could not reconcile the adapters; trying again")
-
-    async def _hold_if_wanted(self, adapter: ServedAdapter) -> None:
-        """Load what the gateways are sent to and this replica was not there for."""
-        if self._engine.residents.holds(adapter.int_id) or adapter.int_id in self._missed:
-            return
-        # One look for each version: what is not wanted then is gone, and says so by itself.
-        self._missed.add(adapter.int_id)
-        try:
-            await self._load_wanted()
-        except Exception:  # as above
-            logger.exception("could not reconcile the adapters for %s", adapter.label)
-        asyncio.get_running_loop().call_later(1.0, self._missed.discard, adapter.int_id)
-
-    async def _load_wanted(self) -> set[int]:
-        """Load what is wanted and not held; the engine ids that are wanted."""
-        desired = {adapter.int_id: adapter for adapter in await self._control.desired()}
-        for int_id, adapter in desired.items():
-            if not self._engine.residents.holds(int_id):
-                await self._load_proved(adapter)
-        return set(desired)
-
-    async def _load_proved(self, adapter: ServedAdapter) -> None:
-        try:
-            check_proofs(adapter, [await self.prepare(adapter)])
-        except (SwapError, ArtifactError):  # the others are served; this one is tried again
-            logger.exception("%s is not served here", adapter.label)
-            if self._engine.residents.holds(adapter.int_id):
-                await self.remove(adapter.int_id)
-
-    async def _reconcile(self) -> None:
-        desired = await self._load_wanted()
-        # Twice unwanted and idle: a swap that is removing a version itself is given its time.
-        unwanted = self._engine.residents.held.keys() - desired
-        for int_id in unwanted & self._unwanted:
-            if await self._engine.residents.drain(int_id, 0.0):
-                await self.remove(int_id)
-        self._unwanted = set(unwanted)
 
     async def check_health(self) -> None:
         """Serve's health hook."""

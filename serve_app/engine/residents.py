@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,7 +15,8 @@ class Residents:
     """Admits requests to resident versions only, lets one drain, and cuts a killed one off."""
 
     def __init__(self) -> None:
-        self._held: dict[int, ServedAdapter] = {}
+        self._held: OrderedDict[int, ServedAdapter] = OrderedDict()
+        """Least recently used first."""
         self._in_flight: dict[int, list[asyncio.Task[object]]] = {}
         self._draining: set[int] = set()
         self._killed: set[int] = set()
@@ -28,6 +30,10 @@ class Residents:
     def holds(self, int_id: int) -> bool:
         """Whether a version is held."""
         return int_id in self._held
+
+    def longest_idle(self) -> int | None:
+        """The version that has had nothing in flight for longest; None where all are in use."""
+        return next((key for key in self._held if not self._in_flight.get(key)), None)
 
     def add(self, adapter: ServedAdapter) -> None:
         """Take requests for `adapter` from now on."""
@@ -57,6 +63,7 @@ class Residents:
         if self._held.get(key) != adapter or key in self._draining:
             raise AdapterGone(adapter.label)
         self._in_flight.setdefault(key, []).append(task)
+        self._held.move_to_end(key)
         try:
             yield
         except asyncio.CancelledError:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
-from contextlib import aclosing, nullcontext
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 from vllm.engine.arg_utils import AsyncEngineArgs
@@ -21,6 +21,7 @@ from serve_app import tools
 from serve_app.config import EngineConfig
 from serve_app.engine.probes import probe_differences
 from serve_app.engine.residents import Residents
+from serve_app.engine.slots import Slots
 from serve_app.protocol import (
     Delta,
     Generation,
@@ -48,7 +49,7 @@ class VLLMEngine:
                 dtype=model.dtype,
                 max_model_len=config.max_model_len,
                 max_num_seqs=config.max_num_seqs,
-                enable_lora=True,
+                enable_lora=config.loras,
                 max_loras=config.max_loras,
                 max_cpu_loras=config.max_cpu_loras,
                 max_lora_rank=config.max_lora_rank,
@@ -62,7 +63,9 @@ class VLLMEngine:
         self._max_length = config.max_model_len
         self._replica = replica
         self._base = model.path.rstrip("/").rpartition("/")[2]
+        self._loras = config.loras
         self.residents = Residents()
+        self._slots = Slots(config.max_loras)
 
     # -- generation -------------------------------------------------------------------------
 
@@ -120,8 +123,7 @@ class VLLMEngine:
         logprobs = _Logprobs(request.sampling.top_logprobs)
         first_ms: float | None = None
         unsaid: tuple[TokenLogprob, ...] = ()
-        holding = self.residents.using(adapter) if adapter else nullcontext()
-        with holding:
+        async with self._holding(adapter):
             async for output in self._generate(request, ids, kind):
                 piece = output.outputs[0]
                 if first_ms is None:
@@ -131,7 +133,7 @@ class VLLMEngine:
                 said = logprobs.add(piece)
                 reason = piece.finish_reason or reason
                 if kind is RequestOutputKind.DELTA and piece.text:
-                    yield Delta(piece.text, (*unsaid, *said))
+                    yield Delta(piece.text, (*unsaid, *said), len(ids), tokens)
                     unsaid = ()
                 else:
                     unsaid = (*unsaid, *said)
@@ -151,6 +153,16 @@ class VLLMEngine:
             tokens=logprobs.tokens,
         )
 
+    @asynccontextmanager
+    async def _holding(self, adapter: ServedAdapter | None) -> AsyncIterator[None]:
+        """The adapter is resident, and has its turn, for the length of one request."""
+        if adapter is None:
+            yield
+            return
+        with self.residents.using(adapter):
+            async with self._slots.using(adapter.int_id):
+                yield
+
     async def _generate(
         self, request: GenerationRequest, ids: list[int], kind: RequestOutputKind
     ) -> AsyncIterator[Any]:
@@ -159,7 +171,7 @@ class VLLMEngine:
             {"prompt_token_ids": ids},
             _parameters(request.sampling, kind),
             request_id=request.request_id,
-            lora_request=_lora(request.adapter) if request.adapter else None,
+            lora_request=self._lora(request.adapter),
         )
         async with aclosing(outputs):
             try:
@@ -170,13 +182,18 @@ class VLLMEngine:
 
     # -- adapters ---------------------------------------------------------------------------
 
-    async def load(self, adapter: ServedAdapter) -> float:
+    async def load(self, adapter: ServedAdapter, *, probe: bool) -> float:
         """Load `adapter` and return its mean absolute difference from the trainer's probes.
 
-        The version becomes resident only after its probes ran.
+        The version becomes resident only after its probes ran; without `probe`, it is 0.
         """
-        await self._llm.add_lora(_lora(adapter))
-        difference = await self._probe(adapter)
+        if self._loras:
+            await self._llm.add_lora(_lora(adapter))
+        difference = 0.0
+        if probe:
+            # Its turn among the others: the engine would let it wait while all slots are busy.
+            async with self._slots.using(adapter.int_id):
+                difference = await self._probe(adapter)
         self.residents.add(adapter)
         return difference
 
@@ -200,11 +217,15 @@ class VLLMEngine:
                 output_kind=RequestOutputKind.FINAL_ONLY,
             ),
             request_id=f"probe-{adapter.label}-{number}-{time.monotonic_ns()}",
-            lora_request=_lora(adapter),
+            lora_request=self._lora(adapter),
         ):
             pass
         assert output is not None
         return probe_differences(probe, output.outputs[0])
+
+    def _lora(self, adapter: ServedAdapter | None) -> LoRARequest | None:
+        """What the engine computes beside its model; an engine without adapters is its version."""
+        return _lora(adapter) if adapter is not None and self._loras else None
 
     async def unload(self, int_id: int) -> bool:
         """Remove a version; whether the engine's own list confirms it."""

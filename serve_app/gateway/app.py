@@ -15,8 +15,10 @@ from cluster.control.protocol import RoutingTable
 from cluster.types import Principal, Role
 from serve_app.config import GatewayConfig
 from serve_app.gateway import errors
+from serve_app.gateway.admin import Plane, admin_routes
 from serve_app.gateway.admission import Admission
 from serve_app.gateway.auth import Authenticator
+from serve_app.gateway.budgets import Budgets
 from serve_app.gateway.completions import Completions
 from serve_app.gateway.denials import Denials
 from serve_app.gateway.embeddings import CountTokens, Embeddings
@@ -38,10 +40,14 @@ def create_app(
     base_model: str,
     config: GatewayConfig,
     count_tokens: CountTokens,
+    budgets: Budgets,
+    plane: Plane,
 ) -> ASGIApp:
     """The ASGI application of one gateway replica."""
-    completions = Completions(road, authenticate, table, base_model, config)
-    embeddings = Embeddings(road, authenticate, config, count_tokens)
+    completions = Completions(
+        road, authenticate, table, base_model=base_model, config=config, budgets=budgets
+    )
+    embeddings = Embeddings(road, authenticate, config, count_tokens, budgets)
 
     async def chat(request: Request) -> Response:
         return await completions(request, ChatRequest)
@@ -71,6 +77,7 @@ def create_app(
             Route("/health", health, methods=["GET"]),
             Route("/v1/feedback", Feedback(road, authenticate, table).__call__, methods=["POST"]),
             *label_routes(authenticate, labels),
+            *admin_routes(authenticate, plane),
         ],
         exception_handlers=answers,
     )

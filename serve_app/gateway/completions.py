@@ -18,6 +18,7 @@ from serve_app.config import GatewayConfig
 from serve_app.gateway import answers, wire
 from serve_app.gateway.auth import Authenticator
 from serve_app.gateway.bodies import parse
+from serve_app.gateway.budgets import Budgets
 from serve_app.gateway.errors import Refused
 from serve_app.gateway.road import Road, unserved
 from serve_app.gateway.streams import streamed
@@ -36,10 +37,13 @@ class Completions:
         road: Road,
         authenticate: Authenticator,
         table: Callable[[], RoutingTable],
+        *,
         base_model: str,
         config: GatewayConfig,
+        budgets: Budgets,
     ) -> None:
         self._road = road
+        self._budgets = budgets
         self._authenticate = authenticate
         self._table = table
         self._base_model = base_model
@@ -55,12 +59,19 @@ class Completions:
         self._check(body, principal)
         envelopes = self._envelopes(body, principal)
         chat = isinstance(body, wire.ChatRequest)
+        known = None if body.model == AUTO else body.model
+        hold = await self._budgets.reserve(principal, known, envelopes)
         if body.stream:
-            return await streamed(self._road, envelopes, body, chat=chat)
-        if len(envelopes) == 1:
-            walked = [await self._road.answer(envelopes[0])]
-        else:
-            walked = await asyncio.gather(*(self._road.answer(one) for one in envelopes))
+            return await streamed(self._road, envelopes, body, hold, chat=chat)
+        try:
+            if len(envelopes) == 1:
+                walked = [await self._road.answer(envelopes[0], hold.ended)]
+            else:
+                walked = await asyncio.gather(
+                    *(self._road.answer(one, hold.ended) for one in envelopes)
+                )
+        finally:
+            hold.close()
         finished = []
         for envelope, text in walked:
             if envelope.block is not None:
@@ -77,7 +88,7 @@ class Completions:
                 chat=chat,
                 offer=body.offered,
             ),
-            headers=_headers(first),
+            headers={**_headers(first), **hold.headers},
         )
 
     def _check(self, body: wire.GenerateRequest, principal: Principal) -> None:

@@ -1,7 +1,8 @@
 """Who was refused, on record: a wrong key, a model out of reach, a path that is not there.
 
-Everything a known key was refused is recorded. What nobody can be named for is recorded up to a
-rate, and counted above it: strangers must not be able to fill the log.
+Everything a known key was refused is recorded. What nobody can be named for, and what was over a
+bound, is recorded up to a rate, and counted above it: neither strangers nor a client that does not
+wait must be able to fill the log.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from collections.abc import Awaitable, Callable
 from serve_app.gateway.errors import Refused
 from serve_app.protocol import Envelope, Sampling
 
-_DENIED = frozenset({401, 403, 404, 405})
-_STRANGERS_A_SECOND = 20
+_DENIED = frozenset({401, 403, 404, 405, 429})
+_BOUNDED_A_SECOND = 20
 _LONGEST = 256
 
 
@@ -28,7 +29,7 @@ class Denials:
     ) -> None:
         self._record = record
         self._now = now
-        self._second, self._strangers, self._unrecorded = 0, 0, 0
+        self._second, self._seen, self._unrecorded = 0, 0, 0
 
     async def __call__(self, error: Refused, path: str) -> str | None:
         """The trace of a refusal, or None where it was not a denial or was only counted."""
@@ -36,7 +37,7 @@ class Denials:
             return None
         now, principal = self._now(), error.principal
         metadata = {"path": path[:_LONGEST]}
-        if principal is None:
+        if principal is None or error.block.status == 429:
             if not self._room(int(now)):
                 self._unrecorded += 1
                 return None
@@ -60,6 +61,6 @@ class Denials:
 
     def _room(self, second: int) -> bool:
         if second != self._second:
-            self._second, self._strangers = second, 0
-        self._strangers += 1
-        return self._strangers <= _STRANGERS_A_SECOND
+            self._second, self._seen = second, 0
+        self._seen += 1
+        return self._seen <= _BOUNDED_A_SECOND

@@ -18,9 +18,10 @@ from serve_app.config import GatewayConfig
 from serve_app.gateway import answers, wire
 from serve_app.gateway.auth import Authenticator
 from serve_app.gateway.bodies import parse
+from serve_app.gateway.budgets import Budgets
 from serve_app.gateway.errors import Refused
 from serve_app.gateway.road import Road
-from serve_app.protocol import EMBEDDING_MODEL, Block, Envelope, Sampling
+from serve_app.protocol import EMBEDDING_MODEL, Block, Envelope, Sampling, Usage
 from serve_app.steps import unavailable
 
 CountTokens = Callable[[list[str]], int]
@@ -36,8 +37,9 @@ class Embeddings:
         authenticate: Authenticator,
         config: GatewayConfig,
         count_tokens: CountTokens,
+        budgets: Budgets,
     ) -> None:
-        self._road = road
+        self._road, self._budgets = road, budgets
         self._authenticate = authenticate
         self._config = config
         self._count_tokens = count_tokens
@@ -50,8 +52,12 @@ class Embeddings:
             message = f"model {body.model[:64]!r} embeds nothing here; use {EMBEDDING_MODEL}"
             unknown = Block(404, "model_not_found", message, "model")
             raise Refused(unknown, principal=principal, model=body.model)
-        envelopes = [_envelope(text, principal) for text in body.texts]
-        found = await asyncio.gather(*(self._road.embed(envelope) for envelope in envelopes))
+        envelopes = [_envelope(text, principal, self._count_tokens([text])) for text in body.texts]
+        hold = await self._budgets.reserve(principal, EMBEDDING_MODEL, envelopes)
+        try:
+            found = await asyncio.gather(*(self._road.embed(one, hold.ended) for one in envelopes))
+        finally:
+            hold.close()
         for envelope in found:
             # Routing may be configured to fail open; a vector that is not there cannot.
             block = envelope.block or (None if envelope.embedding else unavailable("routing"))
@@ -61,12 +67,13 @@ class Embeddings:
             EMBEDDING_MODEL,
             [envelope.embedding for envelope in found],
             body.encoding_format,
-            self._count_tokens([envelope.messages[0]["content"] for envelope in found]),
+            sum(envelope.usage.prompt_tokens for envelope in found if envelope.usage),
         )
-        return JSONResponse(answer, headers={"x-headrace-trace-id": found[0].trace_id})
+        headers = {"x-headrace-trace-id": found[0].trace_id, **hold.headers}
+        return JSONResponse(answer, headers=headers)
 
 
-def _envelope(text: str, principal: Principal) -> Envelope:
+def _envelope(text: str, principal: Principal, tokens: int) -> Envelope:
     return Envelope(
         trace_id=f"tr-{uuid.uuid4().hex}",
         received_at=time.time(),
@@ -75,5 +82,7 @@ def _envelope(text: str, principal: Principal) -> Envelope:
         model=EMBEDDING_MODEL,
         messages=[{"role": "user", "content": text}],
         sampling=Sampling(),
+        key_id=principal.key_id,
         chat=False,
+        usage=Usage(EMBEDDING_MODEL, tokens, 0),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -66,8 +67,8 @@ def error_body(block: Block) -> dict[str, Any]:
 def respond(block: Block, trace_id: str | None = None) -> JSONResponse:
     """The HTTP answer to a refused request."""
     headers = {"x-headrace-trace-id": trace_id} if trace_id else {}
-    if block.status in (429, 503):
-        headers["Retry-After"] = "1"
+    if block.status in (429, 503) and block.retry_after_s is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(block.retry_after_s)))
     return JSONResponse(error_body(block), block.status, headers)
 
 

@@ -9,14 +9,17 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from cluster.rollout.evidence import Arm
 from cluster.types import Role
 from serve_app.gateway.auth import Authenticator
 from serve_app.gateway.bodies import parse
 from serve_app.gateway.errors import Refused
 from serve_app.gateway.road import Road, TableSource, unserved
+from serve_app.gateway.trials import one
 from serve_app.protocol import Envelope, Sampling
 
 _LIMIT = 1 << 16
+_OUTCOMES = ("disliked", "escalated", "resolved", "rating")
 
 
 class FeedbackRequest(BaseModel):
@@ -30,11 +33,20 @@ class FeedbackRequest(BaseModel):
     """Whether the user disliked the answer."""
     escalated: bool | None = None
     """Whether a person had to take over."""
+    resolved: bool | None = None
+    """Whether the user's matter was settled."""
+    rating: int | None = Field(default=None, ge=1, le=5)
+
+    @property
+    def outcomes(self) -> dict[str, bool | int]:
+        """What is known."""
+        named = {name: getattr(self, name) for name in _OUTCOMES}
+        return {name: value for name, value in named.items() if value is not None}
 
     @model_validator(mode="after")
     def _says_something(self) -> FeedbackRequest:
-        if self.disliked is None and self.escalated is None:
-            raise ValueError("say whether the answer was disliked, or whether it was escalated")
+        if not self.outcomes:
+            raise ValueError(f"say what became of the answer: one of {', '.join(_OUTCOMES)}")
         return self
 
 
@@ -63,12 +75,10 @@ class Feedback:
             key_id=principal.key_id,
             metadata={
                 "feedback_on": body.trace_id,
-                **({} if body.disliked is None else {"disliked": str(body.disliked).lower()}),
-                **({} if body.escalated is None else {"escalated": str(body.escalated).lower()}),
+                **{name: str(value).lower() for name, value in body.outcomes.items()},
             },
         )
         await self._road.note(envelope)
-        counted = self._road.trials.judged(
-            body.model, disliked=body.disliked, escalated=body.escalated
-        )
+        found = Arm(**{name: one(value) for name, value in body.outcomes.items()})
+        counted = self._road.trials.judged(body.model, found)
         return JSONResponse({"trace_id": envelope.trace_id, "counted": counted})

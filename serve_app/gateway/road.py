@@ -17,6 +17,7 @@ from typing import Protocol
 from cluster.control.protocol import Caller, RoutingTable, ServedAdapter
 from cluster.privacy import restore
 from serve_app.cache import ResponseCache, Slot
+from serve_app.gateway.budgets import Ended, most_read
 from serve_app.gateway.trials import Trials
 from serve_app.handoff import Pending
 from serve_app.protocol import (
@@ -32,6 +33,7 @@ from serve_app.protocol import (
     PromptTooLong,
     Span,
     TokenLogprob,
+    Usage,
 )
 from serve_app.stages.governance import StreamGuard
 from serve_app.steps import AFTER, AUDIT, BEFORE, DATA_PREP, MASK, ROUTE, Step, settle
@@ -106,6 +108,10 @@ _SWAP_RETRIES = 8
 _WITHHELD = "[withheld: it could not be checked for personal data]"
 
 
+def _nobody(_envelope: Envelope) -> None:
+    """Is told of nothing."""
+
+
 @dataclass
 class _Progress:
     recording: bool = False
@@ -121,8 +127,13 @@ class Road:
         engine: Engine,
         table: Callable[[], RoutingTable],
         cache: ResponseCache,
+        *,
+        base: str,
+        window: int,
     ) -> None:
+        """`base` is the base model's name, `window` the most tokens of a prompt and its answer."""
         self._cache = cache
+        self._base, self._window = base, window
         self._hops = hops
         self._engine = engine
         self._table = table
@@ -134,13 +145,14 @@ class Road:
         """Whether one more request would be over `limit`, or wait behind a queue at its bound."""
         return self._under_way >= limit or any(hop.full for hop in self._hops.values())
 
-    async def answer(self, envelope: Envelope) -> tuple[Envelope, str]:
+    async def answer(self, envelope: Envelope, ended: Ended = _nobody) -> tuple[Envelope, str]:
         """The finished envelope and the text for the client, its own values restored.
 
-        A refused request comes back with `block` set; it has passed audit all the same.
+        A refused request comes back with `block` set; it has passed audit all the same. `ended`
+        hears of the envelope when nothing more is done for it, also when the client went away.
         """
         vault: dict[str, str] = {}
-        async with self._audited(envelope) as progress:
+        async with self._audited(envelope, ended) as progress:
             await self._inbound(envelope, vault)
             if envelope.block is None:
                 started = time.perf_counter()
@@ -149,14 +161,16 @@ class Road:
             await self._outbound(envelope, progress)
         return envelope, restore(envelope.answer, vault)
 
-    async def stream(self, envelope: Envelope) -> AsyncGenerator[Piece | Envelope, None]:
-        """Pieces of the answer as they come, then the finished envelope.
+    async def stream(
+        self, envelope: Envelope, ended: Ended = _nobody
+    ) -> AsyncGenerator[Piece | Envelope, None]:
+        """Pieces of the answer as they come, then the finished envelope; `ended` as in `answer`.
 
         The first item is the envelope before generation, so that a refusal can still be an HTTP
         error.
         """
         vault: dict[str, str] = {}
-        async with self._audited(envelope) as progress:
+        async with self._audited(envelope, ended) as progress:
             await self._inbound(envelope, vault)
             yield envelope
             if envelope.block is None:
@@ -183,12 +197,13 @@ class Road:
             progress.recording = True
             await self._record(envelope)
 
-    async def embed(self, envelope: Envelope) -> Envelope:
+    async def embed(self, envelope: Envelope, ended: Ended = _nobody) -> Envelope:
         """The envelope with its embedding, or with `block` set; recorded like any request."""
-        async with self._audited(envelope) as progress:
+        async with self._audited(envelope, ended) as progress:
             for group in ((DATA_PREP,), (MASK,), (ROUTE,)):
                 await self._step(group, envelope, {})
                 if envelope.block is not None:
+                    envelope.usage = None
                     break
             await self._outbound(envelope, progress)
         return envelope
@@ -230,7 +245,9 @@ class Road:
         settle(envelope)
 
     @asynccontextmanager
-    async def _audited(self, envelope: Envelope) -> AsyncIterator[_Progress]:
+    async def _audited(
+        self, envelope: Envelope, ended: Ended = _nobody
+    ) -> AsyncIterator[_Progress]:
         """Record the request of a client that went away too; its engine request ends at once."""
         progress = _Progress()
         self._under_way += 1
@@ -245,6 +262,7 @@ class Road:
             raise
         finally:
             self._under_way -= 1
+            ended(envelope)
 
     async def _record(self, envelope: Envelope) -> None:
         _withhold_unchecked(envelope)
@@ -293,7 +311,16 @@ class Road:
         slot = self._cache.slot(envelope, adapter.label if adapter else "base")
         found = self._cache.get(slot, time.monotonic()) if slot else None
         envelope.cache = "off" if slot is None else "hit" if found else "miss"
+        if found is not None:
+            envelope.usage = Usage(found.version, 0, 0)
         return slot, found
+
+    def _asked(self, envelope: Envelope, request: GenerationRequest, written: int) -> Usage:
+        """What the engine may have done of `request` by the time nobody waits for it any more."""
+        version = request.adapter.label if request.adapter else self._base
+        read = most_read(request.messages, self._window)
+        envelope.usage = Usage(version, read, min(written, self._window), exact=False)
+        return envelope.usage
 
     async def _generate(self, envelope: Envelope) -> Generation | None:
         for _ in range(_SWAP_RETRIES):
@@ -304,20 +331,17 @@ class Road:
             if found is not None:
                 return found
             request = self._request(envelope, adapter)
+            self._asked(envelope, request, envelope.sampling.max_tokens)
             try:
                 found = await self._engine.complete(request)
             except AdapterGone:
+                envelope.usage = None
                 continue  # swapped out between the look-up and the engine: look again
-            except AdapterKilled as error:
-                envelope.block = _killed(str(error))
+            except Exception as error:  # its fault costs this request, which is still recorded
+                envelope.usage = None
+                self._faulted(envelope, request, error)
                 return None
-            except (PromptTooLong, NotSupported) as error:
-                envelope.block = _refusal(error)
-                return None
-            except Exception:  # an engine's fault costs this request, which is still recorded
-                self.trials.saw(request, None)
-                envelope.block = _failed(envelope)
-                return None
+            envelope.usage = Usage(found.version, found.prompt_tokens, found.completion_tokens)
             self.trials.saw(request, found)
             if slot is not None:
                 self._cache.put(slot, found, time.monotonic())
@@ -336,27 +360,38 @@ class Road:
                 yield found
                 return
             request = self._request(envelope, adapter)
+            used = self._asked(envelope, request, 0)
             try:
                 async for item in self._engine.stream(request):
                     if isinstance(item, Generation):
+                        read, used.completion_tokens = item.prompt_tokens, item.completion_tokens
                         self.trials.saw(request, item)
                         if slot is not None:
                             self._cache.put(slot, item, time.monotonic())
+                    else:
+                        read, used.completion_tokens = item.read, item.written
+                    used.prompt_tokens, used.exact = read, True
                     yield item
                 return
             except AdapterGone:
+                envelope.usage = None
                 continue  # raised before the first token, so nothing has been shown
-            except AdapterKilled as error:
-                envelope.block = _killed(str(error))
-                return
-            except (PromptTooLong, NotSupported) as error:
-                envelope.block = _refusal(error)
-                return
-            except Exception:  # as above; what was streamed so far is followed by the error
-                self.trials.saw(request, None)
-                envelope.block = _failed(envelope)
+            except Exception as error:  # as above; what was streamed is followed by the error
+                if not used.exact:
+                    envelope.usage = None
+                self._faulted(envelope, request, error)
                 return
         envelope.block = _swapping()
+
+    def _faulted(self, envelope: Envelope, request: GenerationRequest, error: Exception) -> None:
+        """Say on the envelope why the engine gave no answer."""
+        if isinstance(error, AdapterKilled):
+            envelope.block = _killed(str(error))
+        elif isinstance(error, PromptTooLong | NotSupported):
+            envelope.block = _refusal(error)
+        else:
+            self.trials.saw(request, None)
+            envelope.block = _failed(envelope)
 
 
 def unserved(table: RoutingTable, caller: Caller, model: str) -> Block:

@@ -9,6 +9,7 @@ from contextlib import aclosing
 from starlette.responses import StreamingResponse
 
 from serve_app.gateway import answers, errors, wire
+from serve_app.gateway.budgets import Hold
 from serve_app.gateway.errors import Refused
 from serve_app.gateway.road import Piece, Road
 from serve_app.protocol import Envelope, Generation, TokenLogprob
@@ -20,15 +21,24 @@ _AHEAD = 32
 
 
 async def streamed(
-    road: Road, envelopes: Sequence[Envelope], body: wire.GenerateRequest, *, chat: bool
+    road: Road,
+    envelopes: Sequence[Envelope],
+    body: wire.GenerateRequest,
+    hold: Hold,
+    *,
+    chat: bool,
 ) -> StreamingResponse:
-    """The response once every choice has come to its generation.
+    """The response once every choice has come to its generation; each settles `hold` at its end.
 
     Raises:
         Refused: a choice was blocked before anything was generated for any of them.
     """
-    walks = [road.stream(envelope) for envelope in envelopes]
-    firsts = await asyncio.gather(*(anext(walk) for walk in walks))
+    walks = [road.stream(envelope, hold.ended) for envelope in envelopes]
+    try:
+        firsts = await asyncio.gather(*(anext(walk) for walk in walks))
+    except BaseException:
+        hold.close()  # nothing was generated yet
+        raise
     blocked = next((e for e in firsts if isinstance(e, Envelope) and e.block is not None), None)
     if blocked is not None and blocked.block is not None:
         for walk, first in zip(walks, firsts, strict=True):
@@ -43,7 +53,11 @@ async def streamed(
     return StreamingResponse(
         _events(walks, envelopes, writer, body),
         media_type="text/event-stream",
-        headers={"x-headrace-trace-id": first.trace_id, "Cache-Control": "no-store"},
+        headers={
+            "x-headrace-trace-id": first.trace_id,
+            "Cache-Control": "no-store",
+            **hold.headers,
+        },
     )
 
 

@@ -67,18 +67,17 @@ class Trials:
             self._shadows.add(task)
             task.add_done_callback(self._shadows.discard)
 
-    def judged(self, label: str, *, disliked: bool | None, escalated: bool | None) -> bool:
-        """Count what somebody made of an answer of version `label`; whether it is on trial."""
+    def judged(self, label: str, found: Arm) -> bool:
+        """Count what became of an answer of version `label`; whether it is on trial."""
         name = label.partition("@")[0]
         table = self._table()
         split, live = table.splits.get(name), table.live.get(name)
         if split is None:
             return False
-        arm = Arm(disliked=_one(disliked), escalated=_one(escalated))
         if label == split.candidate.label and not split.shadow:
-            self._count(split, Evidence(candidate=arm))
+            self._count(split, Evidence(candidate=found))
         elif live is not None and label == live.label:
-            self._count(split, Evidence(baseline=arm))
+            self._count(split, Evidence(baseline=found))
         else:
             return False
         return True
@@ -108,13 +107,14 @@ class Trials:
 
 def _arm(generation: Generation | None) -> Arm:
     if generation is None:
-        return Arm(errors=_one(True))
+        return Arm(errors=one(True))
     return Arm(
-        errors=_one(False),
+        errors=one(False),
         latency_ms=Moments.of([generation.total_ms]),
         confidence=Moments.of([math.exp(generation.mean_logprob)]),
     )
 
 
-def _one(happened: bool | None) -> Moments:
-    return Moments() if happened is None else Moments.of([float(happened)])
+def one(value: float | None) -> Moments:
+    """The moments of one value, or of none."""
+    return Moments() if value is None else Moments.of([float(value)])

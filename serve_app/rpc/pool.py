@@ -23,6 +23,8 @@ _LOOK_AGAIN_S = 0.25
 _WAIT_S = 10.0
 
 Discover = Callable[[], Awaitable[Sequence[Address]]]
+Among = Callable[[list[Connection]], list[Connection]]
+"""Those of the usable replicas that a call may go to; never none."""
 
 
 class Pool:
@@ -35,30 +37,42 @@ class Pool:
         self._missed = asyncio.Event()
         self._follower: asyncio.Task[None] | None = None
 
-    async def call(self, method: str, *arguments: Any, again: bool = False) -> Any:
+    @property
+    def reachable(self) -> bool:
+        """Whether a replica can be called now. Looking for them begins when this is first asked."""
+        if self._follower is None:
+            self._follower = apart(self._follow())
+        return any(one.usable for one in self._connections.values())
+
+    async def call(
+        self, method: str, *arguments: Any, again: bool = False, among: Among | None = None
+    ) -> Any:
         """The result of `method` on one replica.
 
         Args:
             method: one of the replica's.
             arguments: what crosses; pickled.
             again: a call whose replica went away may be made once more, on another.
+            among: which of the replicas may be called; all of them without it.
 
         Raises:
             ReplicaLost: the replica went away, or there was none for ten seconds.
             CallFailed: the method raised.
         """
-        connection = await self._one()
+        connection = await self._one(among)
         try:
             return await connection.call(method, *arguments)
         except ReplicaLost:
             self._missed.set()
             if not again:
                 raise
-        return await (await self._one()).call(method, *arguments)
+        return await (await self._one(among)).call(method, *arguments)
 
-    async def stream(self, method: str, *arguments: Any) -> AsyncGenerator[Any, None]:
-        """The items of `method` on one replica; errors as in `call`."""
-        connection = await self._one()
+    async def stream(
+        self, method: str, *arguments: Any, among: Among | None = None
+    ) -> AsyncGenerator[Any, None]:
+        """The items of `method` on one replica; `among` and errors as in `call`."""
+        connection = await self._one(among)
         try:
             async with aclosing(connection.stream(method, *arguments)) as items:
                 async for item in items:
@@ -74,12 +88,13 @@ class Pool:
         for connection in self._connections.values():
             connection.close()
 
-    async def _one(self) -> Connection:
+    async def _one(self, among: Among | None) -> Connection:
         while True:
             if self._follower is None:
                 self._follower = apart(self._follow())
             usable = [one for one in self._connections.values() if one.usable]
             if usable:
+                usable = among(usable) if among else usable
                 drawn = random.sample(usable, 2) if len(usable) > 2 else usable
                 return min(drawn, key=lambda one: one.under_way)
             self._found.clear()

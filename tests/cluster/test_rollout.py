@@ -3,14 +3,17 @@
 import math
 import random
 from dataclasses import replace
+from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from cluster.rollout.decide import Action, decide
 from cluster.rollout.evidence import Arm, Evidence, Moments
-from cluster.rollout.plan import Guardrails, Phase, RolloutPlan
+from cluster.rollout.plan import Guardrails, Phase, RolloutPlan, Trial
 from cluster.rollout.sequential import difference, radius
 from cluster.rollout.state import Report, Rollout, Status, chosen
+from cluster.rollout.trial import verdict
 from cluster.types import AdapterVersion
 
 PLAN = RolloutPlan(
@@ -55,17 +58,17 @@ def test_the_interval_holds_at_every_look() -> None:
         for _ in range(100):
             old += _rate(10, sum(drawn.random() < 0.1 for _ in range(10)))
             new += _rate(10, sum(drawn.random() < 0.1 for _ in range(10)))
-            found = difference(old, new, 0.05, rate=True)
+            found = difference(old, new, 0.05, within=(0, 1))
             missed |= not found.low <= 0 <= found.high
         wrong += missed
     assert wrong / runs < 0.05
 
 
 def test_the_interval_narrows_on_a_difference() -> None:
-    found = difference(_rate(2000, 20), _rate(2000, 200), 0.01, rate=True)
+    found = difference(_rate(2000, 20), _rate(2000, 200), 0.01, within=(0, 1))
     assert 0 < found.low < 0.09 < found.high
-    assert radius(_rate(29, 3), 0.05, rate=True) == math.inf
-    assert radius(_rate(1000, 0), 0.05, rate=True) > 0, "no failure yet is not no failure ever"
+    assert radius(_rate(29, 3), 0.05, within=(0, 1)) == math.inf
+    assert radius(_rate(1000, 0), 0.05, within=(0, 1)) > 0, "no failure yet is not no failure ever"
 
 
 def _decide(seen: Evidence, *, number: int = 1, waited: float = 60.0) -> tuple[Action, str]:
@@ -175,3 +178,84 @@ def test_a_plan_that_makes_no_sense_is_refused(phases: list[dict[str, object]]) 
 def test_status_says_what_is_over() -> None:
     assert {status for status in Status if status.over} == {Status.PROMOTED, Status.ROLLED_BACK}
     assert Guardrails().alpha < 0.05
+
+
+TEST = Trial(outcome="resolved")
+
+
+def _outcomes(resolved: Moments, requests: int = 5000) -> Arm:
+    return replace(_arm(requests), resolved=resolved)
+
+
+def _tested(
+    baseline: Moments, candidate: Moments, now: float = 10.0, trial: Trial = TEST
+) -> tuple[Action, str]:
+    phase = Phase(percent=50, min_requests=50, min_seconds=5, trial=trial)
+    seen = Evidence(_outcomes(baseline), _outcomes(candidate))
+    plan = RolloutPlan(phases=(phase,), give_up_s=1000)
+    found = decide(plan, 0, phase_started=0.0, seen=seen, whole=seen, now=now)
+    return found.action, found.reason
+
+
+def test_an_ab_test_ends_with_a_verdict() -> None:
+    assert _tested(_rate(2000, 1000), _rate(2000, 1300))[0] is Action.PROMOTE
+    action, reason = _tested(_rate(2000, 1000), _rate(2000, 700))
+    assert action is Action.ROLL_BACK
+    assert reason.startswith("worse: resolved 0.500 to 0.350, difference -0.")
+    assert reason.endswith("at 95% confidence")
+    action, reason = _tested(_rate(2000, 1000), _rate(2000, 1020))
+    assert action is Action.HOLD
+    assert reason.startswith("undecided")
+    assert "only 3 outcomes" in _tested(_rate(2000, 1000), _rate(3, 3))[1]
+
+
+@pytest.mark.parametrize(
+    ("undecided", "expected"),
+    [("promote", Action.PROMOTE), ("roll back", Action.ROLL_BACK)],
+)
+def test_an_ab_test_that_shows_nothing_ends_as_was_said(undecided: Any, expected: Action) -> None:
+    trial = Trial(outcome="resolved", undecided=undecided)
+    same = _rate(2000, 1000)
+    assert _tested(same, same, trial=trial)[0] is Action.HOLD
+    assert _tested(same, same, now=1001.0, trial=trial)[0] is expected
+
+
+def test_less_is_better_of_some_outcomes_and_a_gain_may_be_asked_for() -> None:
+    fewer = Evidence(
+        replace(_arm(2000), escalated=_rate(2000, 600)),
+        replace(_arm(2000), escalated=_rate(2000, 300)),
+    )
+    assert verdict(Trial(outcome="escalated"), fewer).says == "better"
+    assert verdict(Trial(outcome="escalated", min_gain=0.1), fewer).says == "undecided"
+    assert verdict(Trial(outcome="escalated", min_gain=0.3), fewer).says == "worse"
+    liked = Moments.of([4.0, 5.0] * 500)
+    rated = Evidence(
+        replace(_arm(9), rating=Moments.of([2.0, 3.0] * 500)), replace(_arm(9), rating=liked)
+    )
+    assert verdict(Trial(outcome="rating"), rated).says == "better"
+    alike = Evidence(
+        replace(_arm(9), rating=Moments(40, 120, 360)),
+        replace(_arm(9), rating=Moments(40, 124, 385)),
+    )
+    assert verdict(Trial(outcome="rating"), alike).says == "undecided"
+
+
+def test_an_ab_test_of_equals_is_seldom_decided_however_often_one_looks() -> None:
+    drawn = random.Random(5)
+    trial, wrong = Trial(outcome="resolved", confidence=0.9), 0
+    for _ in range(200):
+        old, new = Moments(), Moments()
+        for _ in range(60):
+            old += _rate(20, sum(drawn.random() < 0.6 for _ in range(20)))
+            new += _rate(20, sum(drawn.random() < 0.6 for _ in range(20)))
+            seen = Evidence(_outcomes(old), _outcomes(new))
+            if verdict(trial, seen).says != "undecided":
+                wrong += 1
+                break
+    assert wrong <= 20
+
+
+@pytest.mark.parametrize("changes", [{"shadow": True}, {"percent": 0}, {"percent": 100}])
+def test_an_ab_test_needs_users_on_both_sides(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="both sides"):
+        Phase.model_validate({"percent": 50, "trial": {"outcome": "rating"}, **changes})

@@ -10,9 +10,10 @@ import pytest
 from sqlalchemy.orm import Session
 
 from cluster.audit import ChainWriter, read_traces
+from cluster.budget.prices import Price, PriceBook
 from cluster.registry import usage
 from cluster.registry.db import open_database
-from cluster.registry.usage import Price, PriceBook, Tally, TokenUse
+from cluster.registry.usage import Tally, TokenUse
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def _trace(
         "tenant": tenant,
         "key_id": f"k-{tenant}",
         "cache": "off",
-        "generation": {"version": version, "prompt_tokens": 10 + number, "completion_tokens": 3},
+        "usage": {"version": version, "prompt_tokens": 10 + number, "completion_tokens": 3},
         **more,
     }
 
@@ -59,7 +60,9 @@ def test_a_stretch_told_twice_counts_once(tx: Session) -> None:
 
 
 def test_refusals_cost_nothing_and_cached_answers_no_tokens(tx: Session) -> None:
-    usage.tell(tx, _told("w", [_trace(0, generation=None), _trace(1, cache="hit"), _trace(2)]))
+    nothing = {"version": "care@1", "prompt_tokens": 0, "completion_tokens": 0}
+    traces = [_trace(0, usage=None), _trace(1, cache="hit", usage=nothing), _trace(2)]
+    usage.tell(tx, _told("w", traces))
     [line] = usage.bill(tx, "acme", 0.0, 100.0, PriceBook())["lines"]
     assert (line["requests"], line["cached"]) == (2, 1)
     assert (line["input_tokens"], line["output_tokens"]) == (12, 3)
@@ -72,7 +75,7 @@ def test_bill_and_log_agree_to_the_token(tx: Session, tmp_path: Path, seed: int)
     for name in ("w1", "w2"):
         writer, tally = ChainWriter(folder, name), Tally(name, 0)
         for number in range(drawn.randint(1, 60)):
-            blocked = {"generation": None} if drawn.random() < 0.2 else {}
+            blocked = {"usage": None} if drawn.random() < 0.2 else {}
             tenant = drawn.choice(("acme", "rival"))
             trace = _trace(number, tenant, f"care@{drawn.randint(1, 2)}", **blocked)
             writer.append([trace])
@@ -92,8 +95,8 @@ def test_bill_and_log_agree_to_the_token(tx: Session, tmp_path: Path, seed: int)
     assert usage.untold(tx, folder, 50.0) == []
     logged: Counter[str] = Counter()
     for trace in read_traces(folder):
-        if trace["generation"]:
-            logged[trace["tenant"]] += trace["generation"]["prompt_tokens"]
+        if trace["usage"]:
+            logged[trace["tenant"]] += trace["usage"]["prompt_tokens"]
     for tenant in ("acme", "rival"):
         assert _tokens(tx, tenant)[0] == logged[tenant]
 

@@ -72,6 +72,7 @@ class FakeEngine:
         asked = request.sampling.top_logprobs is not None
         with self.residents.using(request.adapter) if request.adapter else nullcontext():
             await self.wait()
-            for piece in generation.text:
-                yield Delta(piece, (TokenLogprob(piece, self.logprob),) if asked else ())
+            for number, piece in enumerate(generation.text, 1):
+                tokens = (TokenLogprob(piece, self.logprob),) if asked else ()
+                yield Delta(piece, tokens, generation.prompt_tokens, number)
         yield generation

@@ -180,7 +180,7 @@ def test_a_bill_agrees_with_the_audit_log_to_the_token(wheel: Wheel) -> None:
         model="auto", messages=[{"role": "user", "content": "what does this cost"}]
     )
     bill = _do(wheel, "usage", "--tenant", "demo", "--settle")
-    traces = [trace["generation"] for trace in _traces(wheel, "demo") if trace["generation"]]
+    traces = [trace["usage"] for trace in _traces(wheel, "demo") if trace["usage"]]
     lines = bill["lines"]
     assert sum(line["requests"] for line in lines) == len(traces)
     assert sum(line["input_tokens"] for line in lines) == sum(t["prompt_tokens"] for t in traces)
@@ -188,6 +188,7 @@ def test_a_bill_agrees_with_the_audit_log_to_the_token(wheel: Wheel) -> None:
     assert sum(line["output_tokens"] for line in lines) == written
     assert bill["training_seconds"] > 0
     assert bill["labels"] > 0
+    assert bill["adapter_hours"] > 0
 
 
 def test_a_version_has_a_card(wheel: Wheel) -> None:
@@ -196,3 +197,118 @@ def test_a_version_has_a_card(wheel: Wheel) -> None:
     assert "license: apache-2.0" in card
     assert f"| against {focus}@1 |" in card
     assert "labelled production traces" in card
+
+
+def test_a_tenant_stays_within_its_limits(wheel: Wheel) -> None:
+    """Requests of two kinds side by side, some of them given up: no bound is broken."""
+    key = _do(wheel, "keys", "issue", "--tenant", "limited", "--rpm", "6", "--tpm", "100000")
+    url = f"{wheel.report['serving']['base_url']}/chat/completions"
+    headers = {"Authorization": f"Bearer {key['secret']}"}
+    statuses: list[int] = []
+
+    def ask(number: int) -> None:
+        body = {
+            "model": "auto",
+            "messages": [{"role": "user", "content": f"question {number}"}],
+            "max_tokens": 8,
+            "stream": bool(number % 2),
+        }
+        with httpx.stream("POST", url, json=body, headers=headers, timeout=60) as answer:
+            statuses.append(answer.status_code)
+            if number % 3:
+                answer.read()
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(90)
+    assert sorted(statuses) == [200] * 6 + [429] * 14
+    spent = wait_for_bill(wheel, "limited", requests=6)
+    used = [trace["usage"] for trace in _traces(wheel, "limited") if trace["usage"]]
+    assert sum(line["input_tokens"] for line in spent["lines"]) == sum(
+        one["prompt_tokens"] for one in used
+    )
+    assert sum(
+        t["block"] is not None and t["block"]["status"] == 429 for t in _traces(wheel, "limited")
+    )
+    assert _do(wheel, "usage", "limit", "limited", "--usd", "0")["tenant:limited"]["max_usd"] == 0
+    _do(wheel, "keys", "limit", key["key_id"])
+
+    def out_of_money() -> bool:
+        answer = httpx.post(url, json={"model": "auto", "messages": []}, headers=headers)
+        assert answer.status_code in (400, 429)
+        body = {"model": "auto", "messages": [{"role": "user", "content": "one more"}]}
+        answer = httpx.post(url, json=body, headers=headers, timeout=60)
+        return answer.status_code == 429 and "insufficient_quota" in answer.text
+
+    wait_for(out_of_money)
+
+
+def wait_for_bill(wheel: Wheel, tenant: str, *, requests: int) -> Any:
+    found: list[Any] = []
+
+    def there() -> bool:
+        found[:] = [_do(wheel, "usage", "--tenant", tenant, "--settle")]
+        return sum(line["requests"] for line in found[0]["lines"]) >= requests
+
+    wait_for(there)
+    assert sum(line["requests"] for line in found[0]["lines"]) == requests
+    return found[0]
+
+
+def test_the_admin_api_manages_a_tenant(wheel: Wheel, tmp_path: Path) -> None:
+    root = wheel.report["serving"]["base_url"].removesuffix("/v1")
+    admin = _do(wheel, "keys", "issue", "--tenant", "demo", "--role", "admin")["secret"]
+    headers = {"Authorization": f"Bearer {admin}"}
+
+    def post(path: str, body: Any) -> httpx.Response:
+        return httpx.post(root + path, json=body, headers=headers, timeout=60)
+
+    made = post("/key/generate", {"key_alias": "till", "duration": "1h", "rpm_limit": 100})
+    key = made.json()
+    answer = openai.OpenAI(base_url=f"{root}/v1", api_key=key["key"]).chat.completions.create(
+        model="auto", messages=[{"role": "user", "content": "hello"}]
+    )
+    assert answer.choices
+    assert post("/key/generate", {"team_id": "rival"}).status_code == 404
+    assert post("/v1/load_lora_adapter", {"lora_name": "x", "lora_path": "/"}).status_code == 404
+    prices = tmp_path / "prices.yaml"
+    prices.write_text("default: {input: 1.0, output: 3.0}\nadapter_hour: 0.5\n")
+    _do(wheel, "usage", "prices", str(prices))
+    bill = httpx.get(f"{root}/v1/usage?since=1d", headers=headers).json()
+    assert bill["tenant"] == "demo"
+    assert bill["usd"] >= 0
+    adapters = httpx.get(f"{root}/v1/adapters", headers=headers).json()["data"]
+    assert {row["state"] for row in adapters} >= {"live"}
+    assert post("/key/delete", {"keys": [key["token_id"]]}).status_code == 200
+
+
+def test_a_version_leaves_as_a_bundle_and_comes_back(wheel: Wheel, tmp_path: Path) -> None:
+    focus = wheel.report["swap"]["adapter"]
+    out = tmp_path / "bundle"
+    found = _do(wheel, "export", f"{focus}@2", "--out", str(out))
+    assert found["proof_difference"] < 0.05
+    subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=out, check=True)
+    again = wheel.command(
+        *("export", f"{focus}@2", "--out", str(out), "--workdir", str(wheel.workdir))
+    )
+    assert (again.returncode, "already there" in again.stderr) == (2, True)
+    heldout = wheel.workdir / "workload" / "heldout" / f"{focus}.jsonl"
+    brought = _do(
+        wheel,
+        *("import", str(out), "--tenant", "guest", "--name", "borrowed"),
+        *("--heldout", str(heldout)),
+    )
+    assert brought["version"] == "borrowed@1"
+    measured = brought["evaluation"]["accuracy"]
+    record = next(a for a in wheel.report["adapters"] if (a["name"], a["version"]) == (focus, 2))
+    assert measured == pytest.approx(record["evaluation"]["accuracy"])
+    assert _do(wheel, "adapters", "gate", "borrowed@1", "--set", "min_accuracy=0")["passed"]
+    assert _do(wheel, "adapters", "promote", "borrowed@1")["current"] == "borrowed@1"
+    refused = wheel.command(
+        *("import", str(REPOSITORY / "cluster"), "--tenant", "guest", "--name", "nothing"),
+        *("--workdir", str(wheel.workdir)),
+    )
+    assert refused.returncode == 2
+    assert "adapter_model.safetensors" in refused.stderr

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import httpx
 import pytest
 
+from cluster.budget.ledger import Refusal, Room
 from cluster.control.protocol import Caller, RoutingTable, ServedAdapter
 from cluster.registry.labels import GivenLabel, LabelTask
 from cluster.types import Principal, Role
@@ -16,6 +17,7 @@ from serve_app.cache import ResponseCache
 from serve_app.config import CacheConfig, GatewayConfig, MonitoringConfig, PolicyConfig, StageConfig
 from serve_app.gateway.app import create_app
 from serve_app.gateway.auth import Authenticator
+from serve_app.gateway.budgets import Budgets, Spend
 from serve_app.gateway.road import Hop, Road
 from serve_app.handoff import Handoff, StageCall
 from serve_app.protocol import Envelope, Route, Stage
@@ -32,16 +34,28 @@ REACHED = {"inventory": frozenset({"acme"})}
 GOOD = {"model": "auto", "messages": [{"role": "user", "content": "hi"}]}
 
 
+async def _nothing_bounded(*_: object) -> list[Room | Refusal]:
+    raise AssertionError("a caller whom nothing bounds asks nobody")
+
+
 class World:
     """A gateway and what is behind it."""
 
-    def __init__(self, cache_mode: Literal["off", "exact", "semantic"] = "off") -> None:
+    def __init__(
+        self,
+        cache_mode: Literal["off", "exact", "semantic"] = "off",
+        spend: Spend = _nothing_bounded,
+        plane: Any = None,
+    ) -> None:
         self.engine = FakeEngine()
         self.engine.residents.add(V1)
         self.table = RoutingTable(1, {"inventory": V1}, REACHED)
         self.audited: list[Envelope] = []
         cache = ResponseCache(CacheConfig(mode=cache_mode), "p1")
-        self.road = Road(self._hops(), self.engine, lambda: self.table, cache)
+        self.road = Road(
+            self._hops(), self.engine, lambda: self.table, cache, base="base", window=512
+        )
+        self.budgets = Budgets(spend, 512)
         self.app = create_app(
             road=self.road,
             authenticate=Authenticator(self._resolve, 5.0),
@@ -50,6 +64,8 @@ class World:
             base_model="mini",
             config=GatewayConfig(max_body_bytes=20_000),
             count_tokens=lambda texts: sum(len(text.split()) for text in texts),
+            budgets=self.budgets,
+            plane=plane,
         )
 
     async def _resolve(self, digest: str) -> Principal | None:
@@ -59,6 +75,9 @@ class World:
             of("hr-user"): Principal("k1", "acme", frozenset({Role.INFERENCE})),
             of("hr-expert"): Principal("k2", "acme", frozenset({Role.LABEL})),
             of("hr-rival"): Principal("k3", "rival", frozenset({Role.INFERENCE})),
+            of("hr-bounded"): Principal(
+                "k9", "acme", frozenset({Role.INFERENCE}), limited=("tenant:acme",)
+            ),
             of("hr-narrow"): Principal(
                 "k4", "acme", frozenset({Role.INFERENCE}), models=frozenset({"other"})
             ),
@@ -322,6 +341,8 @@ async def test_over_the_bound_requests_are_refused_before_any_work(world: World)
         base_model="mini",
         config=GatewayConfig(max_under_way=2),
         count_tokens=len,
+        budgets=world.budgets,
+        plane=world,  # type: ignore[arg-type]
     )
     release = asyncio.Event()
     world.engine.wait = release.wait

@@ -77,7 +77,7 @@ async def remote(in_flight: InFlight) -> AsyncIterator[RemoteEngine]:
         return [await server.address("127.0.0.1")]
 
     pool = Pool("engine", discover)
-    yield RemoteEngine(pool)
+    yield RemoteEngine(pool, lambda _name: 0.0)
     await pool.close()
     await server.leave()
 

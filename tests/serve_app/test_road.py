@@ -42,7 +42,8 @@ class Recorder:
 
     def road(self, engine: Any) -> Road:
         hops = {name: Handoff(step, self.call, StageConfig()) for name, step in STEPS.items()}
-        return Road(hops, engine, lambda: RoutingTable(1), ResponseCache(CacheConfig(), "p"))
+        cache = ResponseCache(CacheConfig(), "p")
+        return Road(hops, engine, lambda: RoutingTable(1), cache, base="base", window=512)
 
 
 class Hanging(FakeEngine):

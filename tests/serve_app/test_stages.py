@@ -30,7 +30,15 @@ from serve_app.config import (
     VipRoute,
 )
 from serve_app.context.index import DocumentIndex
-from serve_app.protocol import EMBEDDING_MODEL, Envelope, Generation, Route, Sampling, Snippet
+from serve_app.protocol import (
+    EMBEDDING_MODEL,
+    Envelope,
+    Generation,
+    Route,
+    Sampling,
+    Snippet,
+    Usage,
+)
 from serve_app.routing.router import Router
 from serve_app.stages.audit import Audit, label_task
 from serve_app.stages.context import Context
@@ -297,6 +305,7 @@ async def test_audit_writes_before_it_acknowledges_and_forwards_edge_cases(tmp_p
         envelope = (await Governance()([envelope]))[0]
         envelope.vault = {}
         envelope.generation = _generation(mean=-2.0 if envelope is flagged else -0.001)
+        envelope.usage = Usage("care@1", 11, 7)
         envelope.prompt = envelope.messages
     used: list[TokenUse] = []
 
@@ -319,7 +328,7 @@ async def test_audit_writes_before_it_acknowledges_and_forwards_edge_cases(tmp_p
     await until(lambda: bool(used))
     [use] = used
     assert (use.writer, use.first, use.after, use.requests) == ("w", 0, 2, 2)
-    assert use.output_tokens == 2 * flagged.generation.completion_tokens
+    assert (use.version, use.input_tokens, use.output_tokens) == ("care@1", 22, 14)
 
 
 class SlowWriter(ChainWriter):

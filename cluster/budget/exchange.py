@@ -1,0 +1,79 @@
+"""What gateways and the ledger say to each other, and the desk between them that knows prices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cluster.budget.ledger import Amount, Ledger, Refusal, Room
+from cluster.budget.prices import PriceBook
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """The most that one request may use."""
+
+    number: str
+    scopes: tuple[str, ...]
+    model: str | None
+    """Who will answer, where that is known already."""
+    read: int
+    written: int
+    """Tokens."""
+
+
+@dataclass(frozen=True)
+class Use:
+    """Tokens of one version."""
+
+    version: str
+    read: int
+    written: int
+
+
+@dataclass(frozen=True)
+class Settlement:
+    """What a request has used; `at` is when it was reserved. `uses` None: it never set out."""
+
+    number: str
+    scopes: tuple[str, ...]
+    at: float
+    uses: tuple[Use, ...] | None
+
+
+class Desk:
+    """Prices what gateways reserve and settle, and enters it."""
+
+    def __init__(self, ledger: Ledger, prices: PriceBook) -> None:
+        self.ledger, self.prices = ledger, prices
+
+    def exchange(
+        self, settlements: Sequence[Settlement], reservations: Sequence[Reservation], now: float
+    ) -> list[Room | Refusal]:
+        """Settle first, then answer each reservation in order."""
+        for settlement in settlements:
+            used = self._used(settlement)
+            self.ledger.settle(settlement.number, settlement.scopes, used, settlement.at, now)
+        return [
+            self.ledger.reserve(item.number, item.scopes, self._most(item), now)
+            for item in reservations
+        ]
+
+    def _used(self, settlement: Settlement) -> Amount:
+        if settlement.uses is None:
+            return Amount()
+        return Amount(
+            1,
+            sum(use.read + use.written for use in settlement.uses),
+            sum(
+                self.prices.tokens(use.version).cost(use.read, use.written)
+                for use in settlement.uses
+            ),
+        )
+
+    def _most(self, item: Reservation) -> Amount:
+        if item.model is None:
+            usd = self.prices.most(item.read, item.written)
+        else:
+            usd = self.prices.tokens(item.model).cost(item.read, item.written)
+        return Amount(1, item.read + item.written, usd)

@@ -1,0 +1,50 @@
+"""Base and adapter as one plain model, and the proof that it still says what the trainer heard.
+
+The only module of the foundation that loads a model in PyTorch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from cluster.adapters import GoldenProbe
+
+
+def merge(base: Path, adapter: Path, out: Path, dtype: str) -> Any:
+    """Write the merged weights to `out` in Hugging Face's format; the model.
+
+    Merged in 32 bits, whatever is written: rounded once, not twice.
+    """
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, local_files_only=True)
+    # `safe_merge` raises where a merged weight is not a finite number.
+    merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(safe_merge=True)
+    merged = merged.to(getattr(torch, dtype)).eval()
+    merged.save_pretrained(out, safe_serialization=True)
+    return merged
+
+
+def save_tokenizer(base: Path, *folders: Path) -> None:
+    """Write the base model's tokenizer into each of `folders`."""
+    tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
+    for folder in folders:
+        tokenizer.save_pretrained(folder)
+
+
+def difference(model: Any, probes: Iterable[GoldenProbe]) -> float:
+    """Mean absolute difference of `model` from the probes' log-probabilities, in nats a token."""
+    total, count = 0.0, 0
+    for probe in probes:
+        prompt, target = list(probe.prompt_token_ids), list(probe.target_token_ids)
+        with torch.inference_mode():
+            logits = model(input_ids=torch.tensor([prompt + target])).logits[0].float()
+        logprobs = logits.log_softmax(-1)
+        for place, (token, expected) in enumerate(zip(target, probe.logprobs, strict=True)):
+            total += abs(float(logprobs[len(prompt) - 1 + place, token]) - expected)
+            count += 1
+    return total / count if count else float("inf")

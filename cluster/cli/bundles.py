@@ -1,0 +1,140 @@
+"""The verbs that take an adapter out of a cluster and bring one in."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import uuid
+from pathlib import Path
+
+from cluster.cli.session import Verbs, client, named_version, say
+from cluster.types import AdapterVersion, checked_name
+
+_ADOPT = Path(__file__).resolve().parents[2] / "configs" / "train" / "adopt.yaml"
+_ADOPT_S = 3600.0
+
+
+def add_bundles(verbs: Verbs) -> list[argparse.ArgumentParser]:
+    """`export` and `import`."""
+    export = verbs.add_parser(
+        "export", help="write a version as a signed bundle that runs anywhere"
+    )
+    export.add_argument("version", help="name@number")
+    export.add_argument("--out", type=Path, required=True, help="folder of the bundle; must be new")
+    export.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="of the merged weights; float32 says exactly what base and adapter say",
+    )
+    export.set_defaults(run=_export)
+    bring = verbs.add_parser("import", help="make a bundle, or anyone's PEFT folder, a candidate")
+    bring.add_argument("source", type=Path)
+    bring.add_argument("--tenant", required=True, help="whose it is from now on")
+    bring.add_argument("--name", help="what it is called here; default: as in the bundle")
+    bring.add_argument("--heldout", type=Path, help="JSON lines of turns to evaluate it on")
+    bring.add_argument(
+        "--trust", action="append", default=[], metavar="SHA256:...", help="who may have signed it"
+    )
+    bring.set_defaults(run=_import)
+    return [export, bring]
+
+
+def _signing_key(options: argparse.Namespace) -> Path:
+    path: Path = options.workdir.resolve() / "state" / "signing-key.pem"
+    return path
+
+
+def _export(options: argparse.Namespace) -> int:
+    from cluster.bundle import signing
+    from cluster.bundle.contents import BundleManifest
+    from cluster.bundle.export import Source, export
+    from cluster.errors import ConflictError
+    from cluster.storage import read_json
+
+    version, out = named_version(options.version), options.out.resolve()
+    if out.exists():
+        raise ConflictError(f"{out} is already there: nothing is written over")
+    control = client(options)
+    record = control.adapter_version(version)
+    base = control.base_model(record.manifest.base_digest)
+    key = signing.own_key(_signing_key(options))
+    source = Source(record, base, control.card(version))
+    export(source, out, key, options.dtype, lambda line: print(f"  {line}", file=sys.stderr))
+    manifest = BundleManifest.model_validate(read_json(out / "bundle.json"))
+    fingerprint = signing.fingerprint(signing.public_pem(key))
+    found = {"bundle": str(out), "signed_by": fingerprint, **manifest.model_dump()}
+    lines = [
+        f"{version} is in {out}, signed by {fingerprint}",
+        f"merged/ is {manifest.proof_difference:.5f} nats a token from its trainer; "
+        "load it with transformers or vLLM as it stands",
+    ]
+    return say(options, found, lines)
+
+
+def _import(options: argparse.Namespace) -> int:
+    from cluster import runtime
+    from cluster.bundle import signing
+    from cluster.control import jobs
+    from cluster.errors import UserError
+
+    source = options.source.resolve()
+    control = client(options)
+    try:
+        name = checked_name(options.name or _name_of(source))
+    except ValueError as error:
+        raise UserError(f"{error}; choose one with --name") from error
+    version = control.next_version(name)
+    base, live = control.base_model(), control.table().live.get(name)
+    own = signing.fingerprint(signing.public_pem(signing.own_key(_signing_key(options))))
+    run_id = f"import-{name}-{version}-{uuid.uuid4().hex[:6]}"
+    workdir = options.workdir.resolve()
+    settings: dict[str, object] = {
+        "source": source,
+        "adapter": name,
+        "tenant": options.tenant,
+        "version": version,
+        "run_id": run_id,
+        "base_model.path": base.path,
+        "out": workdir / "adapters",
+        "storage": workdir / "runs",
+        "trusted": [own, *options.trust],
+    }
+    if options.heldout:
+        settings["heldout"] = options.heldout.resolve()
+        if live is not None:
+            settings |= {"previous": live.path, "previous_label": live.label}
+    arguments = ["--config", str(_ADOPT)]
+    for key, value in settings.items():
+        arguments += ["--set", f"{key}={value}"]
+    cluster = runtime.require_cluster(workdir)
+    job = jobs.submit(cluster.dashboard, run_id, "train_jobs.adopt", arguments)
+    print(f"  ray job {run_id}", file=sys.stderr)
+    job.wait(
+        _ADOPT_S, jobs.own_lines("train_jobs", lambda line: print(f"  {line}", file=sys.stderr))
+    )
+    record = control.adapter_version(AdapterVersion(name, version))
+    evaluation = record.manifest.evaluation
+    found = {
+        "version": str(record.id),
+        "state": record.state,
+        "evaluation": evaluation.model_dump(),
+    }
+    line = (
+        f"{record.id} is a candidate; accuracy {evaluation.accuracy:.3f} on "
+        f"{evaluation.heldout_rows} rows. Next: headrace adapters gate {record.id}"
+    )
+    return say(options, found, [line])
+
+
+def _name_of(source: Path) -> str:
+    """The name that a bundle gives its adapter; nothing else of it is believed here."""
+    from cluster.bundle.contents import MANIFEST
+    from cluster.errors import UserError
+    from cluster.storage import read_json
+
+    if not (source / MANIFEST).is_file():
+        raise UserError(f"{source} is not a bundle of Headrace's: say what to call it with --name")
+    stated = read_json(source / MANIFEST, limit=1 << 20)
+    version = stated.get("version") if isinstance(stated, dict) else None
+    return str(version).partition("@")[0]

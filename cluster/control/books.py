@@ -1,0 +1,220 @@
+"""The control plane's book-keeping: what reads and writes the registry and moves no adapter.
+
+Keys, limits, prices, usage, datasets, labels and the list of versions. What has to reach the
+gateways at once goes through `_keys_changed`.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from cluster.audit import CONTROL, ChainWriter
+from cluster.budget.exchange import Reservation, Settlement
+from cluster.budget.ledger import Refusal, Room
+from cluster.budget.limits import Limits, key_scope
+from cluster.budget.prices import PriceBook
+from cluster.control.budgets import Till
+from cluster.control.traffic import Traffic
+from cluster.dataset import DatasetManifest, read_manifest
+from cluster.registry import (
+    access,
+    bases,
+    card,
+    events,
+    keys,
+    labels,
+    limits,
+    tenants,
+    usage,
+    versions,
+)
+from cluster.registry.bases import BaseModelInfo
+from cluster.registry.db import open_database
+from cluster.registry.versions import AdapterRecord
+from cluster.storage import require_stable
+from cluster.types import AdapterVersion, Principal
+
+
+class Books:
+    """The registry, its audit chain and the till."""
+
+    def __init__(self, database: str, audit: Path) -> None:
+        """`audit` is the folder of the audit log; what is changed here is chained below it."""
+        self._engine = open_database(database)
+        self._chain = ChainWriter(audit / CONTROL, f"control-{uuid.uuid4().hex}")
+        self._audit = audit
+        self._till = Till(lambda: Session(self._engine))
+        self._traffic = Traffic()
+
+    def _change(self) -> AbstractContextManager[Session]:
+        return events.recorded(self._engine, self._chain)
+
+    def _keys_changed(self) -> None:
+        """Whoever remembers keys has to forget them."""
+        raise NotImplementedError
+
+    # -- tenants and keys -------------------------------------------------------------------
+
+    async def issue_key(self, request: keys.KeyRequest, actor: str) -> keys.IssuedKey:
+        """Create an API key."""
+        with self._change() as tx:
+            issued = keys.issue(tx, request, actor=actor, now=time.time())
+        if request.limits.bounded:
+            self._till.reopen(key_scope(issued.key_id))
+        return issued
+
+    async def revoke_key(self, key_id: str, actor: str) -> None:
+        """End a key, on every gateway at once."""
+        with self._change() as tx:
+            keys.revoke(tx, key_id, actor=actor, now=time.time())
+        self._keys_changed()
+
+    async def set_limits(self, scope: str, bounds: Limits, actor: str) -> None:
+        """Bound what a tenant or a key may use, or no longer."""
+        with self._change() as tx:
+            limits.put(tx, scope, bounds, actor=actor, now=time.time())
+        self._till.reopen(scope)
+        self._keys_changed()
+
+    async def limits(self) -> dict[str, Limits]:
+        """Every bounded scope and its limits."""
+        with Session(self._engine) as tx:
+            return {scope: bounds for scope, (bounds, _) in limits.listed(tx).items()}
+
+    async def spend(
+        self, settlements: list[Settlement], reservations: list[Reservation]
+    ) -> list[Room | Refusal]:
+        """Settle what gateways' requests have used, and reserve what the next may use."""
+        return self._till.exchange(settlements, reservations)
+
+    async def set_prices(self, book: PriceBook, actor: str) -> None:
+        """Put a price book in force."""
+        with self._change() as tx:
+            usage.set_prices(tx, book, actor=actor, now=time.time())
+        self._till.reprice()
+
+    async def suspend_tenant(self, tenant: str, suspended: bool, actor: str) -> None:
+        """Let none of a tenant's keys through, or let them through again."""
+        with self._change() as tx:
+            tenants.suspend(tx, tenant, suspended=suspended, actor=actor, now=time.time())
+        self._keys_changed()
+
+    async def resolve_key(self, digest: str) -> Principal | None:
+        """The principal behind a key's digest."""
+        with Session(self._engine) as tx:
+            return keys.resolve(tx, digest, time.time())
+
+    async def listed_keys(self, tenant: str | None) -> list[keys.KeyRecord]:
+        """What may be known of every key, or of a tenant's."""
+        with Session(self._engine) as tx:
+            return keys.listed(tx, tenant)
+
+    async def newest_events(self, limit: int) -> list[dict[str, Any]]:
+        """The newest changes, newest first."""
+        with Session(self._engine) as tx:
+            return events.listed(tx, limit)
+
+    # -- versions ---------------------------------------------------------------------------
+
+    async def next_version(self, name: str) -> int:
+        """The number the next version of `name` gets."""
+        with Session(self._engine) as tx:
+            return versions.next_version(tx, name)
+
+    async def base_model(self, digest: str | None) -> BaseModelInfo:
+        """The base model with `digest`; without, the one that serves."""
+        with Session(self._engine) as tx:
+            wanted = bases.serving(tx) if digest is None else digest
+            return bases.get(tx, wanted or "")
+
+    async def owner(self, adapter: str) -> str | None:
+        """The tenant an adapter belongs to, or None where there is no such adapter."""
+        with Session(self._engine) as tx:
+            return access.owner(tx, adapter)
+
+    async def adapter_version(self, version: AdapterVersion) -> AdapterRecord:
+        """One registered version."""
+        with Session(self._engine) as tx:
+            return versions.get(tx, version)
+
+    async def adapter_versions(self) -> list[AdapterRecord]:
+        """Every registered version."""
+        with Session(self._engine) as tx:
+            return versions.listed(tx)
+
+    # -- usage ------------------------------------------------------------------------------
+
+    async def tell_use(self, uses: list[usage.TokenUse]) -> int:
+        """Enter what was used; returns how much of it was new."""
+        for use in uses:
+            name = use.version.partition("@")[0]
+            self._traffic.saw(name, use.requests + use.output_tokens, time.time())
+        with Session(self._engine) as tx, tx.begin():
+            return usage.tell(tx, uses)
+
+    async def settle(self) -> int:
+        """Enter what the audit log has and the meter does not; returns the rows that were new."""
+        with Session(self._engine) as tx, tx.begin():
+            return usage.tell(tx, usage.untold(tx, self._audit, time.time()))
+
+    async def bill(
+        self, tenant: str, start: float, end: float, prices: PriceBook | None
+    ) -> dict[str, Any]:
+        """What a tenant used and what it costs, at the prices in force or at `prices`."""
+        with Session(self._engine) as tx:
+            return usage.bill(tx, tenant, start, end, prices)
+
+    async def card(self, version: AdapterVersion) -> str:
+        """The model card of a version, as Markdown."""
+        with Session(self._engine) as tx:
+            return card.write(tx, version)
+
+    # -- datasets and labels ----------------------------------------------------------------
+
+    async def register_dataset(self, path: str) -> DatasetManifest:
+        """Register a published dataset version."""
+        manifest = read_manifest(Path(path))
+        with Session(self._engine) as tx, tx.begin():
+            digest = require_stable(Path(path))
+            versions.register_dataset(tx, manifest, Path(path), digest, time.time())
+        return manifest
+
+    async def datasets(self) -> list[DatasetManifest]:
+        """Every dataset version."""
+        with Session(self._engine) as tx:
+            return versions.datasets(tx)
+
+    async def enqueue_labels(self, tasks: list[labels.LabelTask]) -> int:
+        """Put traces before the experts; returns how many were new."""
+        with Session(self._engine) as tx, tx.begin():
+            return labels.enqueue(tx, tasks, time.time())
+
+    async def claim_labels(self, tenant: str, annotator: str, limit: int) -> list[labels.LabelTask]:
+        """Lease tasks to an annotator."""
+        with Session(self._engine) as tx, tx.begin():
+            return labels.claim(tx, tenant, annotator, limit, time.time())
+
+    async def submit_labels(self, tenant: str, given: list[labels.GivenLabel]) -> int:
+        """Store experts' labels."""
+        with Session(self._engine) as tx, tx.begin():
+            now = time.time()
+            accepted = labels.submit(tx, tenant, given, now)
+            for label in given:
+                usage.work(tx, usage.LABELS, label.trace_id, tenant=tenant, amount=1, at=now)
+            return accepted
+
+    async def labelled(self, tenant: str, adapter: str) -> list[dict[str, Any]]:
+        """The labels given for one adapter."""
+        with Session(self._engine) as tx:
+            return labels.labelled(tx, tenant, adapter)
+
+    async def label_counts(self, tenant: str) -> dict[str, int]:
+        """The state of the label queue."""
+        with Session(self._engine) as tx:
+            return labels.counts(tx, tenant)

@@ -1,0 +1,238 @@
+"""`python -m serve_app.bench.crowd`: one engine and many adapters, in a process of its own.
+
+Prints one JSON document. The engine is ours (`VLLMEngine` behind `Loader`), without the graph in
+front of it, whose own cost would hide what adapters cost. Every answer is compared with what the
+adapter answers offline.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import json
+import logging
+import os
+import random
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cluster.adapters import inspect
+from cluster.config import BaseModelRef
+from cluster.control.protocol import ServedAdapter
+from cluster.processes import descendants, resident_bytes
+from cluster.storage import read_json, require_stable
+from serve_app.config import EngineConfig
+from serve_app.protocol import AdapterGone, GenerationRequest, Sampling
+
+if TYPE_CHECKING:
+    from serve_app.engine.loader import Loader
+    from serve_app.engine.vllm import VLLMEngine
+
+#: Of Zipf's law.
+_EXPONENT = 1.1
+_MAX_RANK = 8
+_IN_FLIGHT = 32
+_MAX_TOKENS = 16
+
+
+@dataclass
+class Row:
+    """One measurement; a token is one of an answer."""
+
+    name: str
+    adapters: int
+    used: int
+    """Adapters that were asked for at least once."""
+    seconds: float
+    requests: int
+    tokens_per_s: float
+    right: int
+    wrong: int
+    """Answers that another adapter gives offline, and the one asked for does not."""
+    failed: int
+    memory_mib: float
+
+
+class Registered:
+    """Stands for the control plane: everything given is live, in that order."""
+
+    def __init__(self, adapters: list[ServedAdapter]) -> None:
+        self._by_id = {adapter.int_id: adapter for adapter in adapters}
+
+    async def desired(self) -> list[ServedAdapter]:
+        """All of them."""
+        return list(self._by_id.values())
+
+    async def wanted(self, int_id: int) -> ServedAdapter | None:
+        """The one with `int_id`."""
+        return self._by_id.get(int_id)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure `--adapters` of those below `--made`, or a plain model, in one engine."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--made", type=Path, required=True, help="what bench.versions wrote")
+    parser.add_argument("--plain", metavar="NAME", help="an engine without LoRA; the row's name")
+    parser.add_argument("--one", metavar="LABEL", help="of a plain engine: who the model is")
+    parser.add_argument("--zipf", type=int, action="append", default=[], metavar="N")
+    parser.add_argument("--mixed", type=int, action="append", default=[], metavar="N")
+    parser.add_argument("--base", action="store_true", help="also the base model alone")
+    parser.add_argument("--seconds", type=float, default=8.0)
+    parser.add_argument("--warm", type=float, default=4.0)
+    parser.add_argument("--slots", type=int, default=EngineConfig().max_loras)
+    options = parser.parse_args(arguments)
+    logging.disable(logging.WARNING)
+    rows = asyncio.run(_measure(options))
+    json.dump([asdict(row) for row in rows], sys.stdout)
+    return 0
+
+
+async def _measure(options: argparse.Namespace) -> list[Row]:
+    from serve_app.engine.vllm import VLLMEngine
+
+    offline: Any = read_json(options.made / "offline.json")
+    most = max([1, *options.zipf, *options.mixed])
+    config = EngineConfig(
+        max_loras=options.slots,
+        max_cpu_loras=max(most, options.slots),
+        max_lora_rank=_MAX_RANK,
+        loras=not options.plain,
+    )
+    model = BaseModelRef(path=str(options.model), dtype="float32")
+    engine = VLLMEngine(model, config, "bench")
+    bench = _Bench(engine, offline, options)
+    try:
+        if options.plain:
+            return [await bench.run(options.plain, [None], one=options.one)]
+        rows = [await bench.run("base alone", [None])] if options.base else []
+        for count in options.mixed:
+            adapters = _adapters(options.made, offline, count)
+            rows.append(await bench.run(f"{count} mixed", adapters))
+        for count in options.zipf:
+            adapters = _adapters(options.made, offline, count)
+            rows.append(await bench.run(f"{count} by Zipf", adapters, zipf=True))
+        return rows
+    finally:
+        await engine.close()
+
+
+def _adapters(made: Path, offline: Any, count: int) -> list[ServedAdapter | None]:
+    labels = sorted(offline["answers"], key=lambda label: int(label.rpartition("@")[2]))[:count]
+    found: list[ServedAdapter | None] = []
+    for int_id, label in enumerate(labels, 1):
+        name, _, version = label.partition("@")
+        path = made / name / version
+        golden = inspect(path, max_rank=_MAX_RANK).golden
+        served = ServedAdapter(name, int(version), int_id, str(path), require_stable(path), golden)
+        found.append(served)
+    assert len(found) == count, f"only {len(found)} adapters were made"
+    return found
+
+
+@dataclass
+class _Load:
+    """Who is asked, and what came of it. `one` is who a plain engine's model is."""
+
+    drawn: Iterator[ServedAdapter | None]
+    loader: Loader
+    row: Row
+    one: str | None
+    used: set[str] = field(default_factory=set)
+    tokens: int = 0
+
+
+class _Bench:
+    def __init__(self, engine: VLLMEngine, offline: Any, options: argparse.Namespace) -> None:
+        self._engine, self._options = engine, options
+        self._prompts: list[str] = offline["prompts"]
+        self._answers: dict[str, list[str]] = offline["answers"]
+
+    async def run(
+        self,
+        name: str,
+        adapters: list[ServedAdapter | None],
+        *,
+        zipf: bool = False,
+        one: str | None = None,
+    ) -> Row:
+        """Warm up, then keep requests in flight for the time given."""
+        from serve_app.engine.loader import Loader
+
+        count = len(adapters)
+        held = [adapter for adapter in adapters if adapter is not None]
+        loader = Loader(self._engine, Registered(held), "bench", capacity=max(8, count), eager=8)
+        await loader.reconcile()
+        drawn = self._draws(adapters, zipf)
+        row = Row(name, len(held), 0, 0.0, 0, 0.0, 0, 0, 0, 0.0)
+        if zipf:  # each once, so that what is measured is not their first loading
+            for adapter in held:
+                await loader.hold(adapter)
+        await self._load(_Load(drawn, loader, Row(**asdict(row)), one), self._options.warm)
+        load = _Load(drawn, loader, row, one)
+        began = time.perf_counter()
+        await self._load(load, self._options.seconds)
+        row.seconds = time.perf_counter() - began
+        row.tokens_per_s = load.tokens / row.seconds
+        row.used = len(load.used)
+        row.memory_mib = sum(map(resident_bytes, descendants([os.getpid()]))) / 2**20
+        return row
+
+    def _draws(
+        self, adapters: list[ServedAdapter | None], zipf: bool
+    ) -> Iterator[ServedAdapter | None]:
+        if not zipf:
+            return itertools.cycle(adapters)
+        weights = [1 / rank**_EXPONENT for rank in range(1, len(adapters) + 1)]
+        chance = random.Random(0)
+        return iter(lambda: chance.choices(adapters, weights)[0], object())
+
+    async def _load(self, load: _Load, seconds: float) -> None:
+        deadline = time.perf_counter() + seconds
+        numbers = itertools.count()
+
+        async def client() -> None:
+            while time.perf_counter() < deadline:
+                adapter, prompt = next(load.drawn), next(numbers) % len(self._prompts)
+                label = adapter.label if adapter else load.one
+                try:
+                    found = await self._ask(load.loader, adapter, prompt)
+                except AdapterGone:
+                    load.row.failed += 1
+                    continue
+                load.row.requests += 1
+                load.tokens += found.completion_tokens
+                if label is not None:
+                    load.used.add(label)
+                    self._judge(load.row, label, prompt, found.text)
+
+        await asyncio.gather(*(client() for _ in range(_IN_FLIGHT)))
+
+    async def _ask(self, loader: Loader, adapter: ServedAdapter | None, prompt: int) -> Any:
+        if adapter is not None:
+            await loader.hold(adapter)
+        return await self._engine.complete(
+            GenerationRequest(
+                uuid.uuid4().hex,
+                ({"role": "user", "content": self._prompts[prompt]},),
+                Sampling(max_tokens=_MAX_TOKENS),
+                adapter,
+                chat=False,
+            )
+        )
+
+    def _judge(self, row: Row, label: str, prompt: int, text: str) -> None:
+        if text == self._answers[label][prompt]:
+            row.right += 1
+        elif any(text == answers[prompt] for answers in self._answers.values()):
+            row.wrong += 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

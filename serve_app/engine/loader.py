@@ -1,0 +1,147 @@
+"""Which adapters a replica holds: loaded and proved when wanted, dropped when idle and in the way.
+
+What is live is loaded before the replica takes traffic, up to `eager`, those with most traffic
+first; the others when the first request for them comes. A version is proved by its golden prompts
+once in the life of the replica; after that its digest is enough. Knows neither Ray nor vLLM.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import Protocol
+
+from cluster.control.protocol import Proof, ServedAdapter
+from cluster.control.swap import check_proofs
+from cluster.errors import ArtifactError, SwapError
+from cluster.storage import require_stable
+from serve_app.engine.residents import Residents
+from serve_app.tasks import apart
+
+logger = logging.getLogger(__name__)
+
+#: How long a version that nobody wants is not asked about again.
+_MISSED_S = 1.0
+
+
+class AdapterEngine(Protocol):
+    """The part of an engine that holds adapters."""
+
+    residents: Residents
+
+    async def load(self, adapter: ServedAdapter, *, probe: bool) -> float:
+        """Make `adapter` resident; its difference from the trainer, 0 without `probe`."""
+        ...
+
+    async def unload(self, int_id: int) -> bool:
+        """Remove a version; whether the engine confirms it."""
+        ...
+
+
+class Wishes(Protocol):
+    """The part of the control plane that says what is wanted."""
+
+    async def desired(self) -> list[ServedAdapter]: ...
+    async def wanted(self, int_id: int) -> ServedAdapter | None: ...
+
+
+class Loader:
+    """One replica's adapters. `capacity` is the most it holds at a time."""
+
+    def __init__(
+        self, engine: AdapterEngine, control: Wishes, replica: str, *, capacity: int, eager: int
+    ) -> None:
+        self._engine, self._control, self._replica = engine, control, replica
+        self._capacity, self._eager = capacity, min(eager, capacity)
+        self._changing = asyncio.Lock()
+        self._loading: dict[int, asyncio.Task[None]] = {}
+        self._proved: dict[int, str] = {}
+        self._missed: set[int] = set()
+        self._unwanted: set[int] = set()
+
+    async def prepare(self, adapter: ServedAdapter) -> Proof:
+        """Load `adapter` and show that it is what the trainer made.
+
+        Raises:
+            SwapError: there is no room, every version held being in use.
+        """
+        async with self._changing:
+            return await self._load(adapter, probe=True)
+
+    async def remove(self, int_id: int) -> bool:
+        """Unload a version; whether the engine confirms it."""
+        async with self._changing:
+            self._proved.pop(int_id, None)
+            return await self._engine.unload(int_id)
+
+    async def hold(self, adapter: ServedAdapter) -> None:
+        """Load what gateways are sent to and this replica does not hold, if it is still wanted."""
+        if self._engine.residents.holds(adapter.int_id) or adapter.int_id in self._missed:
+            return
+        task = self._loading.get(adapter.int_id)
+        if task is None:
+            # Apart: the first of those who wait may leave.
+            task = apart(self._fetch(adapter))
+            self._loading[adapter.int_id] = task
+            task.add_done_callback(lambda _task: self._loading.pop(adapter.int_id, None))
+        await asyncio.shield(task)
+
+    async def reconcile(self) -> None:
+        """Hold what is wanted, and what was not wanted twice and is idle no more."""
+        desired = await self._control.desired()
+        for adapter in desired[: self._eager]:
+            if not self._engine.residents.holds(adapter.int_id):
+                await self._load_proved(adapter)
+        # Twice unwanted and idle: a swap that is removing a version itself is given its time.
+        unwanted = self._engine.residents.held.keys() - {one.int_id for one in desired}
+        for int_id in unwanted & self._unwanted:
+            if await self._engine.residents.drain(int_id, 0.0):
+                await self.remove(int_id)
+        self._unwanted = set(unwanted)
+
+    async def _fetch(self, adapter: ServedAdapter) -> None:
+        try:
+            wanted = await self._control.wanted(adapter.int_id)
+            if wanted is not None:
+                await self._load_proved(wanted)
+        except Exception:  # the control plane may be restarting; the gateway is told it is not here
+            logger.exception("could not ask for %s", adapter.label)
+        if not self._engine.residents.holds(adapter.int_id):
+            self._missed.add(adapter.int_id)
+            later = asyncio.get_running_loop().call_later
+            later(_MISSED_S, self._missed.discard, adapter.int_id)
+
+    async def _load_proved(self, adapter: ServedAdapter) -> None:
+        async with self._changing:
+            if self._engine.residents.holds(adapter.int_id):
+                return
+            known = self._proved.get(adapter.int_id) == adapter.digest
+            try:
+                proof = await self._load(adapter, probe=not known)
+                if not known:
+                    check_proofs(adapter, [proof])
+                elif proof.digest != adapter.digest:
+                    raise ArtifactError(f"{adapter.path} is not what was proved here")
+                self._proved[adapter.int_id] = adapter.digest
+            except (SwapError, ArtifactError):  # the others are served; this one is tried again
+                logger.exception("%s is not served here", adapter.label)
+                if self._engine.residents.holds(adapter.int_id):
+                    await self._engine.unload(adapter.int_id)
+
+    async def _load(self, adapter: ServedAdapter, *, probe: bool) -> Proof:
+        digest = await asyncio.to_thread(require_stable, Path(adapter.path))
+        await self._make_room(adapter)
+        difference = await self._engine.load(adapter, probe=probe)
+        return Proof(self._replica, adapter.int_id, digest, len(adapter.golden), difference)
+
+    async def _make_room(self, adapter: ServedAdapter) -> None:
+        residents = self._engine.residents
+        while len(residents.held) >= self._capacity and not residents.holds(adapter.int_id):
+            idle = residents.longest_idle()
+            if idle is None:
+                raise SwapError(
+                    f"no room for {adapter.label}: all {self._capacity} adapters held are in use; "
+                    "raise engine.max_cpu_loras"
+                )
+            await self._engine.unload(idle)

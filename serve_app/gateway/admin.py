@@ -1,0 +1,435 @@
+"""The admin API: keys, limits, bills, adapters and rollouts of the caller's own tenant.
+
+LiteLLM's paths and field names where they fit, so that its users' tools work. A key with the role
+`admin` reaches its own tenant; one with `operator` every tenant. What is another's does not exist.
+Decides nothing but who may ask: the control plane does the work and records who asked.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from cluster import durations
+from cluster.budget.limits import Limits, key_scope, tenant_scope
+from cluster.budget.prices import PriceBook
+from cluster.control.protocol import KillReport, RoutingTable, SwapReport
+from cluster.errors import UserError
+from cluster.registry.keys import PREFIX, IssuedKey, KeyRecord, KeyRequest, digest
+from cluster.registry.versions import AdapterRecord
+from cluster.rollout.plan import RolloutPlan
+from cluster.rollout.state import Rollout
+from cluster.types import EVERYONE, AdapterVersion, Principal, Role
+from serve_app.gateway import errors
+from serve_app.gateway.auth import Authenticator
+from serve_app.gateway.bodies import parse
+from serve_app.gateway.errors import Refused
+from serve_app.protocol import Block
+
+_LIMIT = 1 << 16
+_MAX_LISTED = 100
+
+
+class Plane(Protocol):
+    """The part of the control plane that the admin API reaches; `actor` is who asked."""
+
+    async def issue_key(self, request: KeyRequest, actor: str) -> IssuedKey: ...
+    async def revoke_key(self, key_id: str, actor: str) -> None: ...
+    async def resolve_key(self, digest: str) -> Principal | None: ...
+    async def keys(self, tenant: str | None) -> list[KeyRecord]: ...
+    async def set_limits(self, scope: str, bounds: Limits, actor: str) -> None: ...
+    async def bill(
+        self, tenant: str, start: float, end: float, prices: PriceBook | None
+    ) -> dict[str, Any]: ...
+    async def table(self) -> RoutingTable: ...
+    async def owner(self, adapter: str) -> str | None: ...
+    async def adapter_versions(self) -> list[AdapterRecord]: ...
+    async def card(self, version: AdapterVersion) -> str: ...
+    async def grant(self, adapter: str, tenant: str, granted: bool, actor: str) -> None: ...
+    async def kill(self, adapter: str, reason: str, actor: str) -> KillReport: ...
+    async def revive(self, adapter: str, actor: str) -> SwapReport | None: ...
+    async def start_rollout(
+        self, version: AdapterVersion, plan: RolloutPlan, actor: str
+    ) -> Rollout: ...
+    async def end_rollout(self, adapter: str, reason: str, actor: str) -> None: ...
+    async def rollouts(self, limit: int) -> list[Rollout]: ...
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+
+class _Bounds(_Body):
+    rpm_limit: int | None = None
+    tpm_limit: int | None = None
+    max_budget: float | None = None
+    """US dollars in each period."""
+    budget_duration: str | None = None
+    """The period: 90s, 15m, 12h, 30d; none is one without end."""
+
+    def limits(self, before: Limits) -> Limits:
+        """`before` with what this body names."""
+        names = {"rpm_limit": "rpm", "tpm_limit": "tpm", "max_budget": "max_usd"}
+        given = {names[name]: getattr(self, name) for name in self.model_fields_set & names.keys()}
+        if "budget_duration" in self.model_fields_set:
+            lasts = self.budget_duration
+            given["period_s"] = durations.seconds(lasts) if lasts else None
+        return Limits.model_validate({**before.model_dump(), **given})
+
+
+class GenerateKey(_Bounds):
+    """`POST /key/generate`."""
+
+    key_alias: str = ""
+    duration: str | None = None
+    """Until it expires: 90s, 15m, 12h, 30d; none is never."""
+    models: list[str] = Field(default_factory=list, max_length=1000)
+    """The adapters it reaches; empty is all that the tenant reaches."""
+    user_id: str = "default"
+    """The person or service that uses it."""
+    team_id: str | None = None
+    """The tenant; the caller's own unless an operator asks."""
+    metadata: dict[str, str] = Field(default_factory=dict, max_length=64)
+    """Attributes that policy may rely on."""
+    roles: list[Role] = Field(default_factory=lambda: [Role.INFERENCE], min_length=1)
+
+
+class UpdateKey(_Bounds):
+    """`POST /key/update`: what is named changes, the rest stays."""
+
+    key: str = Field(min_length=1, max_length=256)
+
+
+class DeleteKeys(_Body):
+    """`POST /key/delete`."""
+
+    keys: list[str] = Field(min_length=1, max_length=100)
+
+
+class LimitTenant(_Bounds):
+    """`POST /team/update`: limits of a whole tenant."""
+
+    team_id: str = Field(min_length=1, max_length=63)
+
+
+class Reason(_Body):
+    """Why, for the audit log."""
+
+    reason: str = Field(min_length=1, max_length=1000)
+
+
+class Grantee(_Body):
+    """Who is let in, or no longer; `*` is every tenant."""
+
+    tenant: str = Field(min_length=1, max_length=63)
+
+
+class StartRollout(_Body):
+    """`POST /v1/rollouts`."""
+
+    version: str = Field(min_length=1, max_length=80)
+    plan: RolloutPlan = RolloutPlan()
+
+
+def _who(principal: Principal) -> str:
+    return f"{principal.tenant}/{principal.name or 'default'} key {principal.key_id}"
+
+
+def _unknown(what: str, principal: Principal) -> Refused:
+    return Refused(Block(404, "not_found", f"there is no {what} of yours"), principal=principal)
+
+
+class _Door:
+    """Who asks, and whether what is asked for is theirs."""
+
+    def __init__(self, authenticate: Authenticator, plane: Plane) -> None:
+        self._authenticate, self.plane = authenticate, plane
+
+    async def admit(self, request: Request, role: Role = Role.ADMIN) -> Principal:
+        return await self._authenticate(request.headers.get("authorization"), role)
+
+    def tenant(self, principal: Principal, wanted: str | None) -> str:
+        """The tenant that is asked about: the caller's own, or an operator's choice."""
+        if wanted is None or wanted == principal.tenant:
+            return principal.tenant
+        if not principal.may(Role.OPERATOR):
+            raise _unknown("such tenant", principal)
+        return wanted
+
+    async def key(self, principal: Principal, named: str) -> KeyRecord:
+        """The record of a key that the caller may manage, by id or by secret."""
+        if named.startswith(PREFIX):
+            found = await self.plane.resolve_key(digest(named))
+            named = found.key_id if found else ""
+        everywhere = principal.may(Role.OPERATOR)
+        for record in await self.plane.keys(None if everywhere else principal.tenant):
+            if record.key_id == named:
+                return record
+        raise _unknown("such key", principal)
+
+    async def adapter(self, principal: Principal, name: str) -> str:
+        """The name of an adapter that the caller may manage."""
+        owner = await self.plane.owner(name)
+        if owner is None or not (owner == principal.tenant or principal.may(Role.OPERATOR)):
+            raise _unknown("such adapter", principal)
+        return name
+
+
+def _instant(moment: float | None) -> str | None:
+    return None if moment is None else datetime.fromtimestamp(moment, UTC).isoformat()
+
+
+def _told(key: KeyRecord) -> dict[str, Any]:
+    return {
+        "token_id": key.key_id,
+        "key_alias": key.alias,
+        "team_id": key.tenant,
+        "user_id": key.principal,
+        "roles": list(key.roles),
+        "models": list(key.models),
+        "created_at": _instant(key.created_at),
+        "expires": _instant(key.expires_at),
+        "blocked": key.revoked_at is not None,
+        **_told_limits(key.limits),
+    }
+
+
+def _told_limits(limits: Limits) -> dict[str, Any]:
+    return {
+        "rpm_limit": limits.rpm,
+        "tpm_limit": limits.tpm,
+        "max_budget": limits.max_usd,
+        "budget_duration": f"{limits.period_s:.0f}s" if limits.period_s else None,
+    }
+
+
+def _lasting(text: str | None) -> float | None:
+    return durations.seconds(text) if text else None
+
+
+def _checked(error: ValueError) -> Refused:
+    if isinstance(error, ValidationError):
+        return Refused(errors.invalid(error))
+    return Refused(Block(400, "invalid_value", str(error)))
+
+
+def admin_routes(authenticate: Authenticator, plane: Plane) -> list[Route]:
+    """Every route of the admin API."""
+    door = _Door(authenticate, plane)
+    return [*_key_routes(door), *_adapter_routes(door), *_rollout_routes(door), *_bills(door)]
+
+
+def _key_routes(door: _Door) -> list[Route]:
+    async def generate(request: Request) -> Response:
+        principal = await door.admit(request)
+        body = await parse(request, GenerateKey, _LIMIT)
+        tenant = door.tenant(principal, body.team_id)
+        if Role.OPERATOR in body.roles and not principal.may(Role.OPERATOR):
+            block = Block(403, "access_denied", "only an operator makes operators", "roles")
+            raise Refused(block, principal=principal)
+        try:
+            wanted = KeyRequest(
+                tenant=tenant,
+                roles=tuple(body.roles),
+                principal=body.user_id,
+                alias=body.key_alias,
+                models=tuple(body.models),
+                attributes=body.metadata,
+                lasts_s=_lasting(body.duration),
+                limits=body.limits(Limits()),
+            )
+        except ValueError as error:
+            raise _checked(error) from error
+        issued = await door.plane.issue_key(wanted, _who(principal))
+        record = await door.key(principal, issued.key_id)
+        return JSONResponse({"key": issued.secret, **_told(record)})
+
+    async def update(request: Request) -> Response:
+        principal = await door.admit(request)
+        body = await parse(request, UpdateKey, _LIMIT)
+        record = await door.key(principal, body.key)
+        try:
+            limits = body.limits(record.limits)
+        except ValueError as error:
+            raise _checked(error) from error
+        await door.plane.set_limits(key_scope(record.key_id), limits, _who(principal))
+        return JSONResponse(_told(await door.key(principal, record.key_id)))
+
+    async def delete(request: Request) -> Response:
+        principal = await door.admit(request)
+        body = await parse(request, DeleteKeys, _LIMIT)
+        # All of them are looked up before the first one is ended.
+        found = [await door.key(principal, named) for named in body.keys]
+        for record in found:
+            await door.plane.revoke_key(record.key_id, _who(principal))
+        return JSONResponse({"deleted_keys": [record.key_id for record in found]})
+
+    async def info(request: Request) -> Response:
+        named = request.query_params.get("key")
+        principal = await door.admit(request, Role.ADMIN if named else Role.INFERENCE)
+        record = await door.key(principal, named or principal.key_id)
+        return JSONResponse({"key": record.key_id, "info": _told(record)})
+
+    async def listed(request: Request) -> Response:
+        principal = await door.admit(request)
+        tenant = door.tenant(principal, request.query_params.get("team_id"))
+        found = await door.plane.keys(tenant)
+        whole = request.query_params.get("return_full_object") == "true"
+        keys = [_told(key) if whole else key.key_id for key in found]
+        return JSONResponse({"keys": keys, "total_count": len(keys)})
+
+    async def limit_tenant(request: Request) -> Response:
+        principal = await door.admit(request, Role.OPERATOR)
+        body = await parse(request, LimitTenant, _LIMIT)
+        try:
+            limits = body.limits(Limits())
+        except ValueError as error:
+            raise _checked(error) from error
+        await door.plane.set_limits(tenant_scope(body.team_id), limits, _who(principal))
+        return JSONResponse({"team_id": body.team_id, **_told_limits(limits)})
+
+    return [
+        Route("/key/generate", generate, methods=["POST"]),
+        Route("/key/update", update, methods=["POST"]),
+        Route("/key/delete", delete, methods=["POST"]),
+        Route("/key/info", info, methods=["GET"]),
+        Route("/key/list", listed, methods=["GET"]),
+        Route("/team/update", limit_tenant, methods=["POST"]),
+    ]
+
+
+def _adapter_routes(door: _Door) -> list[Route]:
+    async def listed(request: Request) -> Response:
+        principal = await door.admit(request)
+        table = await door.plane.table()
+        everywhere = principal.may(Role.OPERATOR)
+        rows = []
+        for record in await door.plane.adapter_versions():
+            tenants = table.access.get(record.id.name, frozenset())
+            if everywhere or principal.tenant in tenants or EVERYONE in tenants:
+                killed = record.id.name in table.killed
+                rows.append(
+                    {
+                        "version": str(record.id),
+                        "state": "killed" if killed and record.state == "live" else record.state,
+                        "reason": record.retrain or record.reason,
+                        "accuracy": record.manifest.evaluation.accuracy,
+                        "digest": record.digest,
+                    }
+                )
+        return JSONResponse({"data": rows})
+
+    async def card(request: Request) -> Response:
+        principal = await door.admit(request)
+        try:
+            version = AdapterVersion.parse(request.path_params["version"])
+        except ValueError as error:
+            raise _checked(error) from error
+        await door.adapter(principal, version.name)
+        return PlainTextResponse(await door.plane.card(version), media_type="text/markdown")
+
+    async def kill(request: Request) -> Response:
+        principal = await door.admit(request)
+        body = await parse(request, Reason, _LIMIT)
+        name = await door.adapter(principal, request.path_params["name"])
+        return JSONResponse(asdict(await door.plane.kill(name, body.reason, _who(principal))))
+
+    async def revive(request: Request) -> Response:
+        principal = await door.admit(request)
+        name = await door.adapter(principal, request.path_params["name"])
+        report = await door.plane.revive(name, _who(principal))
+        return JSONResponse(asdict(report) if report else None)
+
+    async def change(request: Request, granted: bool) -> Response:
+        principal = await door.admit(request)
+        body = await parse(request, Grantee, _LIMIT)
+        name = await door.adapter(principal, request.path_params["name"])
+        await door.plane.grant(name, body.tenant, granted, _who(principal))
+        return JSONResponse({"adapter": name, "tenant": body.tenant, "granted": granted})
+
+    async def grant(request: Request) -> Response:
+        return await change(request, True)
+
+    async def withdraw(request: Request) -> Response:
+        return await change(request, False)
+
+    return [
+        Route("/v1/adapters", listed, methods=["GET"]),
+        Route("/v1/adapters/{version}/card", card, methods=["GET"]),
+        Route("/v1/adapters/{name}/kill", kill, methods=["POST"]),
+        Route("/v1/adapters/{name}/revive", revive, methods=["POST"]),
+        Route("/v1/adapters/{name}/grant", grant, methods=["POST"]),
+        Route("/v1/adapters/{name}/withdraw", withdraw, methods=["POST"]),
+    ]
+
+
+def _rollout_routes(door: _Door) -> list[Route]:
+    async def start(request: Request) -> Response:
+        principal = await door.admit(request)
+        body = await parse(request, StartRollout, _LIMIT)
+        try:
+            version = AdapterVersion.parse(body.version)
+        except ValueError as error:
+            raise _checked(error) from error
+        await door.adapter(principal, version.name)
+        rollout = await door.plane.start_rollout(version, body.plan, _who(principal))
+        return JSONResponse(_rollout(rollout), 201)
+
+    async def listed(request: Request) -> Response:
+        principal = await door.admit(request)
+        found = []
+        for rollout in await door.plane.rollouts(_MAX_LISTED):
+            owner = await door.plane.owner(rollout.candidate.name)
+            if owner == principal.tenant or principal.may(Role.OPERATOR):
+                found.append(_rollout(rollout))
+        return JSONResponse({"data": found})
+
+    async def end(request: Request) -> Response:
+        principal = await door.admit(request)
+        body = await parse(request, Reason, _LIMIT)
+        name = await door.adapter(principal, request.path_params["name"])
+        await door.plane.end_rollout(name, body.reason, _who(principal))
+        return JSONResponse({"adapter": name, "ended": True})
+
+    return [
+        Route("/v1/rollouts", start, methods=["POST"]),
+        Route("/v1/rollouts", listed, methods=["GET"]),
+        Route("/v1/rollouts/{name}/end", end, methods=["POST"]),
+    ]
+
+
+def _rollout(rollout: Rollout) -> dict[str, Any]:
+    phase = rollout.plan.phases[rollout.phase]
+    return {
+        "id": rollout.id,
+        "candidate": str(rollout.candidate),
+        "baseline": str(rollout.baseline) if rollout.baseline else None,
+        "status": rollout.status,
+        "phase": rollout.phase,
+        "percent": phase.percent,
+        "shadow": phase.shadow,
+        "reason": rollout.reason,
+        "verdict": str(rollout.verdict) if rollout.verdict else None,
+    }
+
+
+def _bills(door: _Door) -> list[Route]:
+    async def bill(request: Request) -> Response:
+        principal = await door.admit(request)
+        query = request.query_params
+        tenant = door.tenant(principal, query.get("team_id"))
+        now = time.time()
+        try:
+            start = now - durations.seconds(query.get("since", "30d"))
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        return JSONResponse(await door.plane.bill(tenant, start, now + 1, None))
+
+    return [Route("/v1/usage", bill, methods=["GET"])]

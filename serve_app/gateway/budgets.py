@@ -1,0 +1,189 @@
+"""The gateway's side of budgets: reserve before a request sets out, settle when it has ended.
+
+Owns what is on its way to the ledger. Requests of callers that nothing bounds never come here. A
+call to the ledger carries all that wait for one, so that it costs the same at any traffic.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from cluster.budget.exchange import Reservation, Settlement, Use
+from cluster.budget.ledger import Refusal, Room
+from cluster.types import Principal
+from serve_app.gateway.errors import Refused
+from serve_app.protocol import Block, Envelope
+from serve_app.tasks import apart
+
+logger = logging.getLogger(__name__)
+
+Spend = Callable[[list[Settlement], list[Reservation]], Awaitable[list[Room | Refusal]]]
+Ended = Callable[[Envelope], None]
+"""Told of each envelope whose road has ended, however it did."""
+
+_PATIENCE_S = 5.0
+_AGAIN_S = 0.5
+_AT_ONCE = 1024
+#: What a chat template may put around a message, in tokens.
+_AROUND = 32
+
+
+def most_read(messages: Sequence[dict[str, str]], window: int) -> int:
+    """No prompt of these messages has more tokens: each takes a byte at least."""
+    written = sum(len(message["content"].encode("utf-8", "replace")) for message in messages)
+    return min(window, written + _AROUND * (len(messages) + 1))
+
+
+@dataclass
+class _Waiting:
+    reservation: Reservation
+    answer: asyncio.Future[Room | Refusal]
+
+
+class Hold:
+    """What one HTTP request has reserved; settled when the last of its envelopes has ended."""
+
+    def __init__(
+        self, room: Room, parts: int, settle: Callable[[tuple[Use, ...] | None], None]
+    ) -> None:
+        self.room = room
+        self._left = parts
+        self._settle = settle
+        self._uses: list[Use] = []
+
+    def ended(self, envelope: Envelope) -> None:
+        """Take note of what one envelope has used."""
+        if (used := envelope.usage) is not None:
+            self._uses.append(Use(used.version, used.prompt_tokens, used.completion_tokens))
+        self._left -= 1
+        if self._left == 0:
+            self._settle(tuple(self._uses))
+
+    def close(self) -> None:
+        """Settle now; envelopes that have not ended never set out."""
+        if self._left > 0:
+            self._left = 0
+            self._settle(tuple(self._uses))
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What is left, as OpenAI's clients read it."""
+        room = self.room
+        named = {
+            "x-ratelimit-limit-requests": room.limit_requests,
+            "x-ratelimit-remaining-requests": room.remaining_requests,
+            "x-ratelimit-limit-tokens": room.limit_tokens,
+            "x-ratelimit-remaining-tokens": room.remaining_tokens,
+        }
+        return {name: str(value) for name, value in named.items() if value is not None}
+
+
+class Unbounded(Hold):
+    """The hold of a caller whom nothing bounds: there is nothing to settle."""
+
+    def __init__(self) -> None:
+        super().__init__(Room(), 0, lambda _uses: None)
+
+    def ended(self, envelope: Envelope) -> None:
+        """Nothing."""
+
+
+class Budgets:
+    """Reserves and settles through `spend`, which is the control plane's."""
+
+    def __init__(self, spend: Spend, window: int) -> None:
+        """`window` is the most tokens that one prompt with its answer can have."""
+        self._spend, self._window = spend, window
+        self._settlements: list[Settlement] = []
+        self._waiting: list[_Waiting] = []
+        self._flushing: asyncio.Task[None] | None = None
+        self._unbounded = Unbounded()
+
+    async def reserve(
+        self, principal: Principal, model: str | None, envelopes: Sequence[Envelope]
+    ) -> Hold:
+        """Hold the most that `envelopes` may use; `model` None is whoever the router picks.
+
+        Raises:
+            Refused: 429 where it would go over a bound, 503 where that cannot be known now.
+        """
+        if not principal.limited:
+            return self._unbounded
+        read = written = 0
+        for envelope in envelopes:
+            if envelope.usage is not None:  # what an embedding costs is known before
+                read += envelope.usage.prompt_tokens
+                continue
+            read += most_read(envelope.messages, self._window)
+            written += min(envelope.sampling.max_tokens, self._window)
+        number, scopes, at = uuid.uuid4().hex, principal.limited, time.time()
+
+        def settle(uses: tuple[Use, ...] | None) -> None:
+            self._settlements.append(Settlement(number, scopes, at, uses))
+            self._wake()
+
+        wanted = Reservation(number, scopes, model, read, written)
+        waiting = _Waiting(wanted, asyncio.get_running_loop().create_future())
+        self._waiting.append(waiting)
+        self._wake()
+        try:
+            answer = await waiting.answer
+        except asyncio.CancelledError:
+            settle(None)  # it may have been granted by now
+            raise
+        if isinstance(answer, Refusal):
+            raise Refused(_over(answer), principal=principal, model=model or "")
+        return Hold(answer, len(envelopes), settle)
+
+    def _wake(self) -> None:
+        if self._flushing is None or self._flushing.done():
+            self._flushing = apart(self._flush())
+
+    async def _flush(self) -> None:
+        while self._settlements or self._waiting:
+            settlements, self._settlements = (
+                self._settlements[:_AT_ONCE],
+                self._settlements[_AT_ONCE:],
+            )
+            waiting, self._waiting = self._waiting[:_AT_ONCE], self._waiting[_AT_ONCE:]
+            wanted = [one.reservation for one in waiting]
+            try:
+                answers = await asyncio.wait_for(self._spend(settlements, wanted), _PATIENCE_S)
+            except Exception:  # the control plane restarts: closed for what is bounded until then
+                logger.exception("the ledger does not answer; what is bounded is refused")
+                # Told again until it is heard: what is told twice counts once.
+                self._settlements = settlements + self._settlements
+                for one in waiting:
+                    self._settlements.append(
+                        Settlement(
+                            one.reservation.number, one.reservation.scopes, time.time(), None
+                        )
+                    )
+                    if not one.answer.done():
+                        one.answer.set_exception(Refused(_unknown()))
+                await asyncio.sleep(_AGAIN_S)
+                continue
+            for one, answer in zip(waiting, answers, strict=True):
+                if not one.answer.done():
+                    one.answer.set_result(answer)
+
+
+def _unknown() -> Block:
+    return Block(503, "budget_unavailable", "what is left of your limits is not known; try again")
+
+
+def _over(refusal: Refusal) -> Block:
+    whose = "this API key's" if refusal.scope.startswith("key:") else "your organisation's"
+    if refusal.limit == "usd":
+        message = f"{whose} budget of {refusal.allowed:g} US dollars does not cover this request"
+        return Block(429, "insufficient_quota", message, None, refusal.retry_after_s)
+    what = "requests" if refusal.limit == "rpm" else "tokens"
+    message = f"{whose} limit is {refusal.allowed:g} {what} a minute"
+    if refusal.retry_after_s is None:
+        message += f"; this request alone may need {refusal.wanted:g}: lower max_tokens"
+    return Block(429, "rate_limit_exceeded", message, None, refusal.retry_after_s)

@@ -1,0 +1,88 @@
+"""A bundle in plain vLLM: nothing of Headrace's loads it, and it writes what its trainer did."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster import adapters, storage
+from cluster.bundle import signing
+from cluster.bundle.export import Source, export
+from cluster.registry.bases import describe
+from cluster.registry.versions import AdapterRecord
+from cluster.types import AdapterVersion, VersionState
+from serve_app.bench.versions import Maker
+from tests.conftest import REPOSITORY
+
+pytestmark = pytest.mark.integration
+MODEL = REPOSITORY / "cluster" / "models" / "headrace-mini"
+_PLAIN = """
+import json, sys
+from vllm import LLM, SamplingParams
+from vllm.lora.request import LoRARequest
+
+wanted = json.load(sys.stdin)
+if __name__ == "__main__":
+    llm = LLM(
+        wanted["model"], dtype="float32", max_model_len=512, enforce_eager=True,
+        enable_lora=bool(wanted["adapter"]), max_lora_rank=8, disable_log_stats=True,
+    )
+    lora = LoRARequest("care", 1, wanted["adapter"]) if wanted["adapter"] else None
+    found = llm.generate(
+        [{"prompt_token_ids": prompt} for prompt in wanted["prompts"]],
+        [SamplingParams(max_tokens=n, temperature=0.0) for n in wanted["lengths"]],
+        lora_request=lora, use_tqdm=False,
+    )
+    print("FOUND " + json.dumps([list(one.outputs[0].token_ids) for one in found]))
+"""
+
+
+def _plain_vllm(wanted: dict[str, Any], script: Path) -> list[list[int]]:
+    script.write_text(_PLAIN)
+    done = subprocess.run(
+        ["env", "VLLM_CPU_KVCACHE_SPACE=1", sys.executable, str(script)],
+        input=json.dumps(wanted),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=script.parent,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    line = next(line for line in done.stdout.splitlines() if line.startswith("FOUND "))
+    found: list[list[int]] = json.loads(line.removeprefix("FOUND "))
+    return found
+
+
+def test_plain_vllm_writes_the_same_with_the_merged_model_and_with_the_adapter(
+    tmp_path: Path,
+) -> None:
+    Maker(MODEL).publish("care", 1, 7, tmp_path / "versions")
+    path = tmp_path / "versions" / "care" / "1"
+    manifest = adapters.inspect(path, max_rank=8)
+    record = AdapterRecord(
+        AdapterVersion("care", 1),
+        1,
+        VersionState.LIVE,
+        str(path),
+        storage.require_stable(path),
+        "",
+        "",
+        manifest,
+    )
+    key = signing.own_key(tmp_path / "key.pem")
+    source = Source(record, describe(MODEL), "# care@1\n")
+    bundle = export(source, tmp_path / "bundle", key, "float32", lambda _line: None)
+    asked = {
+        "prompts": [probe.prompt_token_ids for probe in manifest.golden],
+        "lengths": [len(probe.target_token_ids) for probe in manifest.golden],
+    }
+    expected = [list(probe.target_token_ids) for probe in manifest.golden]
+    merged = {**asked, "model": str(bundle / "merged"), "adapter": None}
+    assert _plain_vllm(merged, tmp_path / "plain.py") == expected
+    beside = {**asked, "model": str(MODEL), "adapter": str(bundle / "adapter")}
+    assert _plain_vllm(beside, tmp_path / "plain.py") == expected

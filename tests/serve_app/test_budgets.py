@@ -1,0 +1,241 @@
+"""Bounds at the gateway: what is let in, what it costs, and that no way of ending escapes it."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+
+from cluster.budget.exchange import Desk, Reservation, Settlement
+from cluster.budget.ledger import Ledger, Refusal, Room
+from cluster.budget.limits import Limits, Seed
+from cluster.budget.prices import Price, PriceBook
+from cluster.types import Principal, Role
+from serve_app.gateway.budgets import most_read
+from serve_app.protocol import Envelope, Sampling, Usage
+from tests.serve_app.test_gateway import GOOD, World
+
+CHAT = "/v1/chat/completions"
+KEY = {"Authorization": "Bearer hr-bounded"}
+SCOPE = "tenant:acme"
+
+
+class Bank:
+    """The control plane's side, with a clock of its own; may be down."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.ledger = Ledger(0.0)
+        self.desk = Desk(self.ledger, PriceBook(default=Price(input=1.0, output=1.0)))
+        self.settled: list[Settlement] = []
+        self.down = False
+        self.calls = 0
+
+    def bound(self, **bounds: float | int) -> None:
+        self.ledger.open(SCOPE, Limits.model_validate(bounds), 0.0, Seed(), self.now)
+
+    async def spend(
+        self, settlements: list[Settlement], reservations: list[Reservation]
+    ) -> list[Room | Refusal]:
+        self.calls += 1
+        await asyncio.sleep(0)
+        if self.down:
+            raise ConnectionError("down")
+        self.settled += settlements
+        return self.desk.exchange(settlements, reservations, self.now)
+
+    async def until_settled(self, number: int) -> list[Settlement]:
+        for _ in range(400):
+            if len(self.settled) >= number:
+                break
+            await asyncio.sleep(0.005)
+        assert len(self.settled) == number
+        return self.settled
+
+
+@pytest.fixture
+def bank() -> Bank:
+    return Bank()
+
+
+@pytest.fixture
+def world(bank: Bank) -> World:
+    return World(spend=bank.spend)
+
+
+@pytest.fixture
+async def client(world: World) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(app=world.app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        yield client
+
+
+async def _ask(client: httpx.AsyncClient, **more: Any) -> httpx.Response:
+    return await client.post(CHAT, json={**GOOD, **more}, headers=KEY)
+
+
+async def test_requests_over_the_bound_get_429_and_when_to_come_back(
+    world: World, client: httpx.AsyncClient, bank: Bank
+) -> None:
+    bank.bound(rpm=2)
+    answers = await asyncio.gather(*(_ask(client) for _ in range(6)))
+    assert sorted(answer.status_code for answer in answers) == [200, 200, 429, 429, 429, 429]
+    let_in = [answer for answer in answers if answer.status_code == 200]
+    assert {answer.headers["x-ratelimit-limit-requests"] for answer in let_in} == {"2"}
+    assert {a.headers["x-ratelimit-remaining-requests"] for a in let_in} == {"0", "1"}
+    refused = next(answer for answer in answers if answer.status_code == 429)
+    assert refused.json()["error"]["code"] == "rate_limit_exceeded"
+    assert 1 <= int(refused.headers["retry-after"]) <= 61
+    assert len(world.engine.requests) == 2
+    assert sum(e.block is not None and e.block.status == 429 for e in world.audited) == 4
+    bank.now += 61
+    assert (await _ask(client)).status_code == 200
+
+
+async def test_a_caller_whom_nothing_bounds_never_asks(
+    client: httpx.AsyncClient, bank: Bank
+) -> None:
+    bank.bound(rpm=1)
+    headers = {"Authorization": "Bearer hr-user"}
+    for _ in range(3):
+        assert (await client.post(CHAT, json=GOOD, headers=headers)).status_code == 200
+    assert bank.calls == 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_was_used_is_settled_and_on_record(
+    world: World, client: httpx.AsyncClient, bank: Bank, stream: bool
+) -> None:
+    bank.bound(tpm=1000)
+    answer = await _ask(client, stream=stream, max_tokens=10, n=2)
+    assert answer.status_code == 200
+    assert int(answer.headers["x-ratelimit-remaining-tokens"]) < 1000 - 20
+    [settled] = await bank.until_settled(1)
+    assert settled.uses is not None
+    assert [(use.version, use.read, use.written) for use in settled.uses] == [
+        ("inventory@1", 5, 7)
+    ] * 2
+    assert [e.usage for e in world.audited] == [Usage("inventory@1", 5, 7)] * 2
+
+
+async def test_many_at_once_share_a_bound_of_tokens(
+    world: World, client: httpx.AsyncClient, bank: Bank
+) -> None:
+    most = most_read(GOOD["messages"], 512) + 10  # type: ignore[arg-type]
+    bank.bound(tpm=4 * most)
+    answers = await asyncio.gather(
+        *(_ask(client, max_tokens=10, stream=bool(n % 2)) for n in range(12))
+    )
+    assert sum(answer.status_code == 200 for answer in answers) >= 4
+    used = sum(u.prompt_tokens + u.completion_tokens for u in (e.usage for e in world.audited) if u)
+    assert used <= 4 * most
+
+
+async def test_a_stream_given_up_costs_what_was_written(world: World, bank: Bank) -> None:
+    bank.bound(tpm=1000)
+    principal = Principal("k9", "acme", frozenset({Role.INFERENCE}), limited=(SCOPE,))
+    envelope = Envelope(
+        "tr-left",
+        0.0,
+        "acme",
+        {},
+        "auto",
+        GOOD["messages"],
+        Sampling(max_tokens=10),  # type: ignore[arg-type]
+    )
+    hold = await world.budgets.reserve(principal, None, [envelope])
+    walk = world.road.stream(envelope, hold.ended)
+    assert await anext(walk) is envelope
+    await anext(walk)  # the first piece
+    await walk.aclose()
+    [settled] = await bank.until_settled(1)
+    assert settled.uses is not None
+    [use] = settled.uses
+    assert use.read == 5
+    assert 1 <= use.written < len(world.engine.answer)
+    [record] = world.audited
+    assert record.usage == Usage("inventory@1", use.read, use.written)
+
+
+async def test_a_whole_answer_given_up_costs_its_reservation(
+    world: World, client: httpx.AsyncClient, bank: Bank
+) -> None:
+    bank.bound(tpm=1000)
+    started, never = asyncio.Event(), asyncio.Event()
+
+    async def hang() -> None:
+        started.set()
+        await never.wait()
+
+    world.engine.wait = hang
+    asked = asyncio.ensure_future(_ask(client, max_tokens=10))
+    await started.wait()
+    asked.cancel()
+    [settled] = await bank.until_settled(1)
+    assert settled.uses is not None
+    [use] = settled.uses
+    assert (use.read, use.written) == (most_read(GOOD["messages"], 512), 10)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_engine_that_fails_costs_nothing(
+    world: World, client: httpx.AsyncClient, bank: Bank, stream: bool
+) -> None:
+    bank.bound(tpm=100, max_usd=1.0)
+
+    async def fail() -> None:
+        raise RuntimeError("broken")
+
+    world.engine.wait = fail
+    await _ask(client, stream=stream, max_tokens=10)
+    [settled] = await bank.until_settled(1)
+    assert settled.uses == ()
+    assert world.audited[0].usage is None
+
+
+async def test_a_request_that_cannot_fit_is_told_so(client: httpx.AsyncClient, bank: Bank) -> None:
+    bank.bound(tpm=50)
+    refused = await _ask(client, max_tokens=200)
+    assert refused.status_code == 429
+    assert "retry-after" not in refused.headers
+    assert "lower max_tokens" in refused.json()["error"]["message"]
+
+
+async def test_a_budget_that_ran_out_is_a_quota(client: httpx.AsyncClient, bank: Bank) -> None:
+    bank.bound(max_usd=0.0)
+    refused = await _ask(client)
+    assert refused.status_code == 429
+    assert refused.json()["error"]["code"] == "insufficient_quota"
+    assert "retry-after" not in refused.headers
+
+
+async def test_while_the_ledger_is_away_what_is_bounded_waits(
+    world: World, client: httpx.AsyncClient, bank: Bank
+) -> None:
+    bank.bound(rpm=10)
+    bank.down = True
+    refused = await _ask(client)
+    assert refused.status_code == 503
+    assert refused.json()["error"]["code"] == "budget_unavailable"
+    assert not world.engine.requests
+    free = {"Authorization": "Bearer hr-user"}
+    assert (await client.post(CHAT, json=GOOD, headers=free)).status_code == 200
+    bank.down = False
+    answered = await _ask(client)
+    assert answered.headers["x-ratelimit-remaining-requests"] == "9"
+
+
+async def test_embeddings_are_bounded_and_metered(
+    world: World, client: httpx.AsyncClient, bank: Bank
+) -> None:
+    bank.bound(tpm=5)
+    body = {"model": "all-minilm-l6-v2", "input": ["one two", "three"]}
+    answer = await client.post("/v1/embeddings", json=body, headers=KEY)
+    assert answer.status_code == 200
+    assert answer.json()["usage"]["prompt_tokens"] == 3
+    [settled] = await bank.until_settled(1)
+    assert settled.uses is not None
+    assert sum(use.read for use in settled.uses) == 3
+    assert {envelope.key_id for envelope in world.audited} == {"k9"}
+    assert (await client.post("/v1/embeddings", json=body, headers=KEY)).status_code == 429

@@ -1,0 +1,218 @@
+"""Adapters from elsewhere: checked before they are loaded, proved by ours, judged by ours."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from cluster import adapters, storage
+from cluster.bundle import signing
+from cluster.bundle.export import Source, export
+from cluster.config import BaseModelRef
+from cluster.errors import ArtifactError, ConfigError, HeadraceError
+from cluster.registry.bases import describe
+from cluster.registry.versions import AdapterRecord
+from cluster.types import AdapterVersion, VersionState
+from cluster.workload import TurnRecord, write_turns
+from serve_app.bench.versions import Maker
+from tests.conftest import REPOSITORY
+from train_jobs.adopt import adopt
+from train_jobs.config import AdoptConfig, EvalConfig
+
+MODEL = REPOSITORY / "cluster" / "models" / "headrace-mini"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What PEFT itself saves: nothing of ours in it."""
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32),
+        LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"),
+    )
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if "lora_" in name:
+                value.copy_(torch.randn(value.shape, generator=generator) * 0.05)
+    out = tmp_path_factory.mktemp("foreign") / "peft"
+    model.save_pretrained(out)
+    return out
+
+
+@pytest.fixture
+def foreign(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "foreign"))
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Callable[..., AdoptConfig]:
+    heldout = tmp_path / "heldout.jsonl"
+    write_turns(
+        heldout,
+        [
+            TurnRecord(id=str(n), domain="care", text=f"where is order {n}", intent="x", slots={})
+            for n in range(6)
+        ],
+    )
+
+    def make(source: Path, **more: Any) -> AdoptConfig:
+        settings = {
+            "source": str(source),
+            "adapter": "care",
+            "tenant": "acme",
+            "version": 3,
+            "run_id": "import-care-3",
+            "base_model": BaseModelRef(path=str(MODEL), dtype="float32"),
+            "heldout": str(heldout),
+            "out": str(tmp_path / "adapters"),
+            "storage": str(tmp_path / "runs"),
+            "evaluation": EvalConfig(max_new_tokens=8, golden_probes=2),
+            "max_rank": 32,
+            **more,
+        }
+        return AdoptConfig.model_validate(settings)
+
+    return make
+
+
+def test_a_foreign_adapter_gets_its_proofs_here(
+    foreign: Path, config: Callable[..., AdoptConfig]
+) -> None:
+    (foreign / "README.md").write_text("theirs")
+    (foreign / "training_args.bin").write_bytes(b"a pickle that nobody opens")
+    path = adopt(config(foreign))
+    manifest = adapters.inspect(path, max_rank=32)
+    assert (str(manifest.id), manifest.rank, manifest.seconds) == ("care@3", 4, 0.0)
+    assert manifest.evaluation.heldout_rows == 6
+    assert len(manifest.golden) == 2
+    assert all(value <= 0 for probe in manifest.golden for value in probe.logprobs)
+    assert {file.name for file in path.iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "headrace.json",
+        "STABLE",
+    }
+    ours, theirs = load_file(path / adapters.WEIGHTS), load_file(foreign / adapters.WEIGHTS)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def _config(**changes: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        path = folder / "adapter_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+    return change
+
+
+def _weights(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Any:
+    def alter(folder: Path) -> None:
+        path = folder / adapters.WEIGHTS
+        save_file(change(load_file(path)), path)
+
+    return alter
+
+
+def _pickle(folder: Path) -> None:
+    (folder / adapters.WEIGHTS).rename(folder / "adapter_model.bin")
+
+
+def _nan(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value * float("nan") for name, value in tensors.items()}
+
+
+def _one_less(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return dict(sorted(tensors.items())[1:])
+
+
+def _stranger(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {**tensors, "base_model.model.lm_tail.lora_A.weight": torch.ones(4, 8)}
+
+
+def _wide(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {
+        name: torch.ones(4, 999) if "lora_A" in name else value for name, value in tensors.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (_pickle, "safetensors"),
+        (_config(peft_type="LOHA"), "peft_type"),
+        (_config(use_dora=True), "DoRA"),
+        (_config(modules_to_save=["lm_head"]), "modules_to_save"),
+        (_config(bias="all"), "bias"),
+        (_config(r=64), "rank"),
+        (_config(r=8), "rank"),
+        (_config(target_modules=["nothing_here"]), "does not fit"),
+        (lambda folder: (folder / "adapter_config.json").write_text("[]"), "cannot be served"),
+        (_weights(_nan), "finite"),
+        (_weights(_one_less), "not those of the base model"),
+        (_weights(_stranger), "not those of the base model"),
+        (_weights(_wide), "does not fit"),
+    ],
+)
+def test_what_cannot_be_served_is_refused(
+    foreign: Path,
+    config: Callable[..., AdoptConfig],
+    change: Callable[[Path], object],
+    complaint: str,
+) -> None:
+    change(foreign)
+    wanted = config(foreign)
+    with pytest.raises(HeadraceError, match=complaint):
+        adopt(wanted)
+    assert not (Path(wanted.out) / "care" / "3").exists()
+
+
+def test_a_foreign_adapter_needs_something_to_be_judged_on(
+    foreign: Path, config: Callable[..., AdoptConfig]
+) -> None:
+    with pytest.raises(ConfigError, match="--heldout"):
+        adopt(config(foreign, heldout=None))
+
+
+def test_a_bundle_comes_back_as_it_left(tmp_path: Path, config: Callable[..., AdoptConfig]) -> None:
+    Maker(MODEL).publish("care", 2, 7, tmp_path / "versions")
+    path = tmp_path / "versions" / "care" / "2"
+    manifest = adapters.inspect(path, max_rank=32)
+    record = AdapterRecord(
+        AdapterVersion("care", 2),
+        1,
+        VersionState.LIVE,
+        str(path),
+        storage.require_stable(path),
+        "",
+        "",
+        manifest,
+    )
+    key = signing.own_key(tmp_path / "key.pem")
+    bundle = export(
+        Source(record, describe(MODEL), "# care@2\n"),
+        tmp_path / "b",
+        key,
+        "float32",
+        lambda _: None,
+    )
+    fingerprint = signing.fingerprint(signing.public_pem(key))
+    with pytest.raises(ArtifactError, match="trust"):
+        adopt(config(bundle, heldout=None))
+    found = adapters.inspect(
+        adopt(config(bundle, heldout=None, trusted=(fingerprint,))), max_rank=32
+    )
+    assert str(found.id) == "care@3"
+    assert found.golden == manifest.golden
+    assert found.dataset == manifest.dataset
+    assert (found.evaluation.previous, found.evaluation.wins) == (None, 0)
+    assert found.evaluation.accuracy == manifest.evaluation.accuracy
+    measured = adapters.inspect(
+        adopt(config(bundle, version=4, trusted=(fingerprint,))), max_rank=32
+    )
+    assert (measured.evaluation.heldout_rows, measured.golden) == (6, manifest.golden)
