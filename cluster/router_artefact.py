@@ -31,12 +31,12 @@ class RouterArtefact:
 
 def write(artefact: RouterArtefact, path: Path) -> str:
     """Publish `artefact` at `path`; returns its digest."""
-    staged = storage.staging(path)
-    np.savez(
-        staged / _ARRAYS, weights=artefact.weights, bias=artefact.bias, anchors=artefact.anchors
-    )
-    (staged / _CLASSES).write_text(json.dumps(artefact.classes), encoding="utf-8")
-    return storage.publish(staged, path)
+    with storage.publishing(path) as staged:
+        np.savez(
+            staged / _ARRAYS, weights=artefact.weights, bias=artefact.bias, anchors=artefact.anchors
+        )
+        (staged / _CLASSES).write_text(json.dumps(artefact.classes), encoding="utf-8")
+    return storage.require_stable(path)
 
 
 def read(path: Path) -> RouterArtefact:

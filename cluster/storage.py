@@ -1,7 +1,6 @@
 """Files that other processes read: atomic publication, content digests, confined paths.
 
-A directory is published by rename and is readable once its `STABLE` marker is there; nothing
-rewrites it afterwards.
+A directory is published by rename, its `STABLE` marker in it; nothing rewrites it afterwards.
 """
 
 from __future__ import annotations
@@ -9,7 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from cluster.errors import ArtifactError, ConflictError, DataError
@@ -24,8 +26,24 @@ def staging(final: Path) -> Path:
     return Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
 
 
+@contextmanager
+def publishing(final: Path) -> Iterator[Path]:
+    """A fresh directory that is published as `final` at the end, or is gone if anything fails.
+
+    Raises:
+        ConflictError: `final` is already there; published directories are immutable.
+    """
+    staged = staging(final)
+    try:
+        yield staged
+        publish(staged, final)
+    except BaseException:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise
+
+
 def publish(source: Path, final: Path) -> str:
-    """Move `source` to `final` in one step, mark it stable, and return its digest.
+    """Mark `source` stable, move it to `final` in one step, and return its digest.
 
     Raises:
         ConflictError: `final` is already there; published directories are immutable.
@@ -33,8 +51,9 @@ def publish(source: Path, final: Path) -> str:
     if final.exists():
         raise ConflictError(f"{final} is already published; versions are immutable")
     digest = tree_digest(source)
+    # Before the move: a disk that fills up now leaves nothing under the name.
+    write_atomic(source / STABLE, digest + "\n")
     publish_sealed(source, final)
-    write_atomic(final / STABLE, digest + "\n")
     return digest
 
 
@@ -51,6 +70,7 @@ def publish_sealed(source: Path, final: Path) -> None:
             _sync(path)
     source.chmod(0o755)
     source.rename(final)
+    _sync(final.parent)
 
 
 def require_stable(path: Path) -> str:

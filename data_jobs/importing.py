@@ -147,7 +147,6 @@ def _write_index(workload: Workload, history: list[TurnRecord], out: Path) -> No
             for (domain, intent), text in sorted(seen.items())
         ]
     vectors = _embed([f"{title}: {text}" for title, text in documents])
-    staged = storage.staging(out)
     table = pa.table(
         {
             "title": [title for title, _ in documents],
@@ -155,5 +154,5 @@ def _write_index(workload: Workload, history: list[TurnRecord], out: Path) -> No
             "embedding": [row.tolist() for row in vectors],
         }
     )
-    pq.write_table(table, staged / "documents.parquet")
-    storage.publish(staged, out)
+    with storage.publishing(out) as staged:
+        pq.write_table(table, staged / "documents.parquet")

@@ -1,4 +1,4 @@
-"""Publishes a dataset version: rows as Parquet, the manifest beside them, the marker last."""
+"""Publishes a dataset version: rows as Parquet, the manifest beside them, all of it or none."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ _COLUMNS = ["row_id", "adapter", "prompt", "completion", "source", "trace_id", "
 def publish_dataset(rows: ray.data.Dataset, manifest: DatasetManifest, out: Path) -> Path:
     """Write `rows` and `manifest` as `out/NAME/VERSION` and return that path."""
     final = storage.confined(out, manifest.name, str(manifest.version))
-    staged = storage.staging(final)
-    rows.select_columns(_COLUMNS).write_parquet(str(staged / ROWS))
-    (staged / MANIFEST).write_text(manifest.model_dump_json(indent=2), encoding="utf-8")
-    storage.publish(staged, final)
+    with storage.publishing(final) as staged:
+        rows.select_columns(_COLUMNS).write_parquet(str(staged / ROWS))
+        (staged / MANIFEST).write_text(manifest.model_dump_json(indent=2), encoding="utf-8")
     return final
 
 

@@ -32,12 +32,11 @@ def publish_adapter(trained: Path, manifest: AdapterManifest, out: Path) -> Path
     """Write `out/NAME/VERSION` atomically and return it."""
     check_weights(trained / WEIGHTS)
     final = storage.confined(out, manifest.name, str(manifest.version))
-    staged = storage.staging(final)
-    shutil.copy(trained / WEIGHTS, staged / WEIGHTS)
     config = json.loads((trained / PEFT_CONFIG).read_text(encoding="utf-8"))
     # The trainer's path means nothing to another machine; the base is known by name and digest.
     config["base_model_name_or_path"] = manifest.base_model
-    (staged / PEFT_CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
-    (staged / MANIFEST).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
-    storage.publish(staged, final)
+    with storage.publishing(final) as staged:
+        shutil.copy(trained / WEIGHTS, staged / WEIGHTS)
+        (staged / PEFT_CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
+        (staged / MANIFEST).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
     return final

@@ -67,7 +67,9 @@ class ControlPlane(Books):
     def _known(self, tx: Session) -> dict[str, Any]:
         """What the registry has to say about the routing table."""
         killed = access.killed(tx)
-        live = {n: served(r) for n, r in versions.live(tx).items() if n not in killed}
+        ids = versions.live_ids(tx)
+        self._store.forget_but({*ids.values(), *self._rollouts.versions})
+        live = {name: self._store.served(v) for name, v in ids.items() if name not in killed}
         splits = {n: s for n, s in self._rollouts.splits().items() if n not in killed}
         return {"live": live, "access": access.access(tx), "killed": killed, "splits": splits}
 

@@ -121,6 +121,10 @@ class RolloutStore:
                 self._served[version] = served(versions.get(tx, version))
         return self._served[version]
 
+    def forget_but(self, wanted: set[AdapterVersion]) -> None:
+        """Keep no others in memory."""
+        self._served = {v: found for v, found in self._served.items() if v in wanted}
+
     @staticmethod
     def _write(tx: Session, rollout: Rollout, now: float) -> bool:
         """Whether it moved to another status or phase, which is an event."""

@@ -57,6 +57,12 @@ class RolloutController:
         """The rollouts that are not over, oldest first."""
         return [self._active[key] for key in sorted(self._active)]
 
+    @property
+    def versions(self) -> set[AdapterVersion]:
+        """Every version that a rollout may still ask for."""
+        both = ((r.candidate, r.baseline) for r in self._active.values())
+        return {version for pair in both for version in pair if version is not None}
+
     def of(self, adapter: str) -> Rollout | None:
         """The adapter's rollout that is not over."""
         return next((r for r in self._active.values() if r.adapter == adapter), None)

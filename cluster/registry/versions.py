@@ -129,6 +129,12 @@ def listed(tx: Session) -> list[AdapterRecord]:
     return [_record(row) for row in rows]
 
 
+def live_ids(tx: Session) -> dict[str, AdapterVersion]:
+    """The live version of each adapter that has one, without what is known of it."""
+    query = select(Version.name, Version.version).where(Version.state == VersionState.LIVE)
+    return {name: AdapterVersion(name, number) for name, number in tx.execute(query)}
+
+
 def live(tx: Session) -> dict[str, AdapterRecord]:
     """The live version of each adapter that has one."""
     rows = tx.scalars(select(Version).where(Version.state == VersionState.LIVE))

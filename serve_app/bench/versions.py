@@ -83,8 +83,6 @@ class Maker:
         if len(probes) < 2:  # too many answers that end at once: other weights then
             return self.publish(name, version, seed + 10_000, out)
         final = out / name / str(version)
-        staged = storage.staging(final)
-        self._model.save_pretrained(staged)
         manifest = AdapterManifest(
             name=name,
             version=version,
@@ -98,8 +96,9 @@ class Maker:
             golden=probes,
             evaluation=_evaluation(name, version),
         )
-        (staged / "headrace.json").write_text(manifest.model_dump_json())
-        storage.publish(staged, final)
+        with storage.publishing(final) as staged:
+            self._model.save_pretrained(staged)
+            (staged / "headrace.json").write_text(manifest.model_dump_json())
         return texts
 
     def _answers(self) -> tuple[list[str], tuple[GoldenProbe, ...]]:

@@ -1,3 +1,6 @@
+import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -48,3 +51,39 @@ def test_paths_stay_below_their_root(tmp_path: Path) -> None:
     assert storage.confined(tmp_path, "a", "1") == tmp_path.resolve() / "a" / "1"
     with pytest.raises(ArtifactError, match="leaves"):
         storage.confined(tmp_path, "..", "x")
+
+
+def _full(size: int) -> Iterator[Path]:
+    """A file system of `size` KiB; needs the right to mount one."""
+    folder = Path(tempfile.mkdtemp())
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", str(folder)]
+    if subprocess.run(command, capture_output=True).returncode != 0:
+        folder.rmdir()
+        pytest.skip("a file system cannot be mounted here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+        folder.rmdir()
+
+
+@pytest.fixture
+def small_disk() -> Iterator[Path]:
+    yield from _full(256)
+
+
+def test_a_full_disk_leaves_nothing_published_and_nothing_behind(small_disk: Path) -> None:
+    final = small_disk / "care" / "1"
+    with pytest.raises(OSError, match="No space left"), storage.publishing(final) as staged:
+        (staged / "weights").write_bytes(b"x" * (1 << 20))
+    assert list(final.parent.iterdir()) == []
+    with storage.publishing(final) as staged:
+        (staged / "weights").write_bytes(b"x" * 1024)
+    assert storage.require_stable(final)
+
+
+def test_whatever_fails_leaves_nothing_behind(tmp_path: Path) -> None:
+    final = tmp_path / "care" / "1"
+    with pytest.raises(KeyboardInterrupt), storage.publishing(final):
+        raise KeyboardInterrupt
+    assert list(final.parent.iterdir()) == []

@@ -26,8 +26,8 @@ import json, sys
 from vllm import LLM, SamplingParams
 from vllm.lora.request import LoRARequest
 
-wanted = json.load(sys.stdin)
-if __name__ == "__main__":
+if __name__ == "__main__":  # its engine's process imports this file anew
+    wanted = json.load(sys.stdin)
     llm = LLM(
         wanted["model"], dtype="float32", max_model_len=512, enforce_eager=True,
         enable_lora=bool(wanted["adapter"]), max_lora_rank=8, disable_log_stats=True,
