@@ -16,10 +16,10 @@ async def until(happened: Callable[[], bool]) -> None:
     raise AssertionError("it did not happen within ten seconds")
 
 
-def wait_for(happened: Callable[[], bool]) -> None:
-    """As `until`, for what happens in other processes."""
-    for _ in range(200):
-        if happened():
-            return
+def wait_for(happened: Callable[[], bool], seconds: float = 10.0) -> None:
+    """As `until`, for what happens in other processes, and may take longer."""
+    deadline = time.monotonic() + seconds
+    while not happened():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"it did not happen within {seconds:g} seconds")
         time.sleep(0.05)
-    raise AssertionError("it did not happen within ten seconds")

@@ -84,12 +84,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--zipf", type=int, action="append", default=[], metavar="N")
     parser.add_argument("--mixed", type=int, action="append", default=[], metavar="N")
     parser.add_argument("--base", action="store_true", help="also the base model alone")
+    parser.add_argument("--peft", type=int, metavar="N", help="N by PEFT's set_adapter instead")
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--warm", type=float, default=4.0)
     parser.add_argument("--slots", type=int, default=EngineConfig().max_loras)
     options = parser.parse_args(arguments)
     logging.disable(logging.WARNING)
-    rows = asyncio.run(_measure(options))
+    rows = [_by_peft(options)] if options.peft else asyncio.run(_measure(options))
     json.dump([asdict(row) for row in rows], sys.stdout)
     return 0
 
@@ -109,18 +111,59 @@ async def _measure(options: argparse.Namespace) -> list[Row]:
     engine = VLLMEngine(model, config, "bench")
     bench = _Bench(engine, offline, options)
     try:
-        if options.plain:
-            return [await bench.run(options.plain, [None], one=options.one)]
-        rows = [await bench.run("base alone", [None])] if options.base else []
-        for count in options.mixed:
-            adapters = _adapters(options.made, offline, count)
-            rows.append(await bench.run(f"{count} mixed", adapters))
-        for count in options.zipf:
-            adapters = _adapters(options.made, offline, count)
-            rows.append(await bench.run(f"{count} by Zipf", adapters, zipf=True))
+        rows = []
+        for _ in range(options.rounds):
+            if options.plain:
+                rows.append(await bench.run(options.plain, [None], one=options.one))
+                continue
+            if options.base:
+                rows.append(await bench.run("base alone", [None]))
+            for count in options.mixed:
+                adapters = _adapters(options.made, offline, count)
+                rows.append(await bench.run(f"{count} mixed", adapters))
+            for count in options.zipf:
+                adapters = _adapters(options.made, offline, count)
+                rows.append(await bench.run(f"{count} by Zipf", adapters, zipf=True))
         return rows
     finally:
         await engine.close()
+
+
+def _by_peft(options: argparse.Namespace) -> Row:
+    """The same requests in the same order, one after another, by `set_adapter` and `generate`."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    offline: Any = read_json(options.made / "offline.json")
+    adapters = _adapters(options.made, offline, options.peft)
+    labels = [adapter.label for adapter in adapters if adapter is not None]
+    model: Any = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)
+    for number, adapter in enumerate(adapters):
+        assert adapter is not None
+        name = f"n{number}"
+        if number == 0:
+            model = PeftModel.from_pretrained(model, adapter.path, adapter_name=name)
+        else:
+            model.load_adapter(adapter.path, adapter_name=name)
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    ids = [torch.tensor([tokenizer(text)["input_ids"]]) for text in offline["prompts"]]
+    row = Row(f"{options.peft} by PEFT", len(labels), len(labels), 0.0, 0, 0.0, 0, 0, 0, 0.0)
+    model.eval()
+    tokens, began = 0, time.perf_counter()
+    while (now := time.perf_counter()) - began < options.seconds:
+        which, prompt = row.requests % len(labels), row.requests % len(ids)
+        model.set_adapter(f"n{which}")
+        with torch.inference_mode():
+            found = model.generate(ids[prompt], max_new_tokens=_MAX_TOKENS, do_sample=False)
+        written = found[0, ids[prompt].shape[1] :].tolist()
+        text = tokenizer.decode(written, skip_special_tokens=True)
+        row.requests, tokens = row.requests + 1, tokens + len(written)
+        row.right += text == offline["answers"][labels[which]][prompt]
+    row.seconds = now - began
+    row.tokens_per_s = tokens / row.seconds
+    row.memory_mib = resident_bytes(os.getpid()) / 2**20
+    return row
 
 
 def _adapters(made: Path, offline: Any, count: int) -> list[ServedAdapter | None]:

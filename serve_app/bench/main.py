@@ -47,10 +47,16 @@ def main(arguments: list[str] | None = None) -> int:
     adapters = verbs.add_parser("adapters", help="proven swaps under load, every answer checked")
     adapters.add_argument("--swaps", type=int, default=200)
     adapters.add_argument("--clients", type=int, default=4, help="for each half of the load")
+    adapters.add_argument("--no-crowd", action="store_true", help="leave out `crowd`")
     adapters.set_defaults(run=_adapters)
+    crowd = verbs.add_parser("crowd", help="what many adapters cost one engine")
+    crowd.add_argument("--adapters", type=int, default=1000)
+    crowd.add_argument("--rounds", type=int, default=3)
+    crowd.add_argument("--seconds", type=float, default=8.0, help="of each measurement")
+    crowd.set_defaults(run=_crowd)
     for verb in (overload, streams):
         verb.add_argument("--placement", choices=("split", "fused"), default="fused")
-    for verb in (gateway, engine, soak, overload, streams, adapters):
+    for verb in (gateway, engine, soak, overload, streams, adapters, crowd):
         verb.add_argument("--report", type=Path, help="where to write rows and figures as JSON")
         verb.add_argument("--workdir", type=Path, default=_WORKDIR)
     options = parser.parse_args(arguments)
@@ -148,6 +154,26 @@ def _adapters(options: argparse.Namespace) -> dict[str, Any]:
     for name, unit in (("promote_to_first_token_ms", "ms"), ("prepare_ms", "ms")):
         narrator.say(f"{name}: p50 {found[name]['p50']} p99 {found[name]['p99']} {unit}")
     narrator.say(f"{found['others_p99_ratio']} x the p99 at rest, of adapters that stay")
+    if not options.no_crowd:
+        options.adapters, options.rounds, options.seconds = 1000, 3, 8.0
+        found["crowd"] = _crowd(options)
+    return found
+
+
+def _crowd(options: argparse.Namespace) -> dict[str, Any]:
+    from serve_app.bench import crowds
+
+    narrator = Narrator()
+    plan = crowds.Plan(options.adapters, options.rounds, options.seconds)
+    with _quiet(options.workdir) as folder:
+        found = crowds.run(folder, plan, narrator)
+    narrator.step(
+        f"{found['answers']} answers, {found['wrong']} of another adapter, {found['failed']} failed"
+    )
+    for name, value in found["ratios"].items():
+        narrator.say(f"{value:6.2f} x  {name}")
+    for count, mib in found["memory_mib"].items():
+        narrator.say(f"{mib:6.0f} MiB with {count} adapters in memory")
     return found
 
 

@@ -79,6 +79,34 @@ class Wheel:
             timeout=timeout,
         )
 
+    def do(self, *arguments: str, timeout: float = 120) -> Any:
+        """What an operator command says, as JSON."""
+        given = (*arguments, "--workdir", str(self.workdir), "--json")
+        done = self.command(*given, timeout=timeout)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    def make_live(self, name: str, versions: int, folder: Path) -> None:
+        """Versions of random weights: all registered and passed, the first one live."""
+        base = REPOSITORY / "cluster/models/headrace-mini"
+        subprocess.run(
+            [
+                *(sys.executable, "-m", "serve_app.bench.versions", "--base", str(base)),
+                *("--out", str(folder), f"{name}:{versions}"),
+            ],
+            cwd=REPOSITORY,
+            check=True,
+            capture_output=True,
+            timeout=300,
+        )
+        for version in range(1, versions + 1):
+            path = str(folder / name / str(version))
+            self.do("adapters", "register", path, "--tenant", "demo")
+            assert self.do("adapters", "gate", f"{name}@{version}")["passed"]
+            if version == 1:
+                promoted = self.do("adapters", "promote", f"{name}@1")
+                assert promoted["current"] == f"{name}@1"
+
     def stop(self) -> None:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -21,13 +19,6 @@ from tests.waiting import wait_for
 pytestmark = pytest.mark.integration
 
 
-def _do(wheel: Wheel, *arguments: str) -> Any:
-    """What an operator command says, as JSON."""
-    done = wheel.command(*arguments, "--workdir", str(wheel.workdir), "--json")
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
 def _traces(wheel: Wheel, tenant: str) -> list[dict[str, Any]]:
     folder = wheel.workdir / "state" / "audit"
     return [trace for trace in read_traces(folder) if trace["tenant"] == tenant]
@@ -35,7 +26,7 @@ def _traces(wheel: Wheel, tenant: str) -> list[dict[str, Any]]:
 
 def test_tenants_are_kept_apart(wheel: Wheel) -> None:
     focus = wheel.report["swap"]["adapter"]
-    key = _do(wheel, "keys", "issue", "--tenant", "rival", "--alias", "probe", "--duration", "1h")
+    key = wheel.do("keys", "issue", "--tenant", "rival", "--alias", "probe", "--duration", "1h")
     client = openai.OpenAI(
         base_url=wheel.report["serving"]["base_url"], api_key=key["secret"], max_retries=0
     )
@@ -51,12 +42,12 @@ def test_tenants_are_kept_apart(wheel: Wheel) -> None:
     assert answers("auto") == "headrace-mini"
     refused = [t["requested_model"] for t in _traces(wheel, "rival") if t["block"]]
     assert refused == [focus, f"{focus}@2", f"../{focus}"]
-    _do(wheel, "adapters", "grant", focus, "rival")
+    wheel.do("adapters", "grant", focus, "rival")
     wait_for(lambda: focus in {model.id for model in client.models.list()})
     assert answers(focus) == f"{focus}@2"
-    _do(wheel, "adapters", "withdraw", focus, "rival")
+    wheel.do("adapters", "withdraw", focus, "rival")
     wait_for(lambda: focus not in {model.id for model in client.models.list()})
-    _do(wheel, "keys", "revoke", key["key_id"])
+    wheel.do("keys", "revoke", key["key_id"])
 
     def over() -> bool:
         try:
@@ -66,7 +57,7 @@ def test_tenants_are_kept_apart(wheel: Wheel) -> None:
         return False
 
     wait_for(over)
-    kinds = [event["kind"] for event in _do(wheel, "events")]
+    kinds = [event["kind"] for event in wheel.do("events")]
     assert kinds[:4] == ["key.revoked", "adapter.withdrawn", "adapter.granted", "key.issued"]
 
 
@@ -93,7 +84,7 @@ def test_a_killed_adapter_is_refused_everywhere_and_comes_back(wheel: Wheel) -> 
     asking = [threading.Thread(target=ask_until_refused) for _ in range(3)]
     for thread in asking:
         thread.start()
-    report = _do(wheel, "kill", focus, "--reason", "a test of the switch")
+    report = wheel.do("kill", focus, "--reason", "a test of the switch")
     for thread in asking:
         thread.join(60)
     assert ended
@@ -108,7 +99,7 @@ def test_a_killed_adapter_is_refused_everywhere_and_comes_back(wheel: Wheel) -> 
         model=other,
         messages=messages,  # type: ignore[arg-type]
     ).model.startswith(f"{other}@")
-    assert _do(wheel, "revive", focus)["current"] == f"{focus}@2"
+    assert wheel.do("revive", focus)["current"] == f"{focus}@2"
     wait_for(lambda: httpx.post(url, json=body, headers=headers, timeout=60).status_code == 200)
     again = wheel.openai.chat.completions.create(model=focus, messages=messages)  # type: ignore[arg-type]
     assert again.model == f"{focus}@2"
@@ -117,29 +108,7 @@ def test_a_killed_adapter_is_refused_everywhere_and_comes_back(wheel: Wheel) -> 
 
 def test_a_rollout_goes_from_shadow_to_promotion(wheel: Wheel, tmp_path: Path) -> None:
     """Two versions of random weights, one live; whoever asks is answered by either, by name."""
-    base = REPOSITORY / "cluster/models/headrace-mini"
-    subprocess.run(
-        [
-            *(sys.executable, "-m", "serve_app.bench.versions", "--base", str(base)),
-            *("--out", str(tmp_path), "trial:2"),
-        ],
-        cwd=REPOSITORY,
-        check=True,
-        capture_output=True,
-        timeout=300,
-    )
-    for version in (1, 2):
-        _do(
-            wheel,
-            "adapters",
-            "register",
-            str(tmp_path / "trial" / str(version)),
-            "--tenant",
-            "demo",
-        )
-        assert _do(wheel, "adapters", "gate", f"trial@{version}")["passed"]
-        if version == 1:
-            assert _do(wheel, "adapters", "promote", "trial@1")["current"] == "trial@1"
+    wheel.make_live("trial", 2, tmp_path)
     plan = tmp_path / "plan.yaml"
     plan.write_text(
         "phases:\n"
@@ -148,7 +117,7 @@ def test_a_rollout_goes_from_shadow_to_promotion(wheel: Wheel, tmp_path: Path) -
         # Random weights are sure of nothing, and the first ones no more than the second.
         "guardrails: {confidence: 1.0, latency_ratio: 100.0}\n"
     )
-    _do(wheel, "rollout", "start", "trial@2", "--plan", str(plan))
+    wheel.do("rollout", "start", "trial@2", "--plan", str(plan))
     answered: dict[str, list[str]] = {}
     asked = 0
 
@@ -169,7 +138,7 @@ def test_a_rollout_goes_from_shadow_to_promotion(wheel: Wheel, tmp_path: Path) -
     for models in answered.values():
         assert models == sorted(models), "a user was sent back to the former version"
     assert {models[0] for models in answered.values()} == {"trial@1"}, "the shadow was shown"
-    [found] = _do(wheel, "rollout", "status", "--limit", "1")
+    [found] = wheel.do("rollout", "status", "--limit", "1")
     assert found["candidate"] == "trial@2"
     assert found["status"] in {"draining", "promoted"}
     assert found["seen"]["candidate"]["requests"] >= 20
@@ -179,7 +148,7 @@ def test_a_bill_agrees_with_the_audit_log_to_the_token(wheel: Wheel) -> None:
     wheel.openai.chat.completions.create(
         model="auto", messages=[{"role": "user", "content": "what does this cost"}]
     )
-    bill = _do(wheel, "usage", "--tenant", "demo", "--settle")
+    bill = wheel.do("usage", "--tenant", "demo", "--settle")
     traces = [trace["usage"] for trace in _traces(wheel, "demo") if trace["usage"]]
     lines = bill["lines"]
     assert sum(line["requests"] for line in lines) == len(traces)
@@ -193,7 +162,7 @@ def test_a_bill_agrees_with_the_audit_log_to_the_token(wheel: Wheel) -> None:
 
 def test_a_version_has_a_card(wheel: Wheel) -> None:
     focus = wheel.report["swap"]["adapter"]
-    card = _do(wheel, "adapters", "card", f"{focus}@2")["card"]
+    card = wheel.do("adapters", "card", f"{focus}@2")["card"]
     assert "license: apache-2.0" in card
     assert f"| against {focus}@1 |" in card
     assert "labelled production traces" in card
@@ -201,7 +170,7 @@ def test_a_version_has_a_card(wheel: Wheel) -> None:
 
 def test_a_tenant_stays_within_its_limits(wheel: Wheel) -> None:
     """Requests of two kinds side by side, some of them given up: no bound is broken."""
-    key = _do(wheel, "keys", "issue", "--tenant", "limited", "--rpm", "6", "--tpm", "100000")
+    key = wheel.do("keys", "issue", "--tenant", "limited", "--rpm", "6", "--tpm", "100000")
     url = f"{wheel.report['serving']['base_url']}/chat/completions"
     headers = {"Authorization": f"Bearer {key['secret']}"}
     statuses: list[int] = []
@@ -232,8 +201,8 @@ def test_a_tenant_stays_within_its_limits(wheel: Wheel) -> None:
     assert sum(
         t["block"] is not None and t["block"]["status"] == 429 for t in _traces(wheel, "limited")
     )
-    assert _do(wheel, "usage", "limit", "limited", "--usd", "0")["tenant:limited"]["max_usd"] == 0
-    _do(wheel, "keys", "limit", key["key_id"])
+    assert wheel.do("usage", "limit", "limited", "--usd", "0")["tenant:limited"]["max_usd"] == 0
+    wheel.do("keys", "limit", key["key_id"])
 
     def out_of_money() -> bool:
         answer = httpx.post(url, json={"model": "auto", "messages": []}, headers=headers)
@@ -249,7 +218,7 @@ def wait_for_bill(wheel: Wheel, tenant: str, *, requests: int) -> Any:
     found: list[Any] = []
 
     def there() -> bool:
-        found[:] = [_do(wheel, "usage", "--tenant", tenant, "--settle")]
+        found[:] = [wheel.do("usage", "--tenant", tenant, "--settle")]
         return sum(line["requests"] for line in found[0]["lines"]) >= requests
 
     wait_for(there)
@@ -259,7 +228,7 @@ def wait_for_bill(wheel: Wheel, tenant: str, *, requests: int) -> Any:
 
 def test_the_admin_api_manages_a_tenant(wheel: Wheel, tmp_path: Path) -> None:
     root = wheel.report["serving"]["base_url"].removesuffix("/v1")
-    admin = _do(wheel, "keys", "issue", "--tenant", "demo", "--role", "admin")["secret"]
+    admin = wheel.do("keys", "issue", "--tenant", "demo", "--role", "admin")["secret"]
     headers = {"Authorization": f"Bearer {admin}"}
 
     def post(path: str, body: Any) -> httpx.Response:
@@ -275,7 +244,7 @@ def test_the_admin_api_manages_a_tenant(wheel: Wheel, tmp_path: Path) -> None:
     assert post("/v1/load_lora_adapter", {"lora_name": "x", "lora_path": "/"}).status_code == 404
     prices = tmp_path / "prices.yaml"
     prices.write_text("default: {input: 1.0, output: 3.0}\nadapter_hour: 0.5\n")
-    _do(wheel, "usage", "prices", str(prices))
+    wheel.do("usage", "prices", str(prices))
     bill = httpx.get(f"{root}/v1/usage?since=1d", headers=headers).json()
     assert bill["tenant"] == "demo"
     assert bill["usd"] >= 0
@@ -287,7 +256,7 @@ def test_the_admin_api_manages_a_tenant(wheel: Wheel, tmp_path: Path) -> None:
 def test_a_version_leaves_as_a_bundle_and_comes_back(wheel: Wheel, tmp_path: Path) -> None:
     focus = wheel.report["swap"]["adapter"]
     out = tmp_path / "bundle"
-    found = _do(wheel, "export", f"{focus}@2", "--out", str(out))
+    found = wheel.do("export", f"{focus}@2", "--out", str(out))
     assert found["proof_difference"] < 0.05
     subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=out, check=True)
     again = wheel.command(
@@ -295,8 +264,7 @@ def test_a_version_leaves_as_a_bundle_and_comes_back(wheel: Wheel, tmp_path: Pat
     )
     assert (again.returncode, "already there" in again.stderr) == (2, True)
     heldout = wheel.workdir / "workload" / "heldout" / f"{focus}.jsonl"
-    brought = _do(
-        wheel,
+    brought = wheel.do(
         *("import", str(out), "--tenant", "guest", "--name", "borrowed"),
         *("--heldout", str(heldout)),
     )
@@ -304,8 +272,8 @@ def test_a_version_leaves_as_a_bundle_and_comes_back(wheel: Wheel, tmp_path: Pat
     measured = brought["evaluation"]["accuracy"]
     record = next(a for a in wheel.report["adapters"] if (a["name"], a["version"]) == (focus, 2))
     assert measured == pytest.approx(record["evaluation"]["accuracy"])
-    assert _do(wheel, "adapters", "gate", "borrowed@1", "--set", "min_accuracy=0")["passed"]
-    assert _do(wheel, "adapters", "promote", "borrowed@1")["current"] == "borrowed@1"
+    assert wheel.do("adapters", "gate", "borrowed@1", "--set", "min_accuracy=0")["passed"]
+    assert wheel.do("adapters", "promote", "borrowed@1")["current"] == "borrowed@1"
     refused = wheel.command(
         *("import", str(REPOSITORY / "cluster"), "--tenant", "guest", "--name", "nothing"),
         *("--workdir", str(wheel.workdir)),

@@ -1,6 +1,7 @@
 """How the swap benchmark judges what it measured."""
 
 from serve_app.bench.adapters import Answer, Swap, judged
+from serve_app.bench.crowds import ratios
 
 OFFLINE = {"hot@1": ["one", "uno"], "hot@2": ["two", "uno"], "steady-a@1": ["a", "b"]}
 REPORT = {
@@ -36,3 +37,29 @@ def test_answers_are_held_against_the_version_they_name() -> None:
     assert found["errors"] == ["503"]
     assert found["promote_to_first_token_ms"] == {"n": 1, "p50": 350.0, "p99": 350.0}
     assert found["others_p99_ratio"] == 3.0
+
+
+def test_crowds_are_compared_by_their_medians() -> None:
+    names = {
+        "base alone": 400,
+        "1 mixed": 100,
+        "8 mixed": 90,
+        "8 by PEFT": 10,
+        "base, plain": 800,
+        "merged, plain": 700,
+        "8 by Zipf": 95,
+        "1000 by Zipf": 80,
+    }
+    rows = [
+        {"name": name, "tokens_per_s": value * scale}
+        for name, value in names.items()
+        for scale in (0.5, 1.0, 3.0)
+    ]
+    assert ratios(rows, 1000) == {
+        "8 adapters mixed to 1": 0.9,
+        "8 adapters mixed to PEFT's set_adapter": 9.0,
+        "1 adapter to the base model, in one engine": 0.25,
+        "base model without adapters' engine to with": 2.0,
+        "1 adapter merged to beside": 7.0,
+        "1000 registered to 8, by Zipf": 0.842,
+    }

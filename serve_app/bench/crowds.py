@@ -1,0 +1,131 @@
+"""`scripts/bench crowd`: what many adapters cost one engine, and the ways round it.
+
+Each engine runs in a process of its own (`serve_app.bench.crowd`), one after another.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.wheel.narrator import Narrator
+from serve_app.bench.systems import REPOSITORY
+
+_NAME = "crowd"
+_MODEL = REPOSITORY / "cluster/models/headrace-mini"
+_MAKE_S = 3600.0
+_RUN_S = 1800.0
+#: As our own graph does: one core is left to whoever asks.
+_ENGINE = ("env", "VLLM_CPU_KVCACHE_SPACE=1", "VLLM_CPU_OMP_THREADS_BIND=0")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many adapters, how long, how often."""
+
+    adapters: int = 1000
+    rounds: int = 3
+    seconds: float = 8.0
+
+
+def run(folder: Path, plan: Plan, narrator: Narrator) -> dict[str, Any]:
+    """Make the adapters, measure, and compare medians of the rounds."""
+    folder.mkdir(parents=True, exist_ok=True)
+    narrator.step(f"Make {plan.adapters} adapters and their offline answers (once a machine)")
+    made = _made(folder, plan.adapters)
+    merged = _merged(folder, made)
+    rows: list[dict[str, Any]] = []
+
+    def measure(what: str, *arguments: str) -> None:
+        narrator.step(what)
+        for row in _crowd(made, plan, arguments):
+            rows.append(row)
+            narrator.say(
+                f"{row['name']:<14} {row['tokens_per_s']:7.0f} tokens/s  {row['requests']:5d} "
+                f"answers, {row['right']} right, {row['wrong']} wrong, {row['failed']} failed  "
+                f"{row['memory_mib']:6.0f} MiB"
+            )
+
+    many = sorted({8, min(64, plan.adapters), plan.adapters})
+    zipf = [text for count in many for text in ("--zipf", str(count))]
+    measure("One engine with adapters", "--base", "--mixed", "1", "--mixed", "8", *zipf)
+    measure("The base model in an engine without adapters", "--plain", "base, plain")
+    one = ("--plain", "merged, plain", "--one", f"{_NAME}@1", "--model", str(merged))
+    measure("One adapter merged into the model, in an engine without adapters", *one)
+    measure("The traffic of eight adapters by PEFT, one request after another", "--peft", "8")
+    return {
+        "plan": asdict(plan),
+        "ratios": ratios(rows, plan.adapters),
+        "memory_mib": {
+            count: max(r["memory_mib"] for r in rows if r["name"] == f"{count} by Zipf")
+            for count in many
+        },
+        "answers": sum(row["requests"] for row in rows),
+        "wrong": sum(row["wrong"] for row in rows),
+        "failed": sum(row["failed"] for row in rows),
+        "rows": rows,
+    }
+
+
+def ratios(rows: list[dict[str, Any]], adapters: int) -> dict[str, float]:
+    """Throughputs side by side, medians of the rounds."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        found[row["name"]].append(float(row["tokens_per_s"]))
+    median = {name: statistics.median(values) for name, values in found.items()}
+
+    def over(one: str, other: str) -> float:
+        return round(median[one] / median[other], 3)
+
+    return {
+        "8 adapters mixed to 1": over("8 mixed", "1 mixed"),
+        "8 adapters mixed to PEFT's set_adapter": over("8 mixed", "8 by PEFT"),
+        "1 adapter to the base model, in one engine": over("1 mixed", "base alone"),
+        "base model without adapters' engine to with": over("base, plain", "base alone"),
+        "1 adapter merged to beside": over("merged, plain", "1 mixed"),
+        f"{adapters} registered to 8, by Zipf": over(f"{adapters} by Zipf", "8 by Zipf"),
+    }
+
+
+def _crowd(made: Path, plan: Plan, arguments: tuple[str, ...]) -> list[dict[str, Any]]:
+    command = [
+        *(*_ENGINE, sys.executable, "-m", "serve_app.bench.crowd", "--made", str(made)),
+        *(("--model", str(_MODEL)) if "--model" not in arguments else ()),
+        *("--rounds", str(plan.rounds), "--seconds", str(plan.seconds), *arguments),
+    ]
+    done = subprocess.run(  # noqa: S603 - our own command line, no shell
+        command, check=True, timeout=_RUN_S, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    found: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def _made(folder: Path, adapters: int) -> Path:
+    made = folder / f"crowd-{adapters}"
+    if not (made / "offline.json").exists():
+        shutil.rmtree(made, ignore_errors=True)
+        command = [sys.executable, "-m", "serve_app.bench.versions", "--base", str(_MODEL)]
+        subprocess.run(  # noqa: S603 - our own command line, no shell
+            [*command, "--out", str(made), f"{_NAME}:{adapters}"],
+            check=True,
+            timeout=_MAKE_S,
+            capture_output=True,
+        )
+    return made
+
+
+def _merged(folder: Path, made: Path) -> Path:
+    from cluster.bundle import merge
+
+    merged = folder / f"{made.name}-merged"
+    if not (merged / "tokenizer.json").exists():
+        merge.merge(_MODEL, made / _NAME / "1", merged, "float32")
+        merge.save_tokenizer(_MODEL, merged)
+    return merged
