@@ -39,6 +39,8 @@ class Plan:
     """Blocks of swaps; before, between and after them come blocks of rest, as long as they are."""
     clients: int = 4
     """That ask for the others, and as many that ask for the adapter that is swapped."""
+    watchers: int = 2
+    """That ask the adapter that is swapped for one token, again and again."""
     max_tokens: int = 16
     config: Path = systems.REPOSITORY / "configs/serve/bench.yaml"
 
@@ -54,6 +56,7 @@ class Answer:
     version: str
     text: str
     prompt: int
+    max_tokens: int = 16
     error: str = ""
 
 
@@ -110,17 +113,22 @@ def _register(made: Path, plan: Plan) -> None:
     for name in (*_OTHERS, HOT):
         for version in range(1, plan.swaps + 2 if name == HOT else 2):
             control.register_candidate(str(made / name / str(version)), systems.TENANT)
+        _gate(AdapterVersion(name, 1))
         _promote(AdapterVersion(name, 1))
+
+
+def _gate(version: AdapterVersion) -> None:
+    from cluster.control.client import ControlClient
+    from cluster.rollout.gate import GateConfig
+
+    if not ControlClient("benchmark").gate(version, GateConfig(min_accuracy=0.0)).passed:
+        raise HeadraceError(f"the gate refused {version}")
 
 
 def _promote(version: AdapterVersion) -> dict[str, Any]:
     from cluster.control.client import ControlClient
-    from cluster.rollout.gate import GateConfig
 
-    control = ControlClient("benchmark")
-    if not control.gate(version, GateConfig(min_accuracy=0.0)).passed:
-        raise HeadraceError(f"the gate refused {version}")
-    return asdict(control.promote(version))
+    return asdict(ControlClient("benchmark").promote(version))
 
 
 async def _under_load(
@@ -131,11 +139,16 @@ async def _under_load(
     timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)
     headers = {"Authorization": f"Bearer {system.key}"}
     async with aiohttp.ClientSession(timeout=timeout, headers=headers) as session:
-        client = _Client(session, system.url.replace("/chat/", "/"), prompts, plan.max_tokens)
-        asking = [
-            asyncio.create_task(client.ask(name, number, answers))
+        client = _Client(session, system.url.replace("/chat/", "/"), prompts)
+        asked = [
+            (name, plan.max_tokens)
             for number in range(plan.clients)
             for name in (_OTHERS[number % len(_OTHERS)], HOT)
+        ]
+        asked += [(HOT, 1)] * plan.watchers
+        asking = [
+            asyncio.create_task(client.ask(name, number, answers, tokens))
+            for number, (name, tokens) in enumerate(asked)
         ]
         await asyncio.sleep(3.0)
         each, number, length = plan.swaps // plan.blocks, 1, 10.0
@@ -160,6 +173,7 @@ async def _rest(seconds: float) -> tuple[float, float]:
 
 
 async def _swap(version: AdapterVersion) -> Swap:
+    await asyncio.to_thread(_gate, version)
     asked = time.monotonic()
     report = await asyncio.to_thread(_promote, version)
     return Swap(str(version), asked, time.monotonic(), report)
@@ -168,27 +182,24 @@ async def _swap(version: AdapterVersion) -> Swap:
 class _Client:
     """Asks for one adapter after another answer, streamed, until it is stopped."""
 
-    def __init__(
-        self, session: aiohttp.ClientSession, url: str, prompts: list[str], max_tokens: int
-    ) -> None:
-        self._session, self._url = session, url
-        self._prompts, self._max_tokens = prompts, max_tokens
+    def __init__(self, session: aiohttp.ClientSession, url: str, prompts: list[str]) -> None:
+        self._session, self._url, self._prompts = session, url, prompts
         self.stopped = False
 
-    async def ask(self, model: str, number: int, answers: list[Answer]) -> None:
+    async def ask(self, model: str, number: int, answers: list[Answer], max_tokens: int) -> None:
         while not self.stopped:
             number += 1
-            answers.append(await self._one(model, number % len(self._prompts)))
+            answers.append(await self._one(model, number % len(self._prompts), max_tokens))
 
-    async def _one(self, model: str, prompt: int) -> Answer:
+    async def _one(self, model: str, prompt: int, max_tokens: int) -> Answer:
         body = {
             "model": model,
             "prompt": self._prompts[prompt],
-            "max_tokens": self._max_tokens,
+            "max_tokens": max_tokens,
             "temperature": 0.0,
             "stream": True,
         }
-        answer = Answer(model, time.monotonic(), 0.0, 0.0, "", "", prompt)
+        answer = Answer(model, time.monotonic(), 0.0, 0.0, "", "", prompt, max_tokens)
         try:
             async with self._session.post(self._url, json=body) as response:
                 if response.status != 200:
@@ -239,11 +250,9 @@ def judged(
     whole = [a for a in answers if not a.error]
     right = wrong = 0
     for answer in whole:
-        if answer.text == offline[answer.version][answer.prompt]:
+        if _agrees(answer, offline[answer.version]):
             right += 1
-        elif any(
-            answer.text == offline[v][answer.prompt] for v in _beside(answer.version, offline)
-        ):
+        elif any(_agrees(answer, offline[version]) for version in _beside(answer.version, offline)):
             wrong += 1
     others = [a for a in whole if a.asked != HOT]
     during = [a.done - a.sent for a in others if not _within(a, rests)]
@@ -267,6 +276,11 @@ def judged(
         "others_p99_ratio": round(_quantile(during, 0.99) / _quantile(resting, 0.99), 3),
         "worst_proof": max(swap.report["proof_difference"] for swap in swaps),
     }
+
+
+def _agrees(answer: Answer, offline: list[str]) -> bool:
+    whole = offline[answer.prompt]
+    return whole.startswith(answer.text) if answer.max_tokens == 1 else whole == answer.text
 
 
 def _beside(label: str, offline: dict[str, list[str]]) -> list[str]:

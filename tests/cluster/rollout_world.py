@@ -15,7 +15,7 @@ from typing import Any
 from cluster.control.protocol import Proof, ServedAdapter, Split
 from cluster.control.rollouts import RolloutController
 from cluster.rollout.evidence import Arm, Evidence, Moments
-from cluster.rollout.plan import Guardrails, Phase, RolloutPlan
+from cluster.rollout.plan import Guardrails, Phase, RolloutPlan, Trial
 from cluster.rollout.state import Report, Rollout, Status, chosen
 from cluster.types import AdapterVersion, VersionState
 
@@ -30,6 +30,21 @@ PLAN = RolloutPlan(
     guardrails=Guardrails(error_rate=0.02),
     give_up_s=4000,
 )
+#: So sure of itself that ten thousand schedules see no wrong verdict.
+AB_TEST = RolloutPlan(
+    phases=(
+        Phase(percent=50, shadow=True, min_requests=40, min_seconds=5),
+        Phase(
+            percent=30,
+            min_requests=60,
+            min_seconds=5,
+            trial=Trial(outcome="resolved", confidence=1 - 1e-7),
+        ),
+    ),
+    guardrails=Guardrails(error_rate=0.02),
+    give_up_s=4000,
+)
+_RESOLVED, _MORE, _LESS = 0.6, 0.95, 0.25
 
 
 class Crash(BaseException):
@@ -177,6 +192,8 @@ class World:
         self.live: int | None = 1
         self.corrupt: set[int] = set()
         self.bad: set[int] = set()
+        self.resolves: dict[int, float] = {}
+        """How often each version settles what it is asked; the live one does so as often as 0.6."""
         self._tick: Coroutine[Any, Any, None] | None = None
         self._reports: list[Report] = []
         self._sent = 0
@@ -272,13 +289,14 @@ class World:
             self.corrupt.add(number)
         elif self.random.random() < 0.4:
             self.bad.add(number)
+        self.resolves[number] = self.random.choice((_LESS, _RESOLVED, _MORE))
         live = self.durable.live
         self.durable.states[number] = VersionState.PASSED
         rollout = Rollout(
             len(self.durable.rollouts) + 1,
             AdapterVersion(NAME, number),
             AdapterVersion(NAME, live) if live else None,
-            PLAN,
+            self.random.choice((PLAN, PLAN, AB_TEST)),
         )
         self.durable.rollouts[rollout.id] = rollout
         self.controller.add(rollout)
@@ -304,23 +322,30 @@ class World:
             assert before <= mine, "a user was sent back to the former version"
             self._on_candidate[split.rollout] = mine
         requests = self.random.randint(5, 40)
-        wrong = 0.4 if split.candidate.version in self.bad else 0.0
+        number = split.candidate.version
+        wrong = 0.4 if number in self.bad else 0.0
         self._sent += 1
         report = Report(
             f"g{self.random.randint(1, 2)}",
             self._sent,
             split.rollout,
             split.phase,
-            Evidence(self._arm(requests, 0.0), self._arm(requests, wrong)),
+            Evidence(
+                self._arm(requests, 0.0, 0.0 if split.shadow else _RESOLVED),
+                self._arm(requests, wrong, 0.0 if split.shadow else self.resolves[number]),
+            ),
         )
         self._asked[split.rollout] = self._asked.get(split.rollout, 0) + requests
         self._reports += [report] * self.random.choice((0, 1, 1, 1, 2) if self.faults else (1,))
 
-    def _arm(self, requests: int, wrong: float) -> Arm:
+    def _arm(self, requests: int, wrong: float, resolved: float) -> Arm:
         failed = round(requests * wrong * self.random.uniform(0.7, 1.3))
         took = 20.0 + self.random.random()
         latency = Moments(requests, requests * took, requests * (took * took + 1.0))
-        return Arm(Moments(requests, failed, failed), latency)
+        spread = (requests * resolved * (1 - resolved)) ** 0.5
+        settled = min(requests, max(0, round(self.random.gauss(requests * resolved, spread))))
+        known = Moments(requests if resolved else 0, settled, settled)
+        return Arm(Moments(requests, failed, failed), latency, resolved=known)
 
     def _deliver(self) -> None:
         if self._reports and self.controller is not None:
@@ -354,6 +379,8 @@ class World:
             number = rollout.candidate.version
             if rollout.status in (Status.PROMOTED, Status.DRAINING):
                 assert number not in self.bad | self.corrupt, f"promoted {number}: {rollout.reason}"
+                if rollout.plan == AB_TEST:
+                    assert self.resolves[number] == _MORE, f"promoted {number}: {rollout.reason}"
             if rollout.status in (Status.ROLLED_BACK, Status.WITHDRAWING):
                 assert durable.states[number] == VersionState.REJECTED
 
