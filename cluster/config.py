@@ -20,7 +20,9 @@ _MAX_BYTES = 1 << 20
 class ConfigModel(BaseModel):
     """A frozen model that refuses fields it does not know."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 ConfigT = TypeVar("ConfigT", bound=ConfigModel)

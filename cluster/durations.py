@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_LONGEST_S = 36_500.0 * 86_400
 _LENGTH = re.compile(r"([0-9]{1,9})([smhd])")
 
 
@@ -17,4 +18,7 @@ def seconds(text: str) -> float:
     found = _LENGTH.fullmatch(text)
     if found is None or int(found[1]) == 0:
         raise ValueError(f"{text[:32]!r} is not a length of time: write 90s, 15m, 12h or 30d")
-    return float(int(found[1]) * _UNITS[found[2]])
+    length = float(int(found[1]) * _UNITS[found[2]])
+    if length > _LONGEST_S:
+        raise ValueError(f"{text[:32]!r} is longer than a hundred years, which is the most")
+    return length

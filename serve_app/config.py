@@ -14,6 +14,8 @@ from cluster.types import AdapterVersion
 StageName = Literal[
     "data_prep", "governance", "routing", "policy", "context", "monitoring", "audit"
 ]
+#: Of a long word, with what stands around it. A token takes a byte at least.
+_WORD_BYTES = 12
 STAGE_NAMES: tuple[StageName, ...] = get_args(StageName)
 
 
@@ -160,6 +162,11 @@ class ContextConfig(ConfigModel):
     """Adapter name to the words of context its prompt may carry; 0 for tasks that need none."""
     default_budget_tokens: int = 0
 
+    @property
+    def most_tokens(self) -> int:
+        """What it may add to a prompt at most: its budgets are words, of some bytes each."""
+        return _WORD_BYTES * max(self.default_budget_tokens, *self.budget_tokens.values(), 0)
+
 
 class MonitoringConfig(ConfigModel):
     """What counts as an edge case."""
@@ -254,6 +261,12 @@ class ServeConfig(ConfigModel):
         versions = [pool.version for pool in self.plain]
         if len(set(versions)) != len(versions):
             raise ValueError("plain: two pools are of the same version")
+        for pool in self.plain:
+            if pool.engine.max_model_len != self.engine.max_model_len:
+                raise ValueError(
+                    "plain: engine.max_model_len must be that of the engine with adapters, "
+                    f"{self.engine.max_model_len}"
+                )
         return self
 
     @property

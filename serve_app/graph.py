@@ -206,8 +206,13 @@ class Gateway:
             base_model=base_name(self._config),
             config=self._config.gateway,
             count_tokens=token_counter(),
-            budgets=Budgets(self._control.spend, self._config.engine.max_model_len),
+            budgets=Budgets(
+                self._control.spend,
+                self._config.engine.max_model_len,
+                self._config.context.most_tokens,
+            ),
             plane=self._control,
+            rerouted=any(rule.type == "vip_route" for rule in self._config.policy.rules),
         )
 
     async def _follow(self) -> None:

@@ -23,7 +23,7 @@ from cluster import storage
 from cluster.adapters import MANIFEST, PEFT_CONFIG, WEIGHTS, AdapterManifest, check_tensors
 from cluster.bundle import contents
 from cluster.config import load
-from cluster.errors import ArtifactError, ConfigError, HeadraceError
+from cluster.errors import ArtifactError, ConfigError, ConflictError, HeadraceError
 from cluster.telemetry.logging import configure
 from train_jobs.config import AdoptConfig
 
@@ -56,10 +56,17 @@ def _run(config: AdoptConfig) -> None:
 
     from cluster.control.client import ControlClient
     from cluster.control.protocol import NAMESPACE
+    from train_jobs.publish import register
 
     ray.init(namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
+    control = ControlClient(f"run {config.run_id}")
+    owner = control.owner(config.adapter)
+    if owner not in (None, config.tenant):
+        raise ConflictError(
+            f"adapter {config.adapter!r} belongs to another tenant: choose another name"
+        )
     path = adopt(config)
-    version = ControlClient(f"run {config.run_id}").register_candidate(str(path), config.tenant)
+    version = register(control, path, config.tenant)
     logger.info("%s is a candidate", version)
 
 

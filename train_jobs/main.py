@@ -41,6 +41,7 @@ def _run(config: TrainConfig) -> None:
     from cluster.control.protocol import NAMESPACE
     from cluster.storage import require_stable
     from train_jobs.launch import fit
+    from train_jobs.publish import register
 
     digest = require_stable(Path(config.dataset))
     ray.init(namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
@@ -50,7 +51,7 @@ def _run(config: TrainConfig) -> None:
     seconds = time.monotonic() - started
     logger.info("fitted on %d rows in %.0f s (%d too long)", fitted.rows, seconds, fitted.too_long)
     path = _evaluate_and_publish(config, fitted.adapter, digest, seconds)
-    version = control.register_candidate(str(path), config.tenant)
+    version = register(control, path, config.tenant)
     verdict = control.gate(version, config.gate)
     logger.info(
         "gate: %s %s: %s", version, "passed" if verdict.passed else "refused", verdict.reason

@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file
 
 from cluster import storage
 from cluster.adapters import MANIFEST, PEFT_CONFIG, WEIGHTS, AdapterManifest
-from cluster.errors import ArtifactError
+from cluster.errors import ArtifactError, HeadraceError
+from cluster.types import AdapterVersion
+
+if TYPE_CHECKING:
+    from cluster.control.client import ControlClient
 
 
 def check_weights(path: Path) -> None:
@@ -26,6 +31,19 @@ def check_weights(path: Path) -> None:
         raise ArtifactError(f"{path}: {len(broken)} tensors are not finite, first {broken[0]}")
     if not any(bool(tensor.any()) for name, tensor in tensors.items() if "lora_B" in name):
         raise ArtifactError(f"{path}: every lora_B is zero, so the adapter changes nothing")
+
+
+def register(control: ControlClient, path: Path, tenant: str) -> AdapterVersion:
+    """Register what was published; what is refused is gone again, and its number free.
+
+    Raises:
+        HeadraceError: the registry refuses it.
+    """
+    try:
+        return control.register_candidate(str(path), tenant)
+    except HeadraceError:
+        shutil.rmtree(path)
+        raise
 
 
 def publish_adapter(trained: Path, manifest: AdapterManifest, out: Path) -> Path:

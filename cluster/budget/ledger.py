@@ -140,6 +140,8 @@ class Ledger:
         self._began = now
         self._accounts: dict[str, _Account] = {}
         self._held: OrderedDict[str, _Held] = OrderedDict()
+        self._entered: OrderedDict[str, float] = OrderedDict()
+        """Settlements of reservations from before this ledger, which may be told twice."""
 
     def open(self, scope: str, limits: Limits, since: float, seed: Seed, now: float) -> None:
         """Bound `scope` from now on; what is reserved of it now stays so."""
@@ -182,8 +184,9 @@ class Ledger:
         """
         held = self._held.pop(number, None)
         if held is None:
-            if at >= self._began:
+            if at >= self._began or number in self._entered:
                 return
+            self._entered[number] = now
             held = _Held(tuple(scopes), Amount(), at)
         for account in self._of(held.scopes).values():
             account.pass_to(now)
@@ -196,6 +199,8 @@ class Ledger:
         account.spent_usd += usd
 
     def _give_up_on_the_lost(self, now: float) -> None:
+        while self._entered and next(iter(self._entered.values())) + _LOST_S <= now:
+            self._entered.popitem(last=False)
         while self._held:
             number, held = next(iter(self._held.items()))
             if held.at + _LOST_S > now:

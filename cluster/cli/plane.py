@@ -201,7 +201,7 @@ def _status(options: argparse.Namespace) -> int:
             "shadow": phase.shadow,
             "reason": rollout.reason,
             "seen": arms,
-            "verdict": vars(rollout.verdict) if rollout.verdict else None,
+            "verdict": rollout.verdict.as_json() if rollout.verdict else None,
         }
         rows.append(row)
         where = f"phase {rollout.phase + 1} of {len(rollout.plan.phases)}, {phase.percent:g}% of "

@@ -162,14 +162,14 @@ def _limit_tenant(options: argparse.Namespace) -> int:
     from cluster.budget.limits import tenant_scope
     from cluster.errors import UserError
 
-    limits = _limits(options)
+    limits, control = _limits(options), client(options)
     if limits.bounded or options.none:
         if not options.tenant:
             raise UserError("say which tenant: headrace usage limit TENANT --rpm 600")
-        client(options).set_limits(tenant_scope(options.tenant), limits)
+        control.set_limits(tenant_scope(options.tenant), limits)
     found = {
         scope: limits
-        for scope, limits in client(options).limits().items()
+        for scope, limits in control.limits().items()
         if options.tenant is None or scope == tenant_scope(options.tenant)
     }
     rows = {scope: limits.model_dump() for scope, limits in found.items()}

@@ -30,6 +30,7 @@ from cluster.registry import (
 )
 from cluster.registry.bases import BaseModelInfo
 from cluster.registry.versions import AdapterRecord
+from cluster.rollout.evidence import Arm
 from cluster.rollout.gate import GateConfig, Verdict, judge
 from cluster.rollout.plan import RolloutPlan
 from cluster.rollout.state import Report, Rollout
@@ -308,6 +309,10 @@ class ControlPlane(Books):
         """Count what a gateway saw of the rollouts under way."""
         for report in reports:
             self._rollouts.take(report)
+
+    async def judge(self, trace_id: str, version: AdapterVersion, found: Arm) -> bool:
+        """Count what became of an answer on trial; once, and only of one that was given."""
+        return self._rollouts.judge(trace_id, version, found)
 
     async def _tick(self) -> None:
         while True:

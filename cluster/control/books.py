@@ -6,6 +6,7 @@ gateways at once goes through `_keys_changed`.
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from contextlib import AbstractContextManager
@@ -73,6 +74,7 @@ class Books:
         """End a key, on every gateway at once."""
         with self._change() as tx:
             keys.revoke(tx, key_id, actor=actor, now=time.time())
+        self._till.reopen(key_scope(key_id))
         self._keys_changed()
 
     async def set_limits(self, scope: str, bounds: Limits, actor: str) -> None:
@@ -81,6 +83,12 @@ class Books:
             limits.put(tx, scope, bounds, actor=actor, now=time.time())
         self._till.reopen(scope)
         self._keys_changed()
+
+    async def limits_of(self, scope: str) -> Limits:
+        """The limits of one tenant or key."""
+        with Session(self._engine) as tx:
+            found = limits.get(tx, scope)
+        return found[0] if found is not None else Limits()
 
     async def limits(self) -> dict[str, Limits]:
         """Every bounded scope and its limits."""
@@ -160,15 +168,25 @@ class Books:
 
     async def settle(self) -> int:
         """Enter what the audit log has and the meter does not; returns the rows that were new."""
+        # The whole log is read: in a thread, gateways' questions are answered meanwhile.
+        return await asyncio.to_thread(self._settle)
+
+    def _settle(self) -> int:
+        with Session(self._engine) as tx:
+            found = usage.untold(tx, self._audit)
         with Session(self._engine) as tx, tx.begin():
-            return usage.tell(tx, usage.untold(tx, self._audit, time.time()))
+            return usage.tell(tx, found)
 
     async def bill(
         self, tenant: str, start: float, end: float, prices: PriceBook | None
     ) -> dict[str, Any]:
         """What a tenant used and what it costs, at the prices in force or at `prices`."""
-        with Session(self._engine) as tx:
-            return usage.bill(tx, tenant, start, end, prices)
+
+        def reckon() -> dict[str, Any]:
+            with Session(self._engine) as tx:
+                return usage.bill(tx, tenant, start, end, prices)
+
+        return await asyncio.to_thread(reckon)
 
     async def card(self, version: AdapterVersion) -> str:
         """The model card of a version, as Markdown."""

@@ -27,9 +27,8 @@ class Till:
         self._desk = Desk(Ledger(clock()), PriceBook())
         self.reprice()
         with begin() as tx:
-            known = limits.listed(tx)
-        for scope in known:
-            self.reopen(scope)
+            for scope in limits.listed(tx):
+                self._open(tx, scope)
 
     def reprice(self) -> None:
         """Take the newest price book."""
@@ -38,14 +37,16 @@ class Till:
 
     def reopen(self, scope: str) -> None:
         """Bound `scope` as the registry says now."""
-        now = self._clock()
         with self._begin() as tx:
-            found = limits.listed(tx).get(scope)
-            if found is None:
-                self._desk.ledger.close(scope)
-                return
-            bounds, since = found
-            seed = limits.seed(tx, scope, bounds, since, now)
+            self._open(tx, scope)
+
+    def _open(self, tx: Session, scope: str) -> None:
+        found, now = limits.get(tx, scope), self._clock()
+        if found is None:
+            self._desk.ledger.close(scope)
+            return
+        bounds, since = found
+        seed = limits.seed(tx, scope, bounds, since, now)
         self._desk.ledger.open(scope, bounds, since, seed, now)
 
     def exchange(

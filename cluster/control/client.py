@@ -24,6 +24,7 @@ from cluster.registry.keys import IssuedKey, KeyRecord, KeyRequest
 from cluster.registry.labels import GivenLabel, LabelTask
 from cluster.registry.usage import TokenUse
 from cluster.registry.versions import AdapterRecord
+from cluster.rollout.evidence import Arm
 from cluster.rollout.gate import GateConfig, Verdict
 from cluster.rollout.plan import RolloutPlan
 from cluster.rollout.state import Report, Rollout
@@ -99,6 +100,11 @@ class ControlClient:
         """Register a published adapter directory as a candidate of tenant `owner`'s."""
         registered = self._actor.register_candidate.remote(path, owner, self._name)
         result: AdapterVersion = self._get(registered)
+        return result
+
+    def owner(self, adapter: str) -> str | None:
+        """The tenant an adapter belongs to, or None where there is no such adapter."""
+        result: str | None = self._get(self._actor.owner.remote(adapter))
         return result
 
     def grant(self, adapter: str, tenant: str, *, granted: bool = True) -> None:
@@ -249,6 +255,10 @@ class AsyncControlClient:
         """Tell what a gateway saw of the rollouts under way."""
         await self._call("report", reports)
 
+    async def judge(self, trace_id: str, version: AdapterVersion, found: Arm) -> bool:
+        """Count what became of an answer on trial."""
+        return bool(await self._call("judge", trace_id, version, found))
+
     async def spend(
         self, settlements: list[Settlement], reservations: list[Reservation]
     ) -> list[Room | Refusal]:
@@ -295,6 +305,11 @@ class AsyncControlClient:
     async def set_limits(self, scope: str, bounds: Limits, actor: str) -> None:
         """Bound what a tenant or a key may use."""
         await self._call("set_limits", scope, bounds, actor)
+
+    async def limits(self, scope: str) -> Limits:
+        """The limits of one tenant or key."""
+        result: Limits = await self._call("limits_of", scope)
+        return result
 
     async def bill(
         self, tenant: str, start: float, end: float, prices: PriceBook | None

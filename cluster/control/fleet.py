@@ -49,12 +49,22 @@ class ServeFleet:
 
         Engines that have a version of it merged into their model are told too.
         """
-        ended: int = sum(await self._broadcast("kill", name, timeout_s=_KILL_TIMEOUT_S))
-        for deployment in await asyncio.to_thread(_plain_deployments):
+
+        async def tell(deployment: str) -> int:
             handle = serve.get_deployment_handle(deployment, SERVE_APP)
             told = handle.broadcast("kill", name)
-            ended += sum(await asyncio.wait_for(told.results_async(), _KILL_TIMEOUT_S))
-        return ended
+            return sum(await asyncio.wait_for(told.results_async(), _KILL_TIMEOUT_S))
+
+        async def plain() -> int:
+            names = await asyncio.to_thread(_plain_deployments)
+            return sum(await asyncio.gather(*map(tell, names)))
+
+        # All are told before any complaint is raised.
+        found = await asyncio.gather(tell(ENGINE_DEPLOYMENT), plain(), return_exceptions=True)
+        for one in found:
+            if isinstance(one, BaseException):
+                raise one
+        return sum(one for one in found if isinstance(one, int))
 
 
 def _plain_deployments() -> list[str]:

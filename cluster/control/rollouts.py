@@ -13,12 +13,16 @@ from typing import Protocol
 from cluster.control.protocol import Fleet, ServedAdapter, Split
 from cluster.control.swap import check_proofs
 from cluster.rollout.decide import Action
+from cluster.rollout.evidence import Arm, Evidence
+from cluster.rollout.outcomes import Outcomes, Side
 from cluster.rollout.state import Report, Rollout, Status
 from cluster.types import AdapterVersion
 
 logger = logging.getLogger(__name__)
 
 _DRAIN_S = 30.0
+_FEEDBACK = "feedback"
+"""The source of reports that are made here, of what users said."""
 
 
 class Store(Protocol):
@@ -51,6 +55,7 @@ class RolloutController:
     def __init__(self, store: Store, fleet: Fleet, publish: Callable[[], None]) -> None:
         self._store, self._fleet, self._publish = store, fleet, publish
         self._active = {rollout.id: rollout for rollout in store.active()}
+        self._outcomes = Outcomes()
 
     @property
     def active(self) -> list[Rollout]:
@@ -95,6 +100,22 @@ class RolloutController:
         rollout = self._active.get(report.rollout)
         if rollout is not None:
             self._active[rollout.id] = rollout.with_report(report)
+            self._outcomes.note(rollout.id, report.phase, report.answered)
+
+    def judge(self, trace_id: str, version: AdapterVersion, found: Arm) -> bool:
+        """Count what became of an answer of `version`; whether anything of it was new."""
+        rollout = self.of(version.name)
+        if rollout is None or version not in (rollout.candidate, rollout.baseline):
+            return False
+        side: Side = "candidate" if version == rollout.candidate else "baseline"
+        outcome = self._outcomes.take(trace_id, side, found)
+        if outcome is None or outcome.rollout != rollout.id:
+            return False
+        seen = Evidence(**{side: outcome.found})
+        number = rollout.taken.get(_FEEDBACK, -1) + 1
+        report = Report(_FEEDBACK, number, rollout.id, outcome.phase, seen)
+        self._active[rollout.id] = rollout.with_report(report)
+        return True
 
     def withdraw(self, adapter: str, reason: str) -> bool:
         """End the adapter's rollout, durably; whether there was one to end."""
@@ -161,6 +182,7 @@ class RolloutController:
         finished = rollout.finished()
         self._store.save(finished)
         del self._active[finished.id]
+        self._outcomes.forget(finished.id)
 
     def _still(self, rollout: Rollout) -> bool:
         """Whether nobody ended the rollout while something was waited for."""

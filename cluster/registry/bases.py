@@ -80,9 +80,13 @@ def serve(tx: Session, info: BaseModelInfo, *, actor: str, now: float) -> list[s
     others = select(Version).where(Version.base != info.digest, Version.retrain == "")
     for version in tx.scalars(others):
         version.retrain = f"the base model is now {info.name} ({info.digest[:12]})"
+        label = f"{version.name}@{version.version}"
+        if version.state == VersionState.LIVE:
+            reason = {"reason": version.retrain}
+            events.note(tx, f"version.{VersionState.RETIRED}", label, reason, actor=actor, now=now)
         if version.state != VersionState.REJECTED:
             version.state = VersionState.RETIRED
-        marked.append(f"{version.name}@{version.version}")
+        marked.append(label)
     if changed or marked:
         detail = {"digest": info.digest, "licence": info.licence, "retrain": marked}
         events.note(tx, "base.served", info.name, detail, actor=actor, now=now)

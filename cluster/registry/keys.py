@@ -113,6 +113,7 @@ def revoke(tx: Session, key_id: str, *, actor: str, now: float) -> None:
         raise ConflictError(f"there is no key {key_id[:64]!r}")
     if row.revoked_at is None:
         row.revoked_at = now
+        limits.drop(tx, key_scope(key_id))
         events.note(tx, "key.revoked", key_id, {"tenant": row.tenant}, actor=actor, now=now)
 
 

@@ -46,15 +46,28 @@ def scopes(tx: Session, tenant: str, key_id: str) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
+def get(tx: Session, scope: str) -> tuple[Limits, float] | None:
+    """The limits of `scope` and since when, or None where it is not bounded."""
+    row = tx.get(LimitRow, scope)
+    return None if row is None else _bounds(row)
+
+
 def listed(tx: Session) -> dict[str, tuple[Limits, float]]:
     """Every bounded scope: its limits, and since when."""
-    return {
-        row.scope: (
-            Limits(rpm=row.rpm, tpm=row.tpm, max_usd=row.max_usd, period_s=row.period_s),
-            row.since,
-        )
-        for row in tx.scalars(select(LimitRow).order_by(LimitRow.scope))
-    }
+    rows = tx.scalars(select(LimitRow).order_by(LimitRow.scope))
+    return {row.scope: _bounds(row) for row in rows}
+
+
+def drop(tx: Session, scope: str) -> None:
+    """Forget the limits of a key that has ended."""
+    row = tx.get(LimitRow, scope)
+    if row is not None:
+        tx.delete(row)
+
+
+def _bounds(row: LimitRow) -> tuple[Limits, float]:
+    bounds = Limits(rpm=row.rpm, tpm=row.tpm, max_usd=row.max_usd, period_s=row.period_s)
+    return bounds, row.since
 
 
 def seed(tx: Session, scope: str, limits: Limits, since: float, now: float) -> Seed:

@@ -160,7 +160,7 @@ class TokenRow(Table):
     writer: Mapped[str] = mapped_column(String(128), primary_key=True)
     first: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
     tenant: Mapped[str] = mapped_column(String(63), primary_key=True)
-    key_id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    key_id: Mapped[str] = mapped_column(String(32), primary_key=True, index=True)
     version: Mapped[str] = mapped_column(String(128), primary_key=True)
     after: Mapped[int] = mapped_column(BigInteger)
     at: Mapped[float] = mapped_column(Float, index=True)

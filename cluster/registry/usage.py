@@ -103,6 +103,7 @@ def work(tx: Session, kind: str, reference: str, *, tenant: str, amount: float, 
         tx.flush()
 
 
+_STRETCH_S = 3600.0
 TRAINING, LABELS = "training_seconds", "labels"
 
 
@@ -201,21 +202,33 @@ def _amount(tx: Session, kind: str, tenant: str, start: float, end: float) -> fl
     return float(tx.scalar(select(func.sum(WorkRow.amount)).where(*mine)) or 0.0)
 
 
-def untold(tx: Session, audit: Path, now: float) -> list[TokenUse]:
-    """What the log has and the meter does not: stretches that were lost on their way here."""
-    found = []
+def untold(tx: Session, audit: Path) -> list[TokenUse]:
+    """What the log has and the meter does not: stretches that were lost on their way here.
+
+    Each is dated when it was recorded, and cut where the price book changed.
+    """
+    found: list[TokenUse] = []
+    changes = [at for at, _ in books(tx)[1:]]
     for writer, traces in read_chains(audit):
         told = select(TokenRow.first, TokenRow.after).where(TokenRow.writer == writer).distinct()
         covered = {place for first, after in tx.execute(told) for place in range(first, after)}
         tally: Tally | None = None
+        begun = 0.0
         for place, trace in enumerate(traces):
-            if place in covered or trace["usage"] is None:
-                if tally is not None:
-                    found += tally.uses(now)
+            at = float(trace["recorded_at"])
+            missing = place not in covered and trace["usage"] is not None
+            if tally is not None and (not missing or _apart(begun, at, changes)):
+                found += tally.uses(begun)
                 tally = None
-                continue
-            tally = tally or Tally(writer, place)
-            tally.add(trace)
+            if missing:
+                if tally is None:
+                    tally, begun = Tally(writer, place), at
+                tally.add(trace)
         if tally is not None:
-            found += tally.uses(now)
+            found += tally.uses(begun)
     return found
+
+
+def _apart(first: float, at: float, changes: list[float]) -> bool:
+    """Whether two moments are too far apart to be one entry: by the hour, or by their prices."""
+    return at - first > _STRETCH_S or any(first < change <= at for change in changes)

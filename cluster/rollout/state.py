@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from cluster.rollout.decide import Action, Decision, decide
 from cluster.rollout.evidence import Evidence
+from cluster.rollout.outcomes import Side
 from cluster.rollout.plan import RolloutPlan
 from cluster.rollout.trial import Verdict, verdict
 from cluster.types import AdapterVersion
@@ -43,6 +44,8 @@ class Report:
     rollout: int
     phase: int
     seen: Evidence
+    answered: dict[str, Side] = field(default_factory=dict)
+    """Who gave which answers, by trace id, where users saw them."""
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from math import isfinite
+from typing import Any, Literal
 
 from cluster.rollout.evidence import Evidence
 from cluster.rollout.plan import Outcome, Trial
@@ -24,7 +25,7 @@ class Verdict:
 
     outcome: Outcome
     says: Literal["better", "worse", "undecided"]
-    """Of the candidate, by at least the gain that was asked for."""
+    """Of the candidate: better by at least the gain that was asked for, or worse at all."""
     baseline: float
     candidate: float
     baseline_n: int
@@ -33,6 +34,11 @@ class Verdict:
     high: float
     """The true difference lies between these, with `confidence`, however often one looks."""
     confidence: float
+
+    def as_json(self) -> dict[str, Any]:
+        """As JSON has it, which knows no infinity: bounds that are not known yet are None."""
+        found = asdict(self)
+        return {**found, **{n: None for n in ("low", "high") if not isfinite(found[n])}}
 
     def __str__(self) -> str:
         found = f"{self.outcome} {self.baseline:.3f} to {self.candidate:.3f}"
@@ -58,7 +64,7 @@ def verdict(trial: Trial, seen: Evidence) -> Verdict:
     says: Literal["better", "worse", "undecided"] = "undecided"
     if gain > trial.min_gain:
         says = "better"
-    elif loss < trial.min_gain:
+    elif loss < 0:
         says = "worse"
     return Verdict(
         name, says, old.mean, new.mean, old.n, new.n, found.low, found.high, trial.confidence

@@ -89,10 +89,12 @@ class Loader:
 
     async def reconcile(self) -> None:
         """Hold what is wanted, and what was not wanted twice and is idle no more."""
+        residents = self._engine.residents
         desired = await self._control.desired()
-        for adapter in desired[: self._eager]:
-            if not self._engine.residents.holds(adapter.int_id):
-                await self._load_proved(adapter)
+        first = [(one, residents.kills(one.name)) for one in desired[: self._eager]]
+        for adapter, kills in first:
+            if not residents.holds(adapter.int_id):
+                await self._load_proved(adapter, kills)
         # Twice unwanted and idle: a swap that is removing a version itself is given its time.
         unwanted = self._engine.residents.held.keys() - {one.int_id for one in desired}
         for int_id in unwanted & self._unwanted:
@@ -101,10 +103,11 @@ class Loader:
         self._unwanted = set(unwanted)
 
     async def _fetch(self, adapter: ServedAdapter) -> None:
+        kills = self._engine.residents.kills(adapter.name)
         try:
             wanted = await self._control.wanted(adapter.int_id)
             if wanted is not None:
-                await self._load_proved(wanted)
+                await self._load_proved(wanted, kills)
         except Exception:  # the control plane may be restarting; the gateway is told it is not here
             logger.exception("could not ask for %s", adapter.label)
         if not self._engine.residents.holds(adapter.int_id):
@@ -112,7 +115,8 @@ class Loader:
             later = asyncio.get_running_loop().call_later
             later(_MISSED_S, self._missed.discard, adapter.int_id)
 
-    async def _load_proved(self, adapter: ServedAdapter) -> None:
+    async def _load_proved(self, adapter: ServedAdapter, kills: int) -> None:
+        """Load what was wanted when the adapter had been switched off `kills` times."""
         async with self._changing:
             if self._engine.residents.holds(adapter.int_id):
                 return
@@ -123,6 +127,8 @@ class Loader:
                     check_proofs(adapter, [proof])
                 elif proof.digest != adapter.digest:
                     raise ArtifactError(f"{adapter.path} is not what was proved here")
+                if self._engine.residents.kills(adapter.name) != kills:
+                    raise SwapError(f"{adapter.label} was switched off while it was loaded")
                 self._proved[adapter.int_id] = adapter.digest
             except (SwapError, ArtifactError):  # the others are served; this one is tried again
                 logger.exception("%s is not served here", adapter.label)

@@ -15,9 +15,19 @@ from cluster.control.swap import check_proofs
 from cluster.errors import SwapError
 from serve_app.engine.loader import AdapterEngine, Wishes
 from serve_app.engine.remote import RemoteEngine
-from serve_app.protocol import AdapterGone, AdapterKilled, Delta, Generation, GenerationRequest
+from serve_app.protocol import (
+    AdapterGone,
+    AdapterKilled,
+    Delta,
+    EngineFailed,
+    Generation,
+    GenerationRequest,
+)
 
 logger = logging.getLogger(__name__)
+
+#: It may be live again and only the others know, or the replica broke: they are asked.
+_NOT_HERE = (AdapterGone, AdapterKilled, EngineFailed)
 
 
 class Merged:
@@ -44,12 +54,15 @@ class Merged:
         if wanted is None and held is not None:
             if await residents.drain(held.int_id, 0.0):
                 residents.discard(held.int_id)
-        elif wanted is not None and held is None:
+        elif wanted is not None and (held is None or residents.refuses(wanted.int_id)):
+            kills = residents.kills(wanted.name)
             difference = await self._engine.load(wanted, probe=True)
             try:
                 check_proofs(wanted, [self._proof(wanted, difference)])
+                if residents.kills(wanted.name) != kills:
+                    raise SwapError(f"{wanted.label} was switched off while it was proved")
             except SwapError:
-                residents.discard(wanted.int_id)
+                residents.kill(wanted.name)
                 raise
 
     async def prepare(self, adapter: ServedAdapter) -> Proof:
@@ -84,8 +97,8 @@ class Pools:
         if plain is not None:
             try:
                 return await plain.complete(request)
-            except (AdapterGone, AdapterKilled):
-                pass  # it may be live again, and only the others know yet
+            except _NOT_HERE:
+                pass
         return await self._main.complete(request)
 
     async def stream(self, request: GenerationRequest) -> AsyncGenerator[Delta | Generation, None]:
@@ -98,7 +111,7 @@ class Pools:
                         begun = True
                         yield item
                 return
-            except (AdapterGone, AdapterKilled):
+            except _NOT_HERE:
                 if begun:
                     raise
         async with aclosing(self._main.stream(request)) as items:

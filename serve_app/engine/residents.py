@@ -21,6 +21,15 @@ class Residents:
         self._draining: set[int] = set()
         self._killed: set[int] = set()
         self._idle = asyncio.Condition()
+        self._kills: dict[str, int] = {}
+
+    def kills(self, name: str) -> int:
+        """How often adapter `name` was switched off: what was begun before must not serve after."""
+        return self._kills.get(name, 0)
+
+    def refuses(self, int_id: int) -> bool:
+        """Whether a version takes no requests though it is held."""
+        return int_id in self._killed or int_id in self._draining
 
     @property
     def held(self) -> dict[int, ServedAdapter]:
@@ -89,6 +98,7 @@ class Residents:
     def kill(self, name: str) -> int:
         """Refuse every version of adapter `name` from now on and end its requests; how many."""
         ended = 0
+        self._kills[name] = self._kills.get(name, 0) + 1
         for key in [key for key, adapter in self._held.items() if adapter.name == name]:
             self._killed.add(key)
             for task in self._in_flight.get(key, ()):

@@ -24,6 +24,7 @@ from cluster.control.protocol import KillReport, RoutingTable, SwapReport
 from cluster.errors import UserError
 from cluster.registry.keys import PREFIX, IssuedKey, KeyRecord, KeyRequest, digest
 from cluster.registry.versions import AdapterRecord
+from cluster.rollout.evidence import Arm
 from cluster.rollout.plan import RolloutPlan
 from cluster.rollout.state import Rollout
 from cluster.types import EVERYONE, AdapterVersion, Principal, Role
@@ -45,6 +46,7 @@ class Plane(Protocol):
     async def resolve_key(self, digest: str) -> Principal | None: ...
     async def keys(self, tenant: str | None) -> list[KeyRecord]: ...
     async def set_limits(self, scope: str, bounds: Limits, actor: str) -> None: ...
+    async def limits(self, scope: str) -> Limits: ...
     async def bill(
         self, tenant: str, start: float, end: float, prices: PriceBook | None
     ) -> dict[str, Any]: ...
@@ -60,6 +62,7 @@ class Plane(Protocol):
     ) -> Rollout: ...
     async def end_rollout(self, adapter: str, reason: str, actor: str) -> None: ...
     async def rollouts(self, limit: int) -> list[Rollout]: ...
+    async def judge(self, trace_id: str, version: AdapterVersion, found: Arm) -> bool: ...
 
 
 class _Body(BaseModel):
@@ -97,7 +100,7 @@ class GenerateKey(_Bounds):
     team_id: str | None = None
     """The tenant; the caller's own unless an operator asks."""
     metadata: dict[str, str] = Field(default_factory=dict, max_length=64)
-    """Attributes that policy may rely on."""
+    """Attributes that policy may rely on; an operator gives them."""
     roles: list[Role] = Field(default_factory=lambda: [Role.INFERENCE], min_length=1)
 
 
@@ -114,7 +117,7 @@ class DeleteKeys(_Body):
 
 
 class LimitTenant(_Bounds):
-    """`POST /team/update`: limits of a whole tenant."""
+    """`POST /team/update`: of the limits of a whole tenant, what is named changes."""
 
     team_id: str = Field(min_length=1, max_length=63)
 
@@ -170,7 +173,8 @@ class _Door:
             named = found.key_id if found else ""
         everywhere = principal.may(Role.OPERATOR)
         for record in await self.plane.keys(None if everywhere else principal.tenant):
-            if record.key_id == named:
+            # An operator's key is none of its tenant's admins' business.
+            if record.key_id == named and (everywhere or Role.OPERATOR not in record.roles):
                 return record
         raise _unknown("such key", principal)
 
@@ -234,6 +238,10 @@ def _key_routes(door: _Door) -> list[Route]:
         if Role.OPERATOR in body.roles and not principal.may(Role.OPERATOR):
             block = Block(403, "access_denied", "only an operator makes operators", "roles")
             raise Refused(block, principal=principal)
+        if body.metadata and not principal.may(Role.OPERATOR):
+            # Policy relies on them: a tenant must not give itself a tier.
+            block = Block(403, "access_denied", "only an operator gives attributes", "metadata")
+            raise Refused(block, principal=principal)
         try:
             wanted = KeyRequest(
                 tenant=tenant,
@@ -282,6 +290,8 @@ def _key_routes(door: _Door) -> list[Route]:
         tenant = door.tenant(principal, request.query_params.get("team_id"))
         found = await door.plane.keys(tenant)
         whole = request.query_params.get("return_full_object") == "true"
+        if not principal.may(Role.OPERATOR):
+            found = [key for key in found if Role.OPERATOR not in key.roles]
         keys = [_told(key) if whole else key.key_id for key in found]
         return JSONResponse({"keys": keys, "total_count": len(keys)})
 
@@ -289,7 +299,7 @@ def _key_routes(door: _Door) -> list[Route]:
         principal = await door.admit(request, Role.OPERATOR)
         body = await parse(request, LimitTenant, _LIMIT)
         try:
-            limits = body.limits(Limits())
+            limits = body.limits(await door.plane.limits(tenant_scope(body.team_id)))
         except ValueError as error:
             raise _checked(error) from error
         await door.plane.set_limits(tenant_scope(body.team_id), limits, _who(principal))

@@ -42,11 +42,19 @@ def create_app(
     count_tokens: CountTokens,
     budgets: Budgets,
     plane: Plane,
+    rerouted: bool = False,
 ) -> ASGIApp:
     """The ASGI application of one gateway replica."""
     completions = Completions(
-        road, authenticate, table, base_model=base_model, config=config, budgets=budgets
+        road,
+        authenticate,
+        table,
+        base_model=base_model,
+        config=config,
+        budgets=budgets,
+        rerouted=rerouted,
     )
+    feedback = Feedback(road, authenticate, table, plane)
     embeddings = Embeddings(road, authenticate, config, count_tokens, budgets)
 
     async def chat(request: Request) -> Response:
@@ -75,7 +83,7 @@ def create_app(
             *(Route(path, handler, methods=["POST"]) for path, handler in busy.items()),
             Route("/v1/models", models, methods=["GET"]),
             Route("/health", health, methods=["GET"]),
-            Route("/v1/feedback", Feedback(road, authenticate, table).__call__, methods=["POST"]),
+            Route("/v1/feedback", feedback.__call__, methods=["POST"]),
             *label_routes(authenticate, labels),
             *admin_routes(authenticate, plane),
         ],

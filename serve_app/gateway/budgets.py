@@ -9,15 +9,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import unicodedata
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cluster.budget.exchange import Reservation, Settlement, Use
 from cluster.budget.ledger import Refusal, Room
 from cluster.types import Principal
 from serve_app.gateway.errors import Refused
-from serve_app.protocol import Block, Envelope
+from serve_app.protocol import Block, Envelope, Sampling
 from serve_app.tasks import apart
 
 logger = logging.getLogger(__name__)
@@ -29,14 +30,27 @@ Ended = Callable[[Envelope], None]
 _PATIENCE_S = 5.0
 _AGAIN_S = 0.5
 _AT_ONCE = 1024
+_KEPT = 16_384
 #: What a chat template may put around a message, in tokens.
 _AROUND = 32
+#: Room for what goes around tools where the chat template knows of none: see `serve_app.tools`.
+_IN_WORDS = " " * 512
 
 
-def most_read(messages: Sequence[dict[str, str]], window: int) -> int:
-    """No prompt of these messages has more tokens: each takes a byte at least."""
-    written = sum(len(message["content"].encode("utf-8", "replace")) for message in messages)
-    return min(window, written + _AROUND * (len(messages) + 1))
+def most_read(
+    messages: Sequence[Mapping[str, object]], sampling: Sampling, window: int, more: int = 0
+) -> int:
+    """No prompt of these messages and tools has more tokens: each takes a byte at least.
+
+    `more` is what a stage may add to them, in tokens.
+    """
+    texts = [str(value) for message in messages for value in message.values()]
+    # As data preparation writes them, where one sign may become many.
+    written = sum(
+        len(unicodedata.normalize("NFKC", text).encode("utf-8", "replace"))
+        for text in (*texts, sampling.tools + _IN_WORDS if sampling.tools else "")
+    )
+    return min(window, written + more + _AROUND * (len(messages) + 1))
 
 
 @dataclass
@@ -96,9 +110,10 @@ class Unbounded(Hold):
 class Budgets:
     """Reserves and settles through `spend`, which is the control plane's."""
 
-    def __init__(self, spend: Spend, window: int) -> None:
-        """`window` is the most tokens that one prompt with its answer can have."""
-        self._spend, self._window = spend, window
+    def __init__(self, spend: Spend, window: int, stitched: int = 0) -> None:
+        """`window` is the most tokens that one prompt with its answer can have, `stitched` what
+        context may add to a prompt."""
+        self._spend, self._window, self._stitched = spend, window, stitched
         self._settlements: list[Settlement] = []
         self._waiting: list[_Waiting] = []
         self._flushing: asyncio.Task[None] | None = None
@@ -119,7 +134,7 @@ class Budgets:
             if envelope.usage is not None:  # what an embedding costs is known before
                 read += envelope.usage.prompt_tokens
                 continue
-            read += most_read(envelope.messages, self._window)
+            read += most_read(envelope.messages, envelope.sampling, self._window, self._stitched)
             written += min(envelope.sampling.max_tokens, self._window)
         number, scopes, at = uuid.uuid4().hex, principal.limited, time.time()
 
@@ -134,7 +149,11 @@ class Budgets:
         try:
             answer = await waiting.answer
         except asyncio.CancelledError:
-            settle(None)  # it may have been granted by now
+            # One that waits is taken back; one that is on its way may be granted yet.
+            if any(one is waiting for one in self._waiting):
+                self._waiting = [one for one in self._waiting if one is not waiting]
+            else:
+                settle(None)
             raise
         if isinstance(answer, Refusal):
             raise Refused(_over(answer), principal=principal, model=model or "")
@@ -156,14 +175,12 @@ class Budgets:
                 answers = await asyncio.wait_for(self._spend(settlements, wanted), _PATIENCE_S)
             except Exception:  # the control plane restarts: closed for what is bounded until then
                 logger.exception("the ledger does not answer; what is bounded is refused")
-                # Told again until it is heard: what is told twice counts once.
-                self._settlements = settlements + self._settlements
+                # Told again until it is heard: what is told twice counts once. It may have been
+                # heard all the same, so what was asked for is taken back.
+                back = [Settlement(one.number, one.scopes, time.time(), None) for one in wanted]
+                # Beyond so many the oldest are left to the ledger, which counts them as used.
+                self._settlements = (settlements + self._settlements + back)[-_KEPT:]
                 for one in waiting:
-                    self._settlements.append(
-                        Settlement(
-                            one.reservation.number, one.reservation.scopes, time.time(), None
-                        )
-                    )
                     if not one.answer.done():
                         one.answer.set_exception(Refused(_unknown()))
                 await asyncio.sleep(_AGAIN_S)

@@ -41,7 +41,10 @@ class Completions:
         base_model: str,
         config: GatewayConfig,
         budgets: Budgets,
+        rerouted: bool = False,
     ) -> None:
+        """`rerouted` is whether a policy may have another model answer than the one named."""
+        self._rerouted = rerouted
         self._road = road
         self._budgets = budgets
         self._authenticate = authenticate
@@ -59,7 +62,7 @@ class Completions:
         self._check(body, principal)
         envelopes = self._envelopes(body, principal)
         chat = isinstance(body, wire.ChatRequest)
-        known = None if body.model == AUTO else body.model
+        known = None if body.model == AUTO or self._rerouted else body.model
         hold = await self._budgets.reserve(principal, known, envelopes)
         if body.stream:
             return await streamed(self._road, envelopes, body, hold, chat=chat)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
+from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from cluster.rollout.evidence import Arm
-from cluster.types import Role
+from cluster.types import AdapterVersion, Role
 from serve_app.gateway.auth import Authenticator
 from serve_app.gateway.bodies import parse
 from serve_app.gateway.errors import Refused
@@ -18,6 +20,7 @@ from serve_app.gateway.road import Road, TableSource, unserved
 from serve_app.gateway.trials import one
 from serve_app.protocol import Envelope, Sampling
 
+logger = logging.getLogger(__name__)
 _LIMIT = 1 << 16
 _OUTCOMES = ("disliked", "escalated", "resolved", "rating")
 
@@ -50,11 +53,20 @@ class FeedbackRequest(BaseModel):
         return self
 
 
+class Judge(Protocol):
+    """The part of the control plane that counts what became of answers."""
+
+    async def judge(self, trace_id: str, version: AdapterVersion, found: Arm) -> bool: ...
+
+
 class Feedback:
     """The route's handler."""
 
-    def __init__(self, road: Road, authenticate: Authenticator, table: TableSource) -> None:
+    def __init__(
+        self, road: Road, authenticate: Authenticator, table: TableSource, trials: Judge
+    ) -> None:
         self._road, self._authenticate, self._table = road, authenticate, table
+        self._trials = trials
 
     async def __call__(self, request: Request) -> Response:
         """Record the feedback and count it where the version is on trial."""
@@ -79,6 +91,16 @@ class Feedback:
             },
         )
         await self._road.note(envelope)
+        return JSONResponse({"trace_id": envelope.trace_id, "counted": await self._count(body)})
+
+    async def _count(self, body: FeedbackRequest) -> bool:
         found = Arm(**{name: one(value) for name, value in body.outcomes.items()})
-        counted = self._road.trials.judged(body.model, found)
-        return JSONResponse({"trace_id": envelope.trace_id, "counted": counted})
+        try:
+            version = AdapterVersion.parse(body.model)
+        except ValueError:
+            return False  # the base model is on no trial
+        try:
+            return await self._trials.judge(body.trace_id, version, found)
+        except Exception:  # the control plane restarts; what was said is on record all the same
+            logger.exception("feedback on %s was not counted", version)
+            return False

@@ -318,7 +318,7 @@ class Road:
     def _asked(self, envelope: Envelope, request: GenerationRequest, written: int) -> Usage:
         """What the engine may have done of `request` by the time nobody waits for it any more."""
         version = request.adapter.label if request.adapter else self._base
-        read = most_read(request.messages, self._window)
+        read = most_read(request.messages, request.sampling, self._window)
         envelope.usage = Usage(version, read, min(written, self._window), exact=False)
         return envelope.usage
 

@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from cluster.control.protocol import RoutingTable, ServedAdapter, Split
 from cluster.rollout.evidence import Arm, Evidence, Moments
+from cluster.rollout.outcomes import Side
 from cluster.rollout.state import Report, chosen
 from serve_app.protocol import Engine, Generation, GenerationRequest
 from serve_app.tasks import apart
@@ -31,6 +32,7 @@ class Trials:
     def __init__(self, engine: Engine, table: Callable[[], RoutingTable]) -> None:
         self._engine, self._table = engine, table
         self._seen: dict[tuple[int, int], Evidence] = {}
+        self._answered: dict[tuple[int, int], dict[str, Side]] = {}
         self._shadows: set[asyncio.Task[None]] = set()
         self._number = 0
 
@@ -55,6 +57,7 @@ class Trials:
         answered = _arm(generation)
         if request.adapter == split.candidate:
             self._count(split, Evidence(candidate=answered))
+            self._note(split, request, "candidate", generation)
             return
         shadowed = split.shadow and chosen(split.rollout, request.request_id, split.percent)
         if shadowed and len(self._shadows) >= _SHADOWS:
@@ -62,33 +65,21 @@ class Trials:
         # In a shadow the live version counts where the candidate does: on the same requests.
         if shadowed or not split.shadow:
             self._count(split, Evidence(baseline=answered))
+            self._note(split, request, "baseline", generation)
         if shadowed:
             task = apart(self._shadow(split, request))
             self._shadows.add(task)
             task.add_done_callback(self._shadows.discard)
-
-    def judged(self, label: str, found: Arm) -> bool:
-        """Count what became of an answer of version `label`; whether it is on trial."""
-        name = label.partition("@")[0]
-        table = self._table()
-        split, live = table.splits.get(name), table.live.get(name)
-        if split is None:
-            return False
-        if label == split.candidate.label and not split.shadow:
-            self._count(split, Evidence(candidate=found))
-        elif live is not None and label == live.label:
-            self._count(split, Evidence(baseline=found))
-        else:
-            return False
-        return True
 
     def reports(self, source: str) -> list[Report]:
         """What was seen since the last call."""
         found = []
         for (rollout, phase), seen in self._seen.items():
             self._number += 1
-            found.append(Report(source, self._number, rollout, phase, seen))
+            answered = self._answered.get((rollout, phase), {})
+            found.append(Report(source, self._number, rollout, phase, seen, answered))
         self._seen.clear()
+        self._answered.clear()
         return found
 
     async def _shadow(self, split: Split, request: GenerationRequest) -> None:
@@ -99,6 +90,13 @@ class Trials:
             logger.warning("shadow of %s failed on %s", split.candidate.label, again.request_id)
             answer = None
         self._count(split, Evidence(candidate=_arm(answer)))
+
+    def _note(
+        self, split: Split, request: GenerationRequest, side: Side, answer: Generation | None
+    ) -> None:
+        if answer is not None and not split.shadow:
+            mine = self._answered.setdefault((split.rollout, split.phase), {})
+            mine[request.request_id] = side
 
     def _count(self, split: Split, seen: Evidence) -> None:
         key = (split.rollout, split.phase)

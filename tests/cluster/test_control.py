@@ -256,6 +256,8 @@ async def test_another_base_model_takes_its_adapters_out_of_service(
     other = BASE.model_copy(update={"digest": "2" * 64})
     assert await control.serve_base(other, BY) == ["inventory@1"]
     assert (await control.table()).live == {}
+    ended = [event["subject"] for event in await control.newest_events(9)]
+    assert "inventory@1" in ended, "its adapter hours end here"
 
 
 async def test_gateways_forget_keys_when_one_ends(control: ControlPlane) -> None:

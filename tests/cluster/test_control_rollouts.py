@@ -10,9 +10,10 @@ from cluster.adapters import Evaluation
 from cluster.control.actor import ControlPlane
 from cluster.errors import ConflictError
 from cluster.rollout.evidence import Arm, Evidence, Moments
+from cluster.rollout.outcomes import Side
 from cluster.rollout.plan import Phase, RolloutPlan
 from cluster.rollout.state import Report, Status
-from cluster.types import VersionState
+from cluster.types import AdapterVersion, VersionState
 from tests.cluster.test_control import ACME, BASE, BY, V1, V2, _live_v1, _passed_v2
 from tests.fakes.fleet import FakeFleet
 
@@ -161,3 +162,26 @@ async def test_the_control_plane_ticks_by_itself(control: ControlPlane) -> None:
     async with asyncio.timeout(10):
         table = await control.watch(before.generation, 10.0)
     assert "inventory" in table.splits
+
+
+async def test_feedback_counts_once_and_only_on_answers_that_were_given(
+    control: ControlPlane,
+) -> None:
+    rollout = await control.start_rollout(V2, PLAN, BY)
+    await _tick(control)
+    liked = Arm(resolved=Moments(1, 1.0, 1.0))
+    assert not await control.judge("tr-a", V2, liked)
+    answered: dict[str, Side] = {"tr-a": "candidate", "tr-b": "baseline"}
+    await control.report([Report("g1", 1, rollout.id, 0, Evidence(), answered)])
+    assert await control.judge("tr-a", V2, liked)
+    assert not await control.judge("tr-a", V2, liked), "nobody votes twice"
+    assert not await control.judge("tr-b", V2, liked), "another version gave that answer"
+    assert await control.judge("tr-b", V1, liked)
+    rated = Arm(resolved=Moments(1, 0.0, 0.0), rating=Moments(1, 4.0, 16.0))
+    assert await control.judge("tr-a", V2, rated)
+    [found] = await control.rollouts(1)
+    assert found.whole.candidate.resolved == Moments(1, 1.0, 1.0)
+    assert found.whole.candidate.rating == Moments(1, 4.0, 16.0)
+    assert found.whole.baseline.resolved.n == 1
+    assert not await control.judge("tr-a", AdapterVersion("inventory", 9), liked)
+    assert not await control.judge("tr-a", AdapterVersion("nobody", 1), liked)

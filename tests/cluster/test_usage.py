@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from cluster.audit import ChainWriter, read_traces
 from cluster.budget.prices import Price, PriceBook
-from cluster.registry import usage
+from cluster.registry import access, events, residency, usage
 from cluster.registry.db import open_database
 from cluster.registry.usage import Tally, TokenUse
 
@@ -32,6 +32,7 @@ def _trace(
         "tenant": tenant,
         "key_id": f"k-{tenant}",
         "cache": "off",
+        "recorded_at": 50.0,
         "usage": {"version": version, "prompt_tokens": 10 + number, "completion_tokens": 3},
         **more,
     }
@@ -89,10 +90,10 @@ def test_bill_and_log_agree_to_the_token(tx: Session, tmp_path: Path, seed: int)
                 if drawn.random() < 0.3:
                     usage.tell(tx, told)
             elif fate < 0.35:  # somebody reads the log while a stretch is still to be told
-                usage.tell(tx, usage.untold(tx, folder, 50.0))
+                usage.tell(tx, usage.untold(tx, folder))
         writer.close()
-    usage.tell(tx, usage.untold(tx, folder, 50.0))
-    assert usage.untold(tx, folder, 50.0) == []
+    usage.tell(tx, usage.untold(tx, folder))
+    assert usage.untold(tx, folder) == []
     logged: Counter[str] = Counter()
     for trace in read_traces(folder):
         if trace["usage"]:
@@ -120,3 +121,41 @@ def test_a_bill_is_priced_line_by_line(tx: Session) -> None:
     assert bill["usd"] == pytest.approx(2.0 + 0.5 + 0.001016)
     assert usage.bill(tx, "acme", 51.0, 100.0, prices)["usd"] == 0
     assert usage.bill(tx, "nobody", 0.0, 100.0, prices)["lines"] == []
+
+
+def test_what_was_lost_is_dated_when_it_was_used_and_cut_where_prices_changed(
+    tx: Session, tmp_path: Path
+) -> None:
+    for at, price in ((0.0, 1e6), (2000.0, 2e6)):
+        book = PriceBook(default=Price(input=price))
+        usage.set_prices(tx, book, actor="t", now=at)
+    writer = ChainWriter(tmp_path, "w")
+    for at in (1000.0, 1900.0, 2100.0, 9000.0):
+        writer.append([_trace(0, recorded_at=at)])
+    writer.close()
+    assert usage.tell(tx, usage.untold(tx, tmp_path)) == 3
+    found = usage.bill(tx, "acme", 0.0, 10_000.0)
+    assert found["usd"] == pytest.approx(2 * 10 * 1.0 + 2 * 10 * 2.0)
+    assert usage.bill(tx, "acme", 0.0, 2000.0)["usd"] == pytest.approx(20.0)
+
+
+def test_adapter_hours_end_with_what_ends_the_adapter(tx: Session) -> None:
+    def noted(kind: str, subject: str, at: float) -> None:
+        events.note(tx, kind, subject, {}, actor="t", now=at)
+        tx.flush()
+
+    access.claim(tx, "care", "acme", actor="t", now=0.0)
+    for kind, subject, at in (
+        ("version.live", "care@1", 100.0),
+        ("version.retired", "care@1", 200.0),
+        ("version.live", "care@2", 200.0),
+        ("adapter.killed", "care", 300.0),
+        ("adapter.revived", "care", 400.0),
+        ("version.live", "care_2@1", 0.0),
+        ("version.retired", "care@2", 1000.0),
+    ):
+        noted(kind, subject, at)
+    assert residency.seconds(tx, "acme", 0.0, 5000.0) == 200.0 + 600.0
+    assert residency.seconds(tx, "acme", 150.0, 250.0) == 100.0
+    assert residency.seconds(tx, "acme", 350.0, 450.0) == 50.0
+    assert residency.seconds(tx, "rival", 0.0, 5000.0) == 0.0

@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from cluster.adapters import Evaluation
+from cluster.budget.limits import Limits
 from cluster.budget.prices import Price, PriceBook
 from cluster.control.actor import ControlPlane
 from cluster.registry.bases import BaseModelInfo
@@ -35,6 +36,9 @@ class Plane:
 
     async def keys(self, tenant: str | None) -> list[KeyRecord]:
         return await self._control.listed_keys(tenant)
+
+    async def limits(self, scope: str) -> Limits:
+        return await self._control.limits_of(scope)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._control, name)
@@ -95,7 +99,6 @@ async def test_a_key_is_made_used_bounded_and_ended(admin: Admin) -> None:
             "user_id": "tills",
             "duration": "30d",
             "models": ["inventory"],
-            "metadata": {"store": "0042"},
             "rpm_limit": 60,
             "tpm_limit": 9000,
             "max_budget": 2.5,
@@ -132,6 +135,7 @@ async def test_a_key_is_made_used_bounded_and_ended(admin: Admin) -> None:
         ({"max_budget": -1}, "max_usd"),
         ({"budget_duration": "soon"}, "length of time"),
         ({"duration": "0d"}, "length of time"),
+        ({"duration": "9999999d"}, "hundred years"),
         ({"user_id": "../root"}, "name"),
         ({"models": ["a/b"]}, "name"),
         ({"roles": []}, "roles"),
@@ -159,6 +163,10 @@ async def test_who_may_ask(admin: Admin) -> None:
     assert (await admin("admin", "POST", "/team/update", {"team_id": "acme"})).status_code == 403
     made = await admin("admin", "POST", "/key/generate", {"roles": ["operator"]})
     assert made.status_code == 403
+    tiered = await admin("admin", "POST", "/key/generate", {"metadata": {"tier": "gold"}})
+    assert tiered.status_code == 403
+    body = {"metadata": {"tier": "gold"}, "team_id": "acme"}
+    assert (await admin("operator", "POST", "/key/generate", body)).status_code == 200
     own = await admin("user", "GET", "/key/info")
     assert own.json()["info"]["roles"] == ["inference"]
     admins = (await admin("admin", "GET", "/key/info")).json()["key"]
@@ -248,6 +256,9 @@ async def test_a_tenant_reads_its_bill_and_an_operator_every_bill(admin: Admin) 
 async def test_an_operator_bounds_a_tenant(admin: Admin) -> None:
     body = {"team_id": "acme", "rpm_limit": 7}
     assert (await admin("operator", "POST", "/team/update", body)).json()["rpm_limit"] == 7
+    more = {"team_id": "acme", "max_budget": 9.5}
+    both = (await admin("operator", "POST", "/team/update", more)).json()
+    assert (both["rpm_limit"], both["max_budget"]) == (7, 9.5)
     principal = await admin.control.resolve_key(_digest(admin.secrets["user"]))
     assert principal is not None
     assert principal.limited == ("tenant:acme",)
@@ -267,3 +278,16 @@ def _digest(secret: str) -> str:
     from cluster.registry.keys import digest
 
     return digest(secret)
+
+
+async def test_an_operators_key_is_out_of_its_tenants_admins_reach(admin: Admin) -> None:
+    await admin.add("house-admin", "house", Role.ADMIN)
+    operators = (await admin("operator", "GET", "/key/info")).json()["key"]
+    for method, path, body in (
+        ("GET", f"/key/info?key={operators}", None),
+        ("POST", "/key/update", {"key": operators, "max_budget": 0}),
+        ("POST", "/key/delete", {"keys": [operators]}),
+    ):
+        assert (await admin("house-admin", method, path, body)).status_code == 404
+    listed = (await admin("house-admin", "GET", "/key/list")).json()["keys"]
+    assert operators not in listed

@@ -122,7 +122,7 @@ async def test_what_was_used_is_settled_and_on_record(
 async def test_many_at_once_share_a_bound_of_tokens(
     world: World, client: httpx.AsyncClient, bank: Bank
 ) -> None:
-    most = most_read(GOOD["messages"], 512) + 10  # type: ignore[arg-type]
+    most = most_read(GOOD["messages"], Sampling(), 512) + 10  # type: ignore[arg-type]
     bank.bound(tpm=4 * most)
     answers = await asyncio.gather(
         *(_ask(client, max_tokens=10, stream=bool(n % 2)) for n in range(12))
@@ -175,7 +175,8 @@ async def test_a_whole_answer_given_up_costs_its_reservation(
     [settled] = await bank.until_settled(1)
     assert settled.uses is not None
     [use] = settled.uses
-    assert (use.read, use.written) == (most_read(GOOD["messages"], 512), 10)  # type: ignore[arg-type]
+    most = most_read(GOOD["messages"], Sampling(), 512)  # type: ignore[arg-type]
+    assert (use.read, use.written) == (most, 10)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -239,3 +240,47 @@ async def test_embeddings_are_bounded_and_metered(
     assert sum(use.read for use in settled.uses) == 3
     assert {envelope.key_id for envelope in world.audited} == {"k9"}
     assert (await client.post("/v1/embeddings", json=body, headers=KEY)).status_code == 429
+
+
+async def test_who_leaves_while_waiting_for_the_ledger_has_reserved_nothing(
+    world: World, bank: Bank
+) -> None:
+    bank.bound(max_usd=1.0)
+    principal = Principal("k9", "acme", frozenset({Role.INFERENCE}), limited=(SCOPE,))
+    envelope = Envelope("tr", 0.0, "acme", {}, "auto", [], Sampling(max_tokens=10))
+    slow = asyncio.Event()
+    spend = bank.spend
+
+    async def wait(
+        settlements: list[Settlement], reservations: list[Reservation]
+    ) -> list[Room | Refusal]:
+        await slow.wait()
+        return await spend(settlements, reservations)
+
+    world.budgets._spend = wait
+    first = asyncio.ensure_future(world.budgets.reserve(principal, None, [envelope]))
+    await asyncio.sleep(0.01)
+    gone = [
+        asyncio.ensure_future(world.budgets.reserve(principal, None, [envelope])) for _ in range(5)
+    ]
+    await asyncio.sleep(0.01)
+    for one in gone:
+        one.cancel()
+    await asyncio.sleep(0.01)
+    slow.set()
+    (await first).close()
+    await bank.until_settled(1)
+    assert bank.ledger._held == {}
+
+
+def test_the_most_that_is_read_counts_all_that_gets_into_the_prompt() -> None:
+    plain = [{"role": "user", "content": "hi"}]
+    least = most_read(plain, Sampling(), 10**6)
+    tools = Sampling(tools="x" * 5000)
+    assert most_read(plain, tools, 10**6) >= least + 5000
+    called = [{**plain[0], "tool_calls": [{"function": {"arguments": "y" * 3000}}]}]
+    assert most_read(called, Sampling(), 10**6) >= least + 3000
+    grows = [{"role": "user", "content": chr(0xFDFA) * 100}]
+    assert most_read(grows, Sampling(), 10**6) >= 3300
+    assert most_read(plain, Sampling(), 10**6, 700) == least + 700
+    assert most_read(called, tools, 64) == 64

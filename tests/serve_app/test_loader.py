@@ -13,6 +13,7 @@ from cluster.storage import require_stable
 from serve_app.engine.loader import Loader
 from serve_app.engine.residents import Residents
 from serve_app.protocol import AdapterGone
+from tests.waiting import until
 
 
 class Engine:
@@ -26,7 +27,7 @@ class Engine:
 
     async def load(self, adapter: ServedAdapter, *, probe: bool) -> float:
         self.loads.append((adapter.int_id, probe))
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.03)
         self.residents.add(adapter)
         self.most = max(self.most, len(self.residents.held))
         return 1.0 if probe and adapter.int_id in self.wrong else 0.0
@@ -186,3 +187,15 @@ async def test_what_is_wanted_no_more_goes_when_it_was_so_twice_and_is_idle(worl
         assert world.held == [1]
     await loader.reconcile()
     assert world.held == []
+
+
+async def test_what_is_switched_off_while_it_is_loaded_serves_nobody(world: World) -> None:
+    one, loader = world.add(1), world.loader(eager=0)
+    asking = asyncio.ensure_future(loader.hold(one))
+    await until(lambda: bool(world.engine.loads))
+    world.engine.residents.kill("inventory")
+    await asking
+    assert world.held == []
+    await asyncio.sleep(1.1)  # it may be asked about again
+    await loader.hold(one)
+    assert world.held == [1]

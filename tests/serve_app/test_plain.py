@@ -18,6 +18,7 @@ from serve_app.protocol import (
     AdapterGone,
     AdapterKilled,
     Delta,
+    EngineFailed,
     Generation,
     GenerationRequest,
     Sampling,
@@ -84,7 +85,18 @@ async def test_a_model_that_is_not_the_version_serves_nobody() -> None:
     engine.difference = 0.5
     with pytest.raises(SwapError, match="away from its trainer"):
         await Merged(engine, Control(CARE), "r1", "care@2").reconcile()
-    assert not engine.residents.held
+    with pytest.raises(AdapterKilled), engine.residents.using(CARE):
+        pass
+
+
+async def test_a_merged_model_comes_back_when_its_version_is_revived() -> None:
+    engine, control = Engine(), Control(CARE)
+    merged = Merged(engine, control, "r1", "care@2")
+    await merged.reconcile()
+    engine.residents.kill("care")
+    await merged.reconcile()  # switched off and revived since it last looked
+    with engine.residents.using(CARE):
+        assert engine.proved == 2
 
 
 async def test_the_base_model_needs_no_proof_and_nothing_is_swapped_into_it() -> None:
@@ -145,7 +157,9 @@ async def test_each_request_goes_to_the_engine_of_its_version() -> None:
     assert await _both(pools, None) == {"main"}
 
 
-@pytest.mark.parametrize("error", [AdapterGone("care@2"), AdapterKilled("care@2")])
+@pytest.mark.parametrize(
+    "error", [AdapterGone("care@2"), AdapterKilled("care@2"), EngineFailed("it broke")]
+)
 async def test_what_a_plain_engine_does_not_know_yet_the_others_do(error: Exception) -> None:
     pools = _pools(Remote("main"), {"care@2": Remote("merged", error)})
     assert await _both(pools, CARE) == {"main"}

@@ -8,8 +8,9 @@ import httpx
 import pytest
 
 from cluster.control.protocol import Split
-from cluster.rollout.evidence import Evidence
+from cluster.rollout.evidence import Arm, Evidence, Moments
 from cluster.rollout.state import chosen
+from cluster.types import AdapterVersion
 from tests.serve_app.test_access import _as
 from tests.serve_app.test_gateway import GOOD, V2, World
 from tests.waiting import until
@@ -129,22 +130,62 @@ async def test_an_engine_fault_counts_against_the_version_it_struck(
     assert seen.baseline.errors.n == 0
 
 
-async def test_feedback_is_recorded_and_counts(world: World, client: httpx.AsyncClient) -> None:
+class Judge:
+    """The control plane's part: notes what it is told, and says it counted."""
+
+    def __init__(self) -> None:
+        self.judged: list[tuple[str, str, Arm]] = []
+
+    async def judge(self, trace_id: str, version: AdapterVersion, found: Arm) -> bool:
+        if trace_id == "down":
+            raise ConnectionError("restarting")
+        self.judged.append((trace_id, str(version), found))
+        return True
+
+
+async def test_the_answers_of_a_trial_are_told_with_who_gave_them(
+    world: World, client: httpx.AsyncClient
+) -> None:
     _split(world, 50)
-    for model, disliked in (("inventory@2", True), ("inventory@2", False), ("inventory@1", False)):
-        body = {"trace_id": "tr-1", "model": model, "disliked": disliked}
-        answer = await client.post("/v1/feedback", json=body)
+    for number in range(10):
+        body = {**GOOD, "model": "inventory", "user": f"u{number}"}
+        assert (await client.post(CHAT, json=body)).status_code == 200
+    [report] = world.road.trials.reports("g")
+    assert list(report.answered) == [envelope.trace_id for envelope in world.audited]
+    sides = ["candidate" if chosen(9, f"u{n}", 50) else "baseline" for n in range(10)]
+    assert list(report.answered.values()) == sides
+    _split(world, 100, shadow=True)
+    await client.post(CHAT, json={**GOOD, "model": "inventory"})
+    await until(lambda: not world.road.trials._shadows)
+    assert all(not report.answered for report in world.road.trials.reports("g"))
+
+
+async def test_feedback_is_recorded_and_handed_on() -> None:
+    judge = Judge()
+    world = World(plane=judge)
+    transport = httpx.ASGITransport(app=world.app)
+    async with httpx.AsyncClient(
+        transport=transport, base_url="http://test", headers=_as("hr-user")
+    ) as client:
+
+        async def say(**body: object) -> httpx.Response:
+            given = {"trace_id": "tr-1", "model": "inventory@2", **body}
+            return await client.post("/v1/feedback", json=given)
+
+        answer = await say(disliked=True, rating=2)
         assert (answer.status_code, answer.json()["counted"]) == (200, True)
-    escalated = {"trace_id": "tr-1", "model": "inventory@1", "escalated": True}
-    assert (await client.post("/v1/feedback", json=escalated)).status_code == 200
-    seen = _seen(world)
-    assert (seen.candidate.disliked.n, seen.candidate.disliked.mean) == (2, 0.5)
-    assert (seen.baseline.disliked.n, seen.baseline.escalated.mean) == (1, 1.0)
-    assert world.audited[0].metadata == {"feedback_on": "tr-1", "disliked": "true"}
-    other = {"trace_id": "tr-1", "model": "inventory@7", "disliked": True}
-    assert not (await client.post("/v1/feedback", json=other)).json()["counted"]
-    assert (
-        await client.post("/v1/feedback", json={"trace_id": "x", "model": "y"})
-    ).status_code == 400
-    stranger = await client.post("/v1/feedback", json=other, headers=_as("hr-rival"))
-    assert stranger.status_code == 404
+        arm = Arm(disliked=Moments(1, 1.0, 1.0), rating=Moments(1, 2.0, 4.0))
+        assert judge.judged == [("tr-1", "inventory@2", arm)]
+        recorded = world.audited[0].metadata
+        assert recorded == {"feedback_on": "tr-1", "disliked": "true", "rating": "2"}
+        assert not (await say(trace_id="down", resolved=True)).json()["counted"]
+        assert not (await say(model="inventory", resolved=True)).json()["counted"]
+        assert (await say()).status_code == 400
+        assert (await say(rating=6)).status_code == 400
+        stranger = await client.post(
+            "/v1/feedback",
+            json={"trace_id": "tr-1", "model": "inventory@2", "disliked": True},
+            headers=_as("hr-rival"),
+        )
+        assert stranger.status_code == 404
+    assert len(judge.judged) == 1

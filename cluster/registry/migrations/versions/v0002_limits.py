@@ -29,3 +29,4 @@ def upgrade() -> None:
         sa.Column("book", sa.JSON(), nullable=False),
         sa.PrimaryKeyConstraint("id"),
     )
+    op.create_index("ix_token_use_key_id", "token_use", ["key_id"])
