@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import uuid
+from contextlib import redirect_stdout
 from pathlib import Path
 
 from cluster.cli.session import Verbs, client, named_version, say
@@ -60,7 +61,9 @@ def _export(options: argparse.Namespace) -> int:
     base = control.base_model(record.manifest.base_digest)
     key = signing.own_key(_signing_key(options))
     source = Source(record, base, control.card(version))
-    export(source, out, key, options.dtype, lambda line: print(f"  {line}", file=sys.stderr))
+    # What the libraries print on standard output is no part of the answer.
+    with redirect_stdout(sys.stderr):
+        export(source, out, key, options.dtype, lambda line: print(f"  {line}", file=sys.stderr))
     manifest = BundleManifest.model_validate(read_json(out / "bundle.json"))
     fingerprint = signing.fingerprint(signing.public_pem(key))
     found = {"bundle": str(out), "signed_by": fingerprint, **manifest.model_dump()}

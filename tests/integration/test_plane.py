@@ -256,7 +256,7 @@ def test_the_admin_api_manages_a_tenant(wheel: Wheel, tmp_path: Path) -> None:
 def test_a_version_leaves_as_a_bundle_and_comes_back(wheel: Wheel, tmp_path: Path) -> None:
     focus = wheel.report["swap"]["adapter"]
     out = tmp_path / "bundle"
-    found = wheel.do("export", f"{focus}@2", "--out", str(out))
+    found = wheel.do("export", f"{focus}@2", "--out", str(out), timeout=600)
     assert found["proof_difference"] < 0.05
     subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=out, check=True)
     again = wheel.command(
@@ -267,6 +267,7 @@ def test_a_version_leaves_as_a_bundle_and_comes_back(wheel: Wheel, tmp_path: Pat
     brought = wheel.do(
         *("import", str(out), "--tenant", "guest", "--name", "borrowed"),
         *("--heldout", str(heldout)),
+        timeout=600,
     )
     assert brought["version"] == "borrowed@1"
     measured = brought["evaluation"]["accuracy"]
@@ -277,6 +278,7 @@ def test_a_version_leaves_as_a_bundle_and_comes_back(wheel: Wheel, tmp_path: Pat
     refused = wheel.command(
         *("import", str(REPOSITORY / "cluster"), "--tenant", "guest", "--name", "nothing"),
         *("--workdir", str(wheel.workdir)),
+        timeout=600,
     )
     assert refused.returncode == 2
     assert "adapter_model.safetensors" in refused.stderr
