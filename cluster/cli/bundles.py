@@ -13,6 +13,7 @@ from cluster.types import AdapterVersion, checked_name
 
 _ADOPT = Path(__file__).resolve().parents[2] / "configs" / "train" / "adopt.yaml"
 _ADOPT_S = 3600.0
+_OWN = "ERROR train_jobs: "
 
 
 def add_bundles(verbs: Verbs) -> list[argparse.ArgumentParser]:
@@ -113,9 +114,16 @@ def _import(options: argparse.Namespace) -> int:
     cluster = runtime.require_cluster(workdir)
     job = jobs.submit(cluster.dashboard, run_id, "train_jobs.adopt", arguments)
     print(f"  ray job {run_id}", file=sys.stderr)
-    job.wait(
-        _ADOPT_S, jobs.own_lines("train_jobs", lambda line: print(f"  {line}", file=sys.stderr))
-    )
+    try:
+        job.wait(
+            _ADOPT_S, jobs.own_lines("train_jobs", lambda line: print(f"  {line}", file=sys.stderr))
+        )
+    except jobs.JobFailed as error:
+        # Its last own words say what to mend; Ray's account of it is for who looks further.
+        own = [line.partition(_OWN)[2] for line in str(error).splitlines() if _OWN in line]
+        if not own:
+            raise
+        raise UserError(f"{own[-1]} (ray job {run_id})") from error
     record = control.adapter_version(AdapterVersion(name, version))
     evaluation = record.manifest.evaluation
     found = {
