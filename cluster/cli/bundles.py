@@ -120,10 +120,10 @@ def _import(options: argparse.Namespace) -> int:
         )
     except jobs.JobFailed as error:
         # Its last own words say what to mend; Ray's account of it is for who looks further.
-        own = [line.partition(_OWN)[2] for line in str(error).splitlines() if _OWN in line]
-        if not own:
+        said = [line.partition(_OWN)[2] for line in str(error).splitlines() if _OWN in line]
+        if not said:
             raise
-        raise UserError(f"{own[-1]} (ray job {run_id})") from error
+        raise UserError(f"{said[-1]} (ray job {run_id})") from error
     record = control.adapter_version(AdapterVersion(name, version))
     evaluation = record.manifest.evaluation
     found = {
