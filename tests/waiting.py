@@ -16,7 +16,7 @@ async def until(happened: Callable[[], bool]) -> None:
     raise AssertionError("it did not happen within ten seconds")
 
 
-def wait_for(happened: Callable[[], bool], seconds: float = 10.0) -> None:
+def wait_for(happened: Callable[[], bool], seconds: float = 120.0) -> None:
     """As `until`, for what happens in other processes, and may take longer."""
     deadline = time.monotonic() + seconds
     while not happened():

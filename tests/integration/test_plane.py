@@ -271,8 +271,8 @@ def test_a_version_leaves_as_a_bundle_and_comes_back(wheel: Wheel, tmp_path: Pat
     )
     assert brought["version"] == "borrowed@1"
     measured = brought["evaluation"]["accuracy"]
-    record = next(a for a in wheel.report["adapters"] if (a["name"], a["version"]) == (focus, 2))
-    assert measured == pytest.approx(record["evaluation"]["accuracy"])
+    [here] = [a for a in wheel.do("adapters") if (a["name"], a["version"]) == (focus, 2)]
+    assert measured == pytest.approx(here["accuracy"])
     assert wheel.do("adapters", "gate", "borrowed@1", "--set", "min_accuracy=0")["passed"]
     assert wheel.do("adapters", "promote", "borrowed@1")["current"] == "borrowed@1"
     refused = wheel.command(
