@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from cluster import storage
+from cluster import adapters, storage
 from cluster.adapters import AdapterManifest, Evaluation, GoldenProbe
+from cluster.registry.versions import AdapterRecord
+from cluster.types import AdapterVersion, VersionState
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+MODEL = REPOSITORY / "cluster/models/headrace-mini"
 
 
 @pytest.fixture
@@ -56,5 +59,28 @@ def make_adapter(tmp_path: Path, evaluation: Evaluation) -> Callable[..., Path]:
         (staged / "headrace.json").write_text(manifest.model_dump_json())
         storage.publish(staged, final)
         return final
+
+    return make
+
+
+@pytest.fixture
+def make_record(tmp_path: Path) -> Callable[[str, int], AdapterRecord]:
+    """Publishes an adapter of the shipped base model; returns it as the registry has it."""
+    # Torch and PEFT take seconds to import, and few tests need them.
+    from serve_app.bench.versions import Maker
+
+    def make(name: str, version: int) -> AdapterRecord:
+        Maker(MODEL).publish(name, version, 7, tmp_path / "versions")
+        path = tmp_path / "versions" / name / str(version)
+        return AdapterRecord(
+            AdapterVersion(name, version),
+            1,
+            VersionState.LIVE,
+            str(path),
+            storage.require_stable(path),
+            "",
+            "",
+            adapters.inspect(path, max_rank=8),
+        )
 
     return make

@@ -173,38 +173,10 @@ def _start(options: argparse.Namespace) -> int:
 def _status(options: argparse.Namespace) -> int:
     rows, lines = [], []
     for rollout in client(options).rollouts(options.limit):
-        phase = rollout.plan.phases[rollout.phase]
-        kind = "shadow" if phase.shadow else "users"
-        arms = {
-            name: {
-                "requests": arm.errors.n,
-                "error_rate": round(arm.errors.mean, 5),
-                "latency_ms": round(arm.latency_ms.mean, 2),
-                "confidence": round(arm.confidence.mean, 4),
-                "disliked": round(arm.disliked.mean, 4) if arm.disliked.n else None,
-                "escalated": round(arm.escalated.mean, 4) if arm.escalated.n else None,
-                "resolved": round(arm.resolved.mean, 4) if arm.resolved.n else None,
-                "rating": round(arm.rating.mean, 3) if arm.rating.n else None,
-            }
-            for name, arm in (
-                ("baseline", rollout.whole.baseline),
-                ("candidate", rollout.whole.candidate),
-            )
-        }
-        row = {
-            "id": rollout.id,
-            "candidate": str(rollout.candidate),
-            "baseline": str(rollout.baseline) if rollout.baseline else None,
-            "status": rollout.status,
-            "phase": rollout.phase,
-            "percent": phase.percent,
-            "shadow": phase.shadow,
-            "reason": rollout.reason,
-            "seen": arms,
-            "verdict": rollout.verdict.as_json() if rollout.verdict else None,
-        }
+        row = rollout.as_json()
+        kind = "shadow" if row["shadow"] else "users"
         rows.append(row)
-        where = f"phase {rollout.phase + 1} of {len(rollout.plan.phases)}, {phase.percent:g}% of "
+        where = f"phase {rollout.phase + 1} of {len(rollout.plan.phases)}, {row['percent']:g}% of "
         lines.append(
             f"{rollout.id:4d}  {row['candidate']:<20} {rollout.status:<12} {where}{kind}  "
             f"{rollout.reason}"
@@ -212,7 +184,7 @@ def _status(options: argparse.Namespace) -> int:
         lines += [
             f"        {name:<10} {arm['requests']:6d} requests  errors {arm['error_rate']:.2%}  "
             f"{arm['latency_ms']:8.1f} ms  confidence {arm['confidence']:.3f}"
-            for name, arm in arms.items()
+            for name, arm in row["seen"].items()
         ]
         if rollout.verdict is not None:
             lines.append(f"        candidate {rollout.verdict}")

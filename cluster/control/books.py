@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ from cluster.storage import require_stable
 from cluster.types import AdapterVersion, Principal
 
 
-class Books:
+class Books(ABC):
     """The registry, its audit chain and the till."""
 
     def __init__(self, database: str, audit: Path) -> None:
@@ -56,9 +57,9 @@ class Books:
     def _change(self) -> AbstractContextManager[Session]:
         return events.recorded(self._engine, self._chain)
 
+    @abstractmethod
     def _keys_changed(self) -> None:
         """Whoever remembers keys has to forget them."""
-        raise NotImplementedError
 
     # -- tenants and keys -------------------------------------------------------------------
 

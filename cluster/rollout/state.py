@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from typing import Any
 
 from cluster.rollout.decide import Action, Decision, decide
 from cluster.rollout.evidence import Evidence
@@ -110,6 +111,26 @@ class Rollout:
         """What the A/B test of this phase has shown, where it is one."""
         trial = self.plan.phases[self.phase].trial
         return None if trial is None else verdict(trial, self.seen)
+
+    def as_json(self) -> dict[str, Any]:
+        """How it stands, for a reader."""
+        phase = self.plan.phases[self.phase]
+        verdict = self.verdict
+        return {
+            "id": self.id,
+            "candidate": str(self.candidate),
+            "baseline": str(self.baseline) if self.baseline else None,
+            "status": self.status,
+            "phase": self.phase,
+            "percent": phase.percent,
+            "shadow": phase.shadow,
+            "reason": self.reason,
+            "seen": {
+                "baseline": self.whole.baseline.as_json(),
+                "candidate": self.whole.candidate.as_json(),
+            },
+            "verdict": verdict.as_json() if verdict else None,
+        }
 
     def after(self, decision: Decision, now: float) -> Rollout:
         """Where `decision` takes a running rollout."""

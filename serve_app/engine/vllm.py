@@ -32,6 +32,7 @@ from serve_app.protocol import (
     TokenLogprob,
 )
 
+_CPU_WORKER = "serve_app.engine.grouped.GroupedWorker"
 _PROBE_OPTIONS = 5
 #: Of each probe: a swap waits for as many steps of the engine, while probes share their steps.
 _PROBE_TOKENS = 4
@@ -55,6 +56,7 @@ class VLLMEngine:
                 max_lora_rank=config.max_lora_rank,
                 # Any LoRA makes vLLM run eagerly on CPU; asking for it saves the compiler's start.
                 enforce_eager=config.num_gpus == 0,
+                worker_cls=_CPU_WORKER if config.loras and config.num_gpus == 0 else "auto",
                 disable_log_stats=True,
                 seed=0,
             )

@@ -390,7 +390,7 @@ def _rollout_routes(door: _Door) -> list[Route]:
             raise _checked(error) from error
         await door.adapter(principal, version.name)
         rollout = await door.plane.start_rollout(version, body.plan, _who(principal))
-        return JSONResponse(_rollout(rollout), 201)
+        return JSONResponse(rollout.as_json(), 201)
 
     async def listed(request: Request) -> Response:
         principal = await door.admit(request)
@@ -398,7 +398,7 @@ def _rollout_routes(door: _Door) -> list[Route]:
         for rollout in await door.plane.rollouts(_MAX_LISTED):
             owner = await door.plane.owner(rollout.candidate.name)
             if owner == principal.tenant or principal.may(Role.OPERATOR):
-                found.append(_rollout(rollout))
+                found.append(rollout.as_json())
         return JSONResponse({"data": found})
 
     async def end(request: Request) -> Response:
@@ -413,21 +413,6 @@ def _rollout_routes(door: _Door) -> list[Route]:
         Route("/v1/rollouts", listed, methods=["GET"]),
         Route("/v1/rollouts/{name}/end", end, methods=["POST"]),
     ]
-
-
-def _rollout(rollout: Rollout) -> dict[str, Any]:
-    phase = rollout.plan.phases[rollout.phase]
-    return {
-        "id": rollout.id,
-        "candidate": str(rollout.candidate),
-        "baseline": str(rollout.baseline) if rollout.baseline else None,
-        "status": rollout.status,
-        "phase": rollout.phase,
-        "percent": phase.percent,
-        "shadow": phase.shadow,
-        "reason": rollout.reason,
-        "verdict": str(rollout.verdict) if rollout.verdict else None,
-    }
 
 
 def _bills(door: _Door) -> list[Route]:

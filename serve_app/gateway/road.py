@@ -315,12 +315,11 @@ class Road:
             envelope.usage = Usage(found.version, 0, 0)
         return slot, found
 
-    def _asked(self, envelope: Envelope, request: GenerationRequest, written: int) -> Usage:
+    def _most_used(self, request: GenerationRequest, written: int) -> Usage:
         """What the engine may have done of `request` by the time nobody waits for it any more."""
         version = request.adapter.label if request.adapter else self._base
         read = most_read(request.messages, request.sampling, self._window)
-        envelope.usage = Usage(version, read, min(written, self._window), exact=False)
-        return envelope.usage
+        return Usage(version, read, min(written, self._window), exact=False)
 
     async def _generate(self, envelope: Envelope) -> Generation | None:
         for _ in range(_SWAP_RETRIES):
@@ -331,14 +330,14 @@ class Road:
             if found is not None:
                 return found
             request = self._request(envelope, adapter)
-            self._asked(envelope, request, envelope.sampling.max_tokens)
             try:
                 found = await self._engine.complete(request)
             except AdapterGone:
-                envelope.usage = None
                 continue  # swapped out between the look-up and the engine: look again
+            except asyncio.CancelledError:
+                envelope.usage = self._most_used(request, request.sampling.max_tokens)
+                raise
             except Exception as error:  # its fault costs this request, which is still recorded
-                envelope.usage = None
                 self._faulted(envelope, request, error)
                 return None
             envelope.usage = Usage(found.version, found.prompt_tokens, found.completion_tokens)
@@ -360,25 +359,25 @@ class Road:
                 yield found
                 return
             request = self._request(envelope, adapter)
-            used = self._asked(envelope, request, 0)
+            version = adapter.label if adapter else self._base
             try:
                 async for item in self._engine.stream(request):
                     if isinstance(item, Generation):
-                        read, used.completion_tokens = item.prompt_tokens, item.completion_tokens
+                        read, written = item.prompt_tokens, item.completion_tokens
                         self.trials.saw(request, item)
                         if slot is not None:
                             self._cache.put(slot, item, time.monotonic())
                     else:
-                        read, used.completion_tokens = item.read, item.written
-                    used.prompt_tokens, used.exact = read, True
+                        read, written = item.read, item.written
+                    envelope.usage = Usage(version, read, written)
                     yield item
                 return
             except AdapterGone:
-                envelope.usage = None
                 continue  # raised before the first token, so nothing has been shown
+            except (asyncio.CancelledError, GeneratorExit):
+                envelope.usage = envelope.usage or self._most_used(request, 0)
+                raise
             except Exception as error:  # as above; what was streamed is followed by the error
-                if not used.exact:
-                    envelope.usage = None
                 self._faulted(envelope, request, error)
                 return
         envelope.block = _swapping()

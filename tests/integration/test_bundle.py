@@ -5,22 +5,19 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cluster import adapters, storage
 from cluster.bundle import signing
 from cluster.bundle.export import Source, export
 from cluster.registry.bases import describe
 from cluster.registry.versions import AdapterRecord
-from cluster.types import AdapterVersion, VersionState
-from serve_app.bench.versions import Maker
-from tests.conftest import REPOSITORY
+from tests.conftest import MODEL
 
 pytestmark = pytest.mark.integration
-MODEL = REPOSITORY / "cluster" / "models" / "headrace-mini"
 _PLAIN = """
 import json, sys
 from vllm import LLM, SamplingParams
@@ -59,21 +56,10 @@ def _plain_vllm(wanted: dict[str, Any], script: Path) -> list[list[int]]:
 
 
 def test_plain_vllm_writes_the_same_with_the_merged_model_and_with_the_adapter(
-    tmp_path: Path,
+    tmp_path: Path, make_record: Callable[[str, int], AdapterRecord]
 ) -> None:
-    Maker(MODEL).publish("care", 1, 7, tmp_path / "versions")
-    path = tmp_path / "versions" / "care" / "1"
-    manifest = adapters.inspect(path, max_rank=8)
-    record = AdapterRecord(
-        AdapterVersion("care", 1),
-        1,
-        VersionState.LIVE,
-        str(path),
-        storage.require_stable(path),
-        "",
-        "",
-        manifest,
-    )
+    record = make_record("care", 1)
+    manifest = record.manifest
     key = signing.own_key(tmp_path / "key.pem")
     source = Source(record, describe(MODEL), "# care@1\n")
     bundle = export(source, tmp_path / "bundle", key, "float32", lambda _line: None)

@@ -12,21 +12,17 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from cluster import adapters, storage
+from cluster import adapters
 from cluster.bundle import signing
 from cluster.bundle.export import Source, export
 from cluster.config import BaseModelRef
 from cluster.errors import ArtifactError, ConfigError, HeadraceError
 from cluster.registry.bases import describe
 from cluster.registry.versions import AdapterRecord
-from cluster.types import AdapterVersion, VersionState
 from cluster.workload import TurnRecord, write_turns
-from serve_app.bench.versions import Maker
-from tests.conftest import REPOSITORY
+from tests.conftest import MODEL
 from train_jobs.adopt import adopt
 from train_jobs.config import AdoptConfig, EvalConfig
-
-MODEL = REPOSITORY / "cluster" / "models" / "headrace-mini"
 
 
 @pytest.fixture(scope="module")
@@ -179,20 +175,12 @@ def test_a_foreign_adapter_needs_something_to_be_judged_on(
         adopt(config(foreign, heldout=None))
 
 
-def test_a_bundle_comes_back_as_it_left(tmp_path: Path, config: Callable[..., AdoptConfig]) -> None:
-    Maker(MODEL).publish("care", 2, 7, tmp_path / "versions")
-    path = tmp_path / "versions" / "care" / "2"
-    manifest = adapters.inspect(path, max_rank=32)
-    record = AdapterRecord(
-        AdapterVersion("care", 2),
-        1,
-        VersionState.LIVE,
-        str(path),
-        storage.require_stable(path),
-        "",
-        "",
-        manifest,
-    )
+def test_a_bundle_comes_back_as_it_left(
+    tmp_path: Path,
+    config: Callable[..., AdoptConfig],
+    make_record: Callable[[str, int], AdapterRecord],
+) -> None:
+    record = make_record("care", 2)
     key = signing.own_key(tmp_path / "key.pem")
     bundle = export(
         Source(record, describe(MODEL), "# care@2\n"),
@@ -208,11 +196,11 @@ def test_a_bundle_comes_back_as_it_left(tmp_path: Path, config: Callable[..., Ad
         adopt(config(bundle, heldout=None, trusted=(fingerprint,))), max_rank=32
     )
     assert str(found.id) == "care@3"
-    assert found.golden == manifest.golden
-    assert found.dataset == manifest.dataset
+    assert found.golden == record.manifest.golden
+    assert found.dataset == record.manifest.dataset
     assert (found.evaluation.previous, found.evaluation.wins) == (None, 0)
-    assert found.evaluation.accuracy == manifest.evaluation.accuracy
+    assert found.evaluation.accuracy == record.manifest.evaluation.accuracy
     measured = adapters.inspect(
         adopt(config(bundle, version=4, trusted=(fingerprint,))), max_rank=32
     )
-    assert (measured.evaluation.heldout_rows, measured.golden) == (6, manifest.golden)
+    assert (measured.evaluation.heldout_rows, measured.golden) == (6, record.manifest.golden)

@@ -1,0 +1,66 @@
+"""A real engine whose adapters take all of its slots."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cluster.registry.versions import AdapterRecord
+from tests.conftest import MODEL
+
+pytestmark = pytest.mark.integration
+_SCRIPT = """
+import asyncio, json, sys
+from cluster.config import BaseModelRef
+from cluster.control.protocol import ServedAdapter
+from serve_app.config import EngineConfig
+from serve_app.engine.vllm import VLLMEngine
+from serve_app.protocol import GenerationRequest, Sampling
+
+async def run(wanted):
+    config = EngineConfig(max_loras=1, max_cpu_loras=1, eager_loras=0, max_lora_rank=8)
+    model = BaseModelRef(path=wanted["model"], dtype="float32")
+    engine = VLLMEngine(model, config, "test")
+    adapter = ServedAdapter("care", 1, 1, wanted["path"], "", ())
+    def ask(number, adapter):
+        messages = ({"role": "user", "content": "rain and"},)
+        sampling = Sampling(max_tokens=24, temperature=0.0)
+        request = GenerationRequest(f"r{number}", messages, sampling, adapter, chat=False)
+        return engine.complete(request)
+    try:
+        alone = await ask(0, None)
+        await engine.load(adapter, probe=False)
+        mine = await ask(1, adapter)
+        mixed = await asyncio.gather(*(ask(2 + n, adapter if n % 2 else None) for n in range(4)))
+        return [one.text for one in (alone, mine, *mixed)]
+    finally:
+        await engine.close()
+
+if __name__ == "__main__":  # the engine's process imports this file anew
+    print("FOUND " + json.dumps(asyncio.run(run(json.load(sys.stdin)))))
+"""
+
+
+def test_the_base_model_answers_as_itself_while_adapters_take_all_slots(
+    tmp_path: Path, make_record: Callable[[str, int], AdapterRecord]
+) -> None:
+    script = tmp_path / "engine.py"
+    script.write_text(_SCRIPT)
+    done = subprocess.run(
+        ["env", "VLLM_CPU_KVCACHE_SPACE=1", sys.executable, str(script)],
+        input=json.dumps({"model": str(MODEL), "path": make_record("care", 1).path}),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    line = next(line for line in done.stdout.splitlines() if line.startswith("FOUND "))
+    alone, mine, *mixed = json.loads(line.removeprefix("FOUND "))
+    assert alone != mine
+    assert mixed == [alone, mine, alone, mine]
