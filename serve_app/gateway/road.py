@@ -105,6 +105,8 @@ TableSource = Callable[[], RoutingTable]
 """The routing table of this moment."""
 
 _SWAP_RETRIES = 8
+_NEWS_S = 0.5
+_LOOK_S = 0.005
 _WITHHELD = "[withheld: it could not be checked for personal data]"
 
 
@@ -323,6 +325,7 @@ class Road:
 
     async def _generate(self, envelope: Envelope) -> Generation | None:
         for _ in range(_SWAP_RETRIES):
+            known = self._table().generation
             adapter = self._resolve(envelope)
             if envelope.block is not None:
                 return None
@@ -333,7 +336,8 @@ class Road:
             try:
                 found = await self._engine.complete(request)
             except AdapterGone:
-                continue  # swapped out between the look-up and the engine: look again
+                await self._newer(known)  # swapped out between the look-up and the engine
+                continue
             except asyncio.CancelledError:
                 envelope.usage = self._most_used(request, request.sampling.max_tokens)
                 raise
@@ -350,6 +354,7 @@ class Road:
 
     async def _stream(self, envelope: Envelope) -> AsyncGenerator[Delta | Generation, None]:
         for _ in range(_SWAP_RETRIES):
+            known = self._table().generation
             adapter = self._resolve(envelope)
             if envelope.block is not None:
                 return
@@ -373,7 +378,8 @@ class Road:
                     yield item
                 return
             except AdapterGone:
-                continue  # raised before the first token, so nothing has been shown
+                await self._newer(known)  # raised before the first token: nothing has been shown
+                continue
             except (asyncio.CancelledError, GeneratorExit):
                 envelope.usage = envelope.usage or self._most_used(request, 0)
                 raise
@@ -381,6 +387,14 @@ class Road:
                 self._faulted(envelope, request, error)
                 return
         envelope.block = _swapping()
+
+    async def _newer(self, known: int) -> None:
+        """Wait for a table newer than `known`, or as long as one takes to come: what this gateway
+        was not told of yet, it would only be refused again."""
+        deadline = time.monotonic() + _NEWS_S
+        # Nobody announces a table here, and a swap is rare.
+        while self._table().generation <= known and time.monotonic() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(_LOOK_S)
 
     def _faulted(self, envelope: Envelope, request: GenerationRequest, error: Exception) -> None:
         """Say on the envelope why the engine gave no answer."""

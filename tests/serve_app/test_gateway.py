@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from cluster.budget.ledger import Refusal, Room
-from cluster.control.protocol import Caller, RoutingTable, ServedAdapter
+from cluster.control.protocol import RoutingTable, ServedAdapter
 from cluster.registry.labels import GivenLabel, LabelTask
 from cluster.types import Principal, Role
 from serve_app.cache import ResponseCache
@@ -286,32 +286,15 @@ async def test_a_request_caught_in_a_swap_is_answered_by_the_new_version(
 ) -> None:
     await world.engine.residents.drain(V1.int_id, 1.0)
     world.engine.residents.add(V2)
-    tables = [
-        RoutingTable(1, {"inventory": V1}, REACHED),
-        RoutingTable(2, {"inventory": V2}, REACHED),
-    ]
-
-    class Changing:
-        """The table flips after the road has looked once."""
-
-        def serves(self, caller: Caller, name: str) -> bool:
-            return True
-
-        def reaches(self, caller: Caller, name: str) -> bool:
-            return True
-
-        def resolve(self, caller: Caller, model: str) -> ServedAdapter | None:
-            return (tables.pop(0) if len(tables) > 1 else tables[0]).resolve(caller, model)
-
-        live = tables[0].live
-        splits = tables[0].splits
-        access = tables[0].access
-        generation = 1
-
-    world.table = Changing()  # type: ignore[assignment]
+    # The replicas hear of a swap before this gateway does.
+    later = RoutingTable(2, {"inventory": V2}, REACHED)
+    asyncio.get_running_loop().call_later(0.05, setattr, world, "table", later)
     response = await client.post("/v1/chat/completions", json={**GOOD, "stream": stream})
     assert response.status_code == 200
     assert "inventory@2" in response.text
+    # It waited for the news, and did not ask again and again meanwhile.
+    asked = [request.adapter for request in world.engine.requests]
+    assert asked == [V1, V2]
 
 
 async def test_models_are_listed_with_parent_and_root(client: httpx.AsyncClient) -> None:
