@@ -72,9 +72,8 @@ class EngineConfig(ConfigModel):
     loras: bool = True
     """Whether it takes adapters. An engine without is faster at the one model it has."""
     max_loras: int = Field(default=32, ge=1)
-    """Adapters computed at a time; more take turns. As many as requests are under way costs nothing
-    where memory allows: of 1,000 adapters asked by Zipf's law, 32 slots answer 0.90 times what 8
-    adapters do, 8 slots half of it."""
+    """Adapters computed at a time; more take turns. As many as requests are under way costs little
+    where memory allows; with fewer, requests wait for their adapter's turn (`bench crowd`)."""
     max_cpu_loras: int = Field(default=256, ge=1)
     """Adapters held in a replica's memory; beyond it those idle for longest make room."""
     eager_loras: int = Field(default=32, ge=0)
