@@ -186,8 +186,8 @@ def _status(options: argparse.Namespace) -> int:
             f"{arm['latency_ms']:8.1f} ms  confidence {arm['confidence']:.3f}"
             for name, arm in row["seen"].items()
         ]
-        if rollout.verdict is not None:
-            lines.append(f"        candidate {rollout.verdict}")
+        if row["verdict"] is not None:
+            lines.append(f"        candidate {row['verdict']['text']}")
     return say(options, rows, lines or ["there was no rollout yet"])
 
 

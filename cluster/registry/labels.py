@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import func, or_, select
+from sqlalchemy import func, insert, or_, select
 from sqlalchemy.orm import Session
 
 from cluster.errors import ConflictError
@@ -49,23 +49,24 @@ class GivenLabel(BaseModel):
 
 def enqueue(tx: Session, tasks: Iterable[LabelTask], now: float) -> int:
     """Add the tasks whose trace is not there yet; returns how many were new."""
-    added = 0
-    for task in tasks:
-        if tx.get(Label, task.trace_id) is None:
-            tx.add(
-                Label(
-                    trace_id=task.trace_id,
-                    tenant=task.tenant,
-                    reason=task.reason,
-                    state=QUEUED,
-                    task=task.model_dump(mode="json"),
-                    created_at=now,
-                    labelled_at=None,
-                )
-            )
-            tx.flush()
-            added += 1
-    return added
+    new = {task.trace_id: task for task in tasks}
+    known = set(tx.scalars(select(Label.trace_id).where(Label.trace_id.in_(new))))
+    rows = [
+        {
+            "trace_id": task.trace_id,
+            "tenant": task.tenant,
+            "reason": task.reason,
+            "state": QUEUED,
+            "task": task.model_dump(mode="json"),
+            "created_at": now,
+            "labelled_at": None,
+        }
+        for task in new.values()
+        if task.trace_id not in known
+    ]
+    if rows:
+        tx.execute(insert(Label), rows)
+    return len(rows)
 
 
 def claim(tx: Session, tenant: str, annotator: str, limit: int, now: float) -> list[LabelTask]:

@@ -36,8 +36,11 @@ class Verdict:
     confidence: float
 
     def as_json(self) -> dict[str, Any]:
-        """As JSON has it, which knows no infinity: bounds that are not known yet are None."""
-        found = asdict(self)
+        """As JSON has it, which knows no infinity: bounds that are not known yet are None.
+
+        `text` says it in a sentence.
+        """
+        found = {**asdict(self), "text": str(self)}
         return {**found, **{n: None for n in ("low", "high") if not isfinite(found[n])}}
 
     def __str__(self) -> str:

@@ -23,6 +23,7 @@ from cluster.types import AdapterVersion
 from cluster.wheel.narrator import Narrator
 from serve_app.bench import systems
 from serve_app.bench.systems import System
+from serve_app.bench.versions import DTYPE
 
 HOT = "hot"
 _OTHERS = ("steady-a", "steady-b", "steady-c")
@@ -77,8 +78,7 @@ def run(folder: Path, plan: Plan, narrator: Narrator) -> dict[str, Any]:
     made = _versions(folder, plan)
     offline = json.loads((made / "offline.json").read_text())
     narrator.step("Start a Ray cluster and deploy the graph on the real engine")
-    # In 32 bits, so that two libraries and any batch round alike and answers can be compared.
-    settings = ("base_model.dtype=float32",)
+    settings = (f"base_model.dtype={DTYPE}",)
     with systems.ours(folder, plan.config, "fused", "vllm", settings) as system:
         _register(made, plan)
         narrator.step(f"{plan.swaps} swaps in {plan.blocks} blocks, {2 * plan.clients} clients")
@@ -92,7 +92,7 @@ def run(folder: Path, plan: Plan, narrator: Narrator) -> dict[str, Any]:
 
 def _versions(folder: Path, plan: Plan) -> Path:
     """Published versions of every adapter; made once in a benchmark's folder."""
-    made = folder / f"versions-{plan.swaps}"
+    made = folder / f"versions-{DTYPE}-{plan.swaps}"
     if not (made / "offline.json").exists():
         shutil.rmtree(made, ignore_errors=True)
         base = systems.REPOSITORY / "cluster/models/headrace-mini"

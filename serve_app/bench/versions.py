@@ -19,6 +19,8 @@ from cluster.adapters import AdapterManifest, Evaluation, GoldenProbe
 RANK = 8
 MAX_TOKENS = 16
 _PROMPT_TOKENS = 8
+#: Two libraries, and any batch, round alike in it, so that answers can be compared.
+DTYPE = "float32"
 _PROBES = 4
 #: Of the weights: enough for versions to answer differently.
 _SPREAD = 0.07
@@ -61,7 +63,7 @@ class Maker:
         self._base = base
         self._digest = storage.tree_digest(base)
         self._tokenizer: Any = AutoTokenizer.from_pretrained(base)
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, DTYPE))
         config = LoraConfig(r=RANK, lora_alpha=RANK, target_modules="all-linear")
         self._model: Any = get_peft_model(model, config).eval()
         # Of one length, so that a batch needs no padding.

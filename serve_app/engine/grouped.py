@@ -19,6 +19,8 @@ from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from vllm.platforms import current_platform
 from vllm.v1.worker.cpu_worker import CPUWorker
 
+from serve_app.engine.norms import use_kernels
+
 # Costs in padded rows, measured on one core for 256 to 704 wide layers: two products of their own
 # take 30 us, those of a batch of matrices 30 us and 2 us for each of its rows.
 _OWN = 16
@@ -47,6 +49,11 @@ class Plan:
     alone: tuple[tuple[int, slice | torch.Tensor], ...] = ()
     """Slots with many rows, and their rows."""
     together: Padded | None = None
+
+    @property
+    def empty(self) -> bool:
+        """Whether no row has an adapter."""
+        return not self.alone and self.together is None
 
 
 def plan(slots: Sequence[int | None]) -> Plan:
@@ -114,8 +121,22 @@ class Product:
             _put(y, rows, x @ a[slot].float().T @ b[slot].float().T, scale)
         if (rest := self._rest) is not None:
             low = torch.bmm(self._taken, _columns(a, rest.slots))
-            high = torch.bmm(low, _columns(b, rest.slots)).flatten(0, 1)
-            _put(y, rest.rows, high.index_select(0, rest.found), scale)
+            self._put_rest(y, rest, low, b, scale)
+
+    def add_up(self, y: torch.Tensor, b: torch.Tensor) -> None:
+        """Add to `y` (rows, out) what was laid out, which is (rows, rank), times `b` as above."""
+        b = b[:, 0]
+        for slot, rows, x in self._alone:
+            _put(y, rows, x @ b[slot].float().T, 1.0)
+        if (rest := self._rest) is not None:
+            self._put_rest(y, rest, self._taken, b, 1.0)
+
+    @staticmethod
+    def _put_rest(
+        y: torch.Tensor, rest: Padded, low: torch.Tensor, b: torch.Tensor, scale: float
+    ) -> None:
+        high = torch.bmm(low, _columns(b, rest.slots)).flatten(0, 1)
+        _put(y, rest.rows, high.index_select(0, rest.found), scale)
 
 
 def _columns(weights: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
@@ -134,7 +155,7 @@ class GroupedPunica(PunicaWrapperCPU):  # type: ignore[misc]
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
-        self._tokens, self._sampled = Plan(), Plan()
+        self._tokens, self._sampled, self._prompts = Plan(), Plan(), 0
 
     def update_metadata(
         self,
@@ -149,6 +170,7 @@ class GroupedPunica(PunicaWrapperCPU):  # type: ignore[misc]
         slots = {int_id: slot for slot, int_id in enumerate(lora_index_to_id) if int_id}
         self._tokens = plan([slots[i] if i > 0 else None for i in mapping.index_mapping])
         self._sampled = plan([slots[i] if i > 0 else None for i in mapping.prompt_mapping])
+        self._prompts = len(mapping.prompt_mapping)
 
     def add_lora_linear(  # noqa: PLR0917 - as vLLM calls it
         self,
@@ -161,11 +183,26 @@ class GroupedPunica(PunicaWrapperCPU):  # type: ignore[misc]
         **_kwargs: Any,
     ) -> None:
         """Add the adapters of a linear layer to `y`, in place."""
+        if self._tokens.empty:
+            return
         y, x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
         product, start = Product(self._tokens, x), 0
         for a, b, width in zip(lora_a_stacked, lora_b_stacked, output_slices, strict=True):
             product.add(y[:, start : start + width], a, b, scale)
             start += width
+
+    def add_lora_embedding(
+        self,
+        y: torch.Tensor,
+        x: torch.Tensor,
+        lora_b_stacked: torch.Tensor,
+        add_inputs: bool = True,
+        **_kwargs: Any,
+    ) -> None:
+        """Add the adapters of the embedding to `y`; `x` (tokens, rank) is what A has for each."""
+        assert add_inputs
+        if not self._tokens.empty:
+            Product(self._tokens, x).add_up(y, lora_b_stacked)
 
     def add_lora_logits(
         self,
@@ -177,15 +214,19 @@ class GroupedPunica(PunicaWrapperCPU):  # type: ignore[misc]
         **_kwargs: Any,
     ) -> None:
         """Add the adapters of the head to the logits `y`, in place."""
+        if self._sampled.empty:
+            return
+        assert x.numel() == self._prompts * x.shape[-1], "the head is asked for other rows"
         y, x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
         Product(self._sampled, x).add(y, lora_a_stacked, lora_b_stacked, scale)
 
 
 class GroupedWorker(CPUWorker):  # type: ignore[misc]
-    """vLLM's CPU worker with `GroupedPunica`."""
+    """vLLM's CPU worker with `GroupedPunica`, and norms by kernels."""
 
     def load_model(self, *arguments: Any, **named: Any) -> None:
         """Load the model; its LoRA layers take the platform's arithmetic while they are made."""
         wrapper = f"{GroupedPunica.__module__}.{GroupedPunica.__qualname__}"
         current_platform.get_punica_wrapper = lambda: wrapper
+        use_kernels()
         super().load_model(*arguments, **named)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager, nullcontext
 from typing import Any
 
+from vllm.config import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.exceptions import VLLMClientError
 from vllm.lora.request import LoRARequest
 from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
+from vllm.usage.usage_lib import UsageContext
+from vllm.utils.ompmultiprocessing import OMPProcessManager
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from cluster.config import BaseModelRef
@@ -33,6 +36,9 @@ from serve_app.protocol import (
 )
 
 _CPU_WORKER = "serve_app.engine.grouped.GroupedWorker"
+#: By its full name, for vLLM turns `uni` into `mp` on a CPU: a scheduler in a process of its own,
+#: which spins on the core that the rest of the node lives on while the model is computed.
+_CPU_EXECUTOR = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 _PROBE_OPTIONS = 5
 #: Of each probe: a swap waits for as many steps of the engine, while probes share their steps.
 _PROBE_TOKENS = 4
@@ -44,23 +50,26 @@ class VLLMEngine:
     """One engine, one base model, several adapters; implements `serve_app.protocol.Engine`."""
 
     def __init__(self, model: BaseModelRef, config: EngineConfig, replica: str) -> None:
-        self._llm = AsyncLLM.from_engine_args(
-            AsyncEngineArgs(
-                model=model.path,
-                dtype=model.dtype,
-                max_model_len=config.max_model_len,
-                max_num_seqs=config.max_num_seqs,
-                enable_lora=config.loras,
-                max_loras=config.max_loras,
-                max_cpu_loras=config.max_cpu_loras,
-                max_lora_rank=config.max_lora_rank,
-                # Any LoRA makes vLLM run eagerly on CPU; asking for it saves the compiler's start.
-                enforce_eager=config.num_gpus == 0,
-                worker_cls=_CPU_WORKER if config.loras and config.num_gpus == 0 else "auto",
-                disable_log_stats=True,
-                seed=0,
-            )
+        on_cpu = config.num_gpus == 0
+        arguments = AsyncEngineArgs(
+            model=model.path,
+            dtype=model.dtype,
+            max_model_len=config.max_model_len,
+            max_num_seqs=config.max_num_seqs,
+            enable_lora=config.loras,
+            max_loras=config.max_loras,
+            max_cpu_loras=config.max_cpu_loras,
+            max_lora_rank=config.max_lora_rank,
+            # Any LoRA makes vLLM run eagerly on CPU; asking for it saves the compiler's start.
+            enforce_eager=on_cpu,
+            worker_cls=_CPU_WORKER if on_cpu else "auto",
+            distributed_executor_backend=_CPU_EXECUTOR if on_cpu else None,
+            disable_log_stats=True,
+            seed=0,
         )
+        vllm_config = arguments.create_engine_config(UsageContext.ENGINE_CONTEXT)
+        with _cores(vllm_config) if on_cpu else nullcontext():
+            self._llm = AsyncLLM.from_vllm_config(vllm_config, disable_log_stats=True)
         self._tokenizer: Any = self._llm.get_tokenizer()
         self._max_length = config.max_model_len
         self._replica = replica
@@ -280,6 +289,13 @@ class _Logprobs:
 def _finite(logprob: float) -> float:
     """A number also for what a schema rules out: JSON has no infinity."""
     return float(logprob) if logprob > _IMPOSSIBLE else _IMPOSSIBLE
+
+
+@contextmanager
+def _cores(config: VllmConfig) -> Iterator[None]:
+    """Processes started meanwhile compute on the cores that vLLM's own worker would have."""
+    with OMPProcessManager(config).configure_omp_envs(rank=0, local_rank=0):
+        yield
 
 
 def _lora(adapter: ServedAdapter) -> LoRARequest:

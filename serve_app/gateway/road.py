@@ -105,7 +105,8 @@ TableSource = Callable[[], RoutingTable]
 """The routing table of this moment."""
 
 _SWAP_RETRIES = 8
-_NEWS_S = 0.5
+#: Longest that a request waits for news of swaps, all its tries together.
+_NEWS_S = 1.0
 _LOOK_S = 0.005
 _WITHHELD = "[withheld: it could not be checked for personal data]"
 
@@ -324,6 +325,7 @@ class Road:
         return Usage(version, read, min(written, self._window), exact=False)
 
     async def _generate(self, envelope: Envelope) -> Generation | None:
+        patience = _NEWS_S
         for _ in range(_SWAP_RETRIES):
             known = self._table().generation
             adapter = self._resolve(envelope)
@@ -336,7 +338,8 @@ class Road:
             try:
                 found = await self._engine.complete(request)
             except AdapterGone:
-                await self._newer(known)  # swapped out between the look-up and the engine
+                # Swapped out between the look-up and the engine.
+                patience = await self._newer(known, patience)
                 continue
             except asyncio.CancelledError:
                 envelope.usage = self._most_used(request, request.sampling.max_tokens)
@@ -353,6 +356,7 @@ class Road:
         return None
 
     async def _stream(self, envelope: Envelope) -> AsyncGenerator[Delta | Generation, None]:
+        patience = _NEWS_S
         for _ in range(_SWAP_RETRIES):
             known = self._table().generation
             adapter = self._resolve(envelope)
@@ -378,7 +382,8 @@ class Road:
                     yield item
                 return
             except AdapterGone:
-                await self._newer(known)  # raised before the first token: nothing has been shown
+                # Raised before the first token: nothing has been shown.
+                patience = await self._newer(known, patience)
                 continue
             except (asyncio.CancelledError, GeneratorExit):
                 envelope.usage = envelope.usage or self._most_used(request, 0)
@@ -388,13 +393,16 @@ class Road:
                 return
         envelope.block = _swapping()
 
-    async def _newer(self, known: int) -> None:
-        """Wait for a table newer than `known`, or as long as one takes to come: what this gateway
-        was not told of yet, it would only be refused again."""
-        deadline = time.monotonic() + _NEWS_S
+    async def _newer(self, known: int, patience: float) -> float:
+        """Wait `patience` seconds at most for a table newer than `known`; what is left of them.
+
+        What this gateway was not told of yet, it would only be refused again.
+        """
+        deadline = time.monotonic() + patience
         # Nobody announces a table here, and a swap is rare.
         while self._table().generation <= known and time.monotonic() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(_LOOK_S)
+        return max(0.0, deadline - time.monotonic())
 
     def _faulted(self, envelope: Envelope, request: GenerationRequest, error: Exception) -> None:
         """Say on the envelope why the engine gave no answer."""

@@ -1,5 +1,6 @@
 """Rollout decisions: what the evidence says, when, and to whom."""
 
+import json
 import math
 import random
 from dataclasses import replace
@@ -207,6 +208,23 @@ def test_an_ab_test_ends_with_a_verdict() -> None:
     assert action is Action.HOLD
     assert reason.startswith("undecided")
     assert "only 3 outcomes" in _tested(_rate(2000, 1000), _rate(3, 3))[1]
+
+
+def test_a_trial_is_told_in_json_with_its_verdict_in_figures_and_words() -> None:
+    plan = RolloutPlan(phases=(Phase(percent=50, trial=Trial(outcome="resolved")),))
+    rollout = Rollout(1, AdapterVersion("care", 2), AdapterVersion("care", 1), plan)
+    unknown = rollout.as_json()["verdict"]
+    assert (unknown["says"], unknown["low"], unknown["high"]) == ("undecided", None, None)
+    seen = Evidence(
+        replace(_arm(2000), resolved=_rate(2000, 1000)),
+        replace(_arm(2000), resolved=_rate(2000, 1300)),
+    )
+    told = json.loads(json.dumps(replace(rollout, seen=seen, whole=seen).as_json()))
+    assert told["verdict"]["says"] == "better"
+    assert told["verdict"]["candidate"] == pytest.approx(0.65)
+    assert 0 < told["verdict"]["low"] < 0.15 < told["verdict"]["high"]
+    assert told["verdict"]["text"].startswith("better: resolved 0.500 to 0.650")
+    assert told["seen"]["candidate"]["resolved"] == 0.65
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +13,7 @@ from cluster.bundle.export import Source, export
 from cluster.registry.bases import describe
 from cluster.registry.versions import AdapterRecord
 from tests.conftest import MODEL
+from tests.integration.scripts import run_script
 
 pytestmark = pytest.mark.integration
 _PLAIN = """
@@ -40,18 +38,7 @@ if __name__ == "__main__":  # its engine's process imports this file anew
 
 
 def _plain_vllm(wanted: dict[str, Any], script: Path) -> list[list[int]]:
-    script.write_text(_PLAIN)
-    done = subprocess.run(
-        ["env", "VLLM_CPU_KVCACHE_SPACE=1", sys.executable, str(script)],
-        input=json.dumps(wanted),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        cwd=script.parent,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    line = next(line for line in done.stdout.splitlines() if line.startswith("FOUND "))
-    found: list[list[int]] = json.loads(line.removeprefix("FOUND "))
+    found: list[list[int]] = run_script(script, _PLAIN, wanted)
     return found
 
 

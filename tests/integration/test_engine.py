@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,10 +9,12 @@ import pytest
 
 from cluster.registry.versions import AdapterRecord
 from tests.conftest import MODEL
+from tests.integration.scripts import run_script
 
 pytestmark = pytest.mark.integration
 _SCRIPT = """
-import asyncio, json, sys
+import asyncio, json, os, sys
+from cluster.processes import command, descendants
 from cluster.config import BaseModelRef
 from cluster.control.protocol import ServedAdapter
 from serve_app.config import EngineConfig
@@ -37,7 +36,10 @@ async def run(wanted):
         await engine.load(adapter, probe=False)
         mine = await ask(1, adapter)
         mixed = await asyncio.gather(*(ask(2 + n, adapter if n % 2 else None) for n in range(4)))
-        return [one.text for one in (alone, mine, *mixed)]
+        return {
+            "answers": [one.text for one in (alone, mine, *mixed)],
+            "processes": [command(pid).strip() for pid in descendants([os.getpid()])],
+        }
     finally:
         await engine.close()
 
@@ -49,18 +51,11 @@ if __name__ == "__main__":  # the engine's process imports this file anew
 def test_the_base_model_answers_as_itself_while_adapters_take_all_slots(
     tmp_path: Path, make_record: Callable[[str, int], AdapterRecord]
 ) -> None:
-    script = tmp_path / "engine.py"
-    script.write_text(_SCRIPT)
-    done = subprocess.run(
-        ["env", "VLLM_CPU_KVCACHE_SPACE=1", sys.executable, str(script)],
-        input=json.dumps({"model": str(MODEL), "path": make_record("care", 1).path}),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    line = next(line for line in done.stdout.splitlines() if line.startswith("FOUND "))
-    alone, mine, *mixed = json.loads(line.removeprefix("FOUND "))
+    wanted = {"model": str(MODEL), "path": make_record("care", 1).path}
+    found = run_script(tmp_path / "engine.py", _SCRIPT, wanted)
+    alone, mine, *mixed = found["answers"]
     assert alone != mine
     assert mixed == [alone, mine, alone, mine]
+    # Scheduler and model share one process and its core: see docs/architecture.md.
+    assert "VLLM::EngineCore" in found["processes"]
+    assert not any("Worker" in name for name in found["processes"])

@@ -235,6 +235,9 @@ async def test_adapters_are_switched_granted_and_rolled_out(
     assert begun.status_code == 201
     [listed] = (await admin("admin", "GET", "/v1/rollouts")).json()["data"]
     assert listed["candidate"] == "inventory@2"
+    assert listed["seen"]["candidate"]["requests"] == 0
+    assert listed["seen"]["baseline"]["rating"] is None
+    assert listed["verdict"] is None
     assert (await admin("rival", "GET", "/v1/rollouts")).json() == {"data": []}
     ended = await admin("admin", "POST", "/v1/rollouts/inventory/end", {"reason": "no"})
     assert ended.json() == {"adapter": "inventory", "ended": True}

@@ -297,6 +297,26 @@ async def test_a_request_caught_in_a_swap_is_answered_by_the_new_version(
     assert asked == [V1, V2]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_version_that_nothing_replaces_is_waited_for_once(
+    world: World, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    monkeypatch.setattr("serve_app.gateway.road._NEWS_S", 0.05)
+    slept, sleep = list[float](), asyncio.sleep
+
+    async def counted(seconds: float) -> None:
+        slept.append(seconds)
+        await sleep(seconds)
+
+    monkeypatch.setattr("serve_app.gateway.road.asyncio.sleep", counted)
+    await world.engine.residents.drain(V1.int_id, 1.0)
+    response = await client.post("/v1/chat/completions", json={**GOOD, "stream": stream})
+    assert "adapter_unavailable" in response.text
+    # Eight tries, and one time of waiting between all of them.
+    assert len(world.engine.requests) == 8
+    assert 0 < sum(s for s in slept if s) <= 0.05 + 0.01
+
+
 async def test_models_are_listed_with_parent_and_root(client: httpx.AsyncClient) -> None:
     data = (await client.get("/v1/models")).json()["data"]
     assert [(m["id"], m["parent"], m["root"]) for m in data] == [

@@ -95,3 +95,32 @@ def test_rows_without_an_adapter_stay_as_they_are_when_all_slots_are_taken() -> 
     logits = torch.zeros(2, OUT)
     punica.add_lora_logits(logits, x[:2], a, b, 1.0)
     torch.testing.assert_close(logits, half[:2], rtol=1e-4, atol=1e-4)
+
+
+def test_the_embedding_of_a_token_without_an_adapter_stays_as_it_is() -> None:
+    _, b = weights()
+    punica = GroupedPunica(64, max_batches=8, device="cpu")
+    punica.update_metadata(
+        LoRAMapping((0, 12, 15), (0,), is_prefill=True), [11, 12, 13, 14, 15], 5, 9
+    )
+    low, y = torch.randn(3, RANK), torch.ones(3, OUT)
+    punica.add_lora_embedding(y, low, b)
+    expected = torch.stack([torch.zeros(OUT), b[1, 0] @ low[1], b[4, 0] @ low[2]]) + 1
+    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_head_asked_for_other_rows_than_planned_is_our_fault() -> None:
+    a, b = weights()
+    punica = GroupedPunica(64, max_batches=8, device="cpu")
+    punica.update_metadata(LoRAMapping((12, 12), (12,), is_prefill=True), [11, 12], 2, 9)
+    with pytest.raises(AssertionError, match="other rows"):
+        punica.add_lora_logits(torch.zeros(2, OUT), torch.randn(2, IN), a, b, 1.0)
+
+
+def test_without_adapters_nothing_is_computed() -> None:
+    punica = GroupedPunica(64, max_batches=8, device="cpu")
+    punica.update_metadata(LoRAMapping((0, 0), (0,), is_prefill=True), [11, 12], 2, 9)
+    nothing: tuple[torch.Tensor, ...] = ()
+    y = torch.ones(2, OUT)
+    punica.add_lora_linear(y, torch.randn(2, IN), nothing, nothing, 1.0, (OUT,))
+    assert (y == 1).all()
