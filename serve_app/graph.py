@@ -31,7 +31,7 @@ from serve_app.gateway.auth import Authenticator
 from serve_app.gateway.budgets import Budgets
 from serve_app.gateway.road import Road
 from serve_app.handoff import Crowd, Handoff, InProcess, StageCall
-from serve_app.protocol import STAGES, Engine, Stage
+from serve_app.protocol import STAGES, Engines, Stage
 from serve_app.ray_metrics import RayStageMetrics
 from serve_app.rpc.pool import Pool
 from serve_app.rpc.server import Address, Server
@@ -174,7 +174,7 @@ class Gateway:
         engine: DeploymentHandle,
         plain: dict[str | None, DeploymentHandle],
         host: str | None,
-    ) -> Engine:
+    ) -> Engines:
         def share(name: str) -> float:
             return self._table.shares.get(name, 0.0)
 

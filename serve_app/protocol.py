@@ -5,7 +5,7 @@ Plain dataclasses that pickle fast; no Ray, no HTTP, no engine library.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -224,6 +224,13 @@ class Delta:
     """Tokens of the answer so far, this piece's among them."""
 
 
+Arrived = Callable[[Delta | Generation], None]
+
+
+def unheard(_item: Delta | Generation) -> None:
+    """Nobody wants to know."""
+
+
 class Engine(Protocol):
     """A generation engine that holds several adapters. Errors are the ones named here."""
 
@@ -240,6 +247,24 @@ class Engine(Protocol):
 
     def stream(self, request: GenerationRequest) -> AsyncIterator[Delta | Generation]:
         """The answer as it comes, then its `Generation`; errors as in `complete`."""
+        ...
+
+
+class Engines(Protocol):
+    """The engines behind a gateway; what they do is in `Engine`."""
+
+    async def complete(self, request: GenerationRequest) -> Generation:
+        """See `Engine.complete`."""
+        ...
+
+    def stream(
+        self, request: GenerationRequest, arrived: Arrived = unheard
+    ) -> AsyncGenerator[Delta | Generation, None]:
+        """See `Engine.stream`.
+
+        `arrived` hears of each item as soon as the gateway has it, however far behind its client
+        reads: what was generated is paid for.
+        """
         ...
 
 

@@ -18,10 +18,12 @@ from serve_app.engine.remote import RemoteEngine
 from serve_app.protocol import (
     AdapterGone,
     AdapterKilled,
+    Arrived,
     Delta,
     EngineFailed,
     Generation,
     GenerationRequest,
+    unheard,
 )
 
 logger = logging.getLogger(__name__)
@@ -83,7 +85,7 @@ class Merged:
 
 
 class Pools:
-    """Implements `serve_app.protocol.Engine` over an engine with adapters and plain ones.
+    """Implements `serve_app.protocol.Engines` over an engine with adapters and plain ones.
 
     `plain` is by the label of the version, None for the base model alone.
     """
@@ -92,7 +94,7 @@ class Pools:
         self._main, self._plain = main, plain
 
     async def complete(self, request: GenerationRequest) -> Generation:
-        """See `serve_app.protocol.Engine.complete`."""
+        """See `serve_app.protocol.Engines.complete`."""
         plain = self._of(request)
         if plain is not None:
             try:
@@ -101,12 +103,14 @@ class Pools:
                 pass
         return await self._main.complete(request)
 
-    async def stream(self, request: GenerationRequest) -> AsyncGenerator[Delta | Generation, None]:
-        """See `serve_app.protocol.Engine.stream`."""
+    async def stream(
+        self, request: GenerationRequest, arrived: Arrived = unheard
+    ) -> AsyncGenerator[Delta | Generation, None]:
+        """See `serve_app.protocol.Engines.stream`."""
         plain, begun = self._of(request), False
         if plain is not None:
             try:
-                async with aclosing(plain.stream(request)) as items:
+                async with aclosing(plain.stream(request, arrived)) as items:
                     async for item in items:
                         begun = True
                         yield item
@@ -114,7 +118,7 @@ class Pools:
             except _NOT_HERE:
                 if begun:
                     raise
-        async with aclosing(self._main.stream(request)) as items:
+        async with aclosing(self._main.stream(request, arrived)) as items:
             async for item in items:
                 yield item
 

@@ -8,13 +8,21 @@ from contextlib import aclosing
 from cluster.control.protocol import ServedAdapter
 from serve_app.engine.in_flight import Answer
 from serve_app.engine.placement import Placement, Share
-from serve_app.protocol import Delta, EngineFailed, EngineFault, Generation, GenerationRequest
+from serve_app.protocol import (
+    Arrived,
+    Delta,
+    EngineFailed,
+    EngineFault,
+    Generation,
+    GenerationRequest,
+    unheard,
+)
 from serve_app.rpc.client import CallFailed, ReplicaLost
 from serve_app.rpc.pool import Among, Pool
 
 
 class RemoteEngine:
-    """Implements `serve_app.protocol.Engine`. A caller that leaves stops its request there."""
+    """Implements `serve_app.protocol.Engines`. A caller that leaves stops its request there."""
 
     def __init__(self, replicas: Pool, share: Share) -> None:
         """`share` is an adapter's share of the load: see `serve_app.engine.placement`."""
@@ -27,7 +35,7 @@ class RemoteEngine:
         return self._replicas.reachable
 
     async def complete(self, request: GenerationRequest) -> Generation:
-        """See `serve_app.protocol.Engine.complete`."""
+        """See `serve_app.protocol.Engines.complete`."""
         try:
             answer: Answer = await self._replicas.call(
                 "complete", request, among=self._among(request.adapter)
@@ -39,10 +47,19 @@ class RemoteEngine:
         self._held(request.adapter, answer)
         return answer
 
-    async def stream(self, request: GenerationRequest) -> AsyncGenerator[Delta | Generation, None]:
-        """See `serve_app.protocol.Engine.stream`."""
+    async def stream(
+        self, request: GenerationRequest, arrived: Arrived = unheard
+    ) -> AsyncGenerator[Delta | Generation, None]:
+        """See `serve_app.protocol.Engines.stream`."""
+
+        def came(item: Delta | Answer) -> None:
+            if not isinstance(item, EngineFault):
+                arrived(item)
+
         among = self._among(request.adapter)
-        async with aclosing(self._replicas.stream("stream", request, among=among)) as items:
+        async with aclosing(
+            self._replicas.stream("stream", request, among=among, arrived=came)
+        ) as items:
             try:
                 async for item in items:
                     if isinstance(item, EngineFault):

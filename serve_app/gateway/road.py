@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 from cluster.control.protocol import Caller, RoutingTable, ServedAdapter
@@ -25,7 +26,7 @@ from serve_app.protocol import (
     AdapterKilled,
     Block,
     Delta,
-    Engine,
+    Engines,
     Envelope,
     Generation,
     GenerationRequest,
@@ -127,7 +128,7 @@ class Road:
     def __init__(
         self,
         hops: Mapping[str, Hop],
-        engine: Engine,
+        engine: Engines,
         table: Callable[[], RoutingTable],
         cache: ResponseCache,
         *,
@@ -370,16 +371,15 @@ class Road:
             request = self._request(envelope, adapter)
             version = adapter.label if adapter else self._base
             try:
-                async for item in self._engine.stream(request):
-                    if isinstance(item, Generation):
-                        read, written = item.prompt_tokens, item.completion_tokens
-                        self.trials.saw(request, item)
-                        if slot is not None:
-                            self._cache.put(slot, item, time.monotonic())
-                    else:
-                        read, written = item.read, item.written
-                    envelope.usage = Usage(version, read, written)
-                    yield item
+                async with aclosing(
+                    self._engine.stream(request, partial(_used, envelope, version))
+                ) as items:
+                    async for item in items:
+                        if isinstance(item, Generation):
+                            self.trials.saw(request, item)
+                            if slot is not None:
+                                self._cache.put(slot, item, time.monotonic())
+                        yield item
                 return
             except AdapterGone:
                 # Raised before the first token: nothing has been shown.
@@ -456,6 +456,14 @@ def _withhold_unchecked(envelope: Envelope) -> None:
         ]
     if turns < 2 and envelope.generation is not None:
         envelope.generation = replace(envelope.generation, text=_WITHHELD, tokens=None)
+
+
+def _used(envelope: Envelope, version: str, item: Delta | Generation) -> None:
+    """Note what the engine has done by now."""
+    if isinstance(item, Generation):
+        envelope.usage = Usage(version, item.prompt_tokens, item.completion_tokens)
+    else:
+        envelope.usage = Usage(version, item.read, item.written)
 
 
 def _span(envelope: Envelope, started: float) -> None:

@@ -16,7 +16,7 @@ from cluster.control.protocol import RoutingTable, ServedAdapter, Split
 from cluster.rollout.evidence import Arm, Evidence, Moments
 from cluster.rollout.outcomes import Side
 from cluster.rollout.state import Report, chosen
-from serve_app.protocol import Engine, Generation, GenerationRequest
+from serve_app.protocol import Engines, Generation, GenerationRequest
 from serve_app.tasks import apart
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ _SHADOW_S = 60.0
 class Trials:
     """Splits users between versions, tries shadows, and sums up how both did."""
 
-    def __init__(self, engine: Engine, table: Callable[[], RoutingTable]) -> None:
+    def __init__(self, engine: Engines, table: Callable[[], RoutingTable]) -> None:
         self._engine, self._table = engine, table
         self._seen: dict[tuple[int, int], Evidence] = {}
         self._answered: dict[tuple[int, int], dict[str, Side]] = {}

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from serve_app.rpc.frames import Frames
 from serve_app.rpc.server import ERROR, FAREWELL, ITEM, RESULT, Address
 
 _CONNECT_S = 5.0
+Arrived = Callable[[Any], None]
+
+
+def _unheard(_item: Any) -> None:
+    """Nobody wants to know."""
 
 
 class ReplicaLost(ConnectionError):
@@ -30,7 +35,7 @@ class Connection(Frames):
         """The replica takes no more calls, but sees out those under way."""
         self._last = 0
         self._waiting: dict[int, asyncio.Future[Any]] = {}
-        self._streams: dict[int, asyncio.Queue[tuple[int, Any]]] = {}
+        self._streams: dict[int, tuple[asyncio.Queue[tuple[int, Any]], Arrived]] = {}
 
     @property
     def usable(self) -> bool:
@@ -61,12 +66,17 @@ class Connection(Frames):
         finally:
             del self._waiting[number]
 
-    async def stream(self, method: str, *arguments: Any) -> AsyncGenerator[Any, None]:
-        """The method's items as they come; errors as in `call`. Closing it cancels the call."""
+    async def stream(
+        self, method: str, *arguments: Any, arrived: Arrived | None = None
+    ) -> AsyncGenerator[Any, None]:
+        """The method's items as they come; errors as in `call`. Closing it cancels the call.
+
+        `arrived` hears of each item when it comes, however far behind the caller is.
+        """
         number = self._number()
         items: asyncio.Queue[tuple[int, Any]] = asyncio.Queue()
         self.send((number, method, arguments))
-        self._streams[number] = items
+        self._streams[number] = items, arrived or _unheard
         kind = ITEM
         try:
             while True:
@@ -98,7 +108,10 @@ class Connection(Frames):
             return
         if kind == ERROR:
             value = CallFailed(value)
-        if (items := self._streams.get(number)) is not None:
+        if (stream := self._streams.get(number)) is not None:
+            items, arrived = stream
+            if kind == ITEM:
+                arrived(value)
             items.put_nowait((kind, value))
         elif (future := self._waiting.get(number)) is not None and not future.done():
             if kind == ERROR:
@@ -111,7 +124,7 @@ class Connection(Frames):
         for future in self._waiting.values():
             if not future.done():
                 future.set_exception(error)
-        for items in self._streams.values():
+        for items, _ in self._streams.values():
             items.put_nowait((ERROR, error))
 
 

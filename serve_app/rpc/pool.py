@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from serve_app.rpc.client import Connection, ReplicaLost, connect
+from serve_app.rpc.client import Arrived, Connection, ReplicaLost, connect
 from serve_app.rpc.server import Address
 from serve_app.tasks import apart
 
@@ -69,12 +69,18 @@ class Pool:
         return await (await self._one(among)).call(method, *arguments)
 
     async def stream(
-        self, method: str, *arguments: Any, among: Among | None = None
+        self,
+        method: str,
+        *arguments: Any,
+        among: Among | None = None,
+        arrived: Arrived | None = None,
     ) -> AsyncGenerator[Any, None]:
-        """The items of `method` on one replica; `among` and errors as in `call`."""
+        """The items of `method` on one replica; `among` and errors as in `call`, `arrived` as in
+        `Connection.stream`.
+        """
         connection = await self._one(among)
         try:
-            async with aclosing(connection.stream(method, *arguments)) as items:
+            async with aclosing(connection.stream(method, *arguments, arrived=arrived)) as items:
                 async for item in items:
                     yield item
         except ReplicaLost:

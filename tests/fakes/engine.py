@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import nullcontext
 
 from serve_app.engine.residents import Residents
 from serve_app.protocol import (
+    Arrived,
     Delta,
     Generation,
     GenerationRequest,
     NotSupported,
     PromptTooLong,
     TokenLogprob,
+    unheard,
 )
 
 
@@ -67,12 +69,17 @@ class FakeEngine:
                 await self.wait()
         return generation
 
-    async def stream(self, request: GenerationRequest) -> AsyncIterator[Delta | Generation]:
+    async def stream(
+        self, request: GenerationRequest, arrived: Arrived = unheard
+    ) -> AsyncGenerator[Delta | Generation, None]:
         generation = self._generation(request)
         asked = request.sampling.top_logprobs is not None
         with self.residents.using(request.adapter) if request.adapter else nullcontext():
             await self.wait()
             for number, piece in enumerate(generation.text, 1):
                 tokens = (TokenLogprob(piece, self.logprob),) if asked else ()
-                yield Delta(piece, tokens, generation.prompt_tokens, number)
+                delta = Delta(piece, tokens, generation.prompt_tokens, number)
+                arrived(delta)
+                yield delta
+        arrived(generation)
         yield generation

@@ -1,6 +1,6 @@
 """Engines without adapters: who is served by them, and that the others know better."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import replace
 from typing import Any
 
@@ -17,11 +17,13 @@ from serve_app.engine.residents import Residents
 from serve_app.protocol import (
     AdapterGone,
     AdapterKilled,
+    Arrived,
     Delta,
     EngineFailed,
     Generation,
     GenerationRequest,
     Sampling,
+    unheard,
 )
 
 CARE = ServedAdapter(
@@ -125,7 +127,9 @@ class Remote:
             raise self.error
         return self._generation()
 
-    async def stream(self, request: GenerationRequest) -> AsyncIterator[Delta | Generation]:
+    async def stream(
+        self, request: GenerationRequest, arrived: Arrived = unheard
+    ) -> AsyncGenerator[Delta | Generation, None]:
         for number in range(3):
             if self.error is not None and number == self.after:
                 raise self.error

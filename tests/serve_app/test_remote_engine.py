@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from dataclasses import replace
 
 import pytest
@@ -170,6 +171,17 @@ async def test_a_stream_that_is_left_stops_its_request_and_no_other(
     await until(lambda: engine.cancelled == ["left"])
     engine.gates["stays"].set()
     assert (await stays) == "".join(f"stays:{word} " for word in WORDS)
+
+
+async def test_what_has_arrived_is_heard_of_before_it_is_read(
+    engine: Engine, remote: RemoteEngine
+) -> None:
+    came = list[Delta | Generation]()
+    async with aclosing(remote.stream(_request("ahead"), came.append)) as items:
+        first = await anext(items)
+        await until(lambda: isinstance(came[-1], Generation))
+        assert [first, *[item async for item in items]] == came
+    assert len(came) > 2
 
 
 @pytest.mark.parametrize(("name", "error"), [("gone", AdapterGone), ("broken", EngineFailed)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
@@ -13,7 +13,16 @@ from serve_app.cache import ResponseCache
 from serve_app.config import CacheConfig, StageConfig
 from serve_app.gateway.road import Piece, Road
 from serve_app.handoff import Handoff
-from serve_app.protocol import Delta, Envelope, Generation, GenerationRequest, Sampling
+from serve_app.protocol import (
+    Arrived,
+    Delta,
+    Envelope,
+    Generation,
+    GenerationRequest,
+    Sampling,
+    Usage,
+    unheard,
+)
 from serve_app.stages.governance import Governance
 from serve_app.steps import AUDIT, STEPS, Row, Step, run
 from tests.fakes.engine import FakeEngine
@@ -56,7 +65,9 @@ class Hanging(FakeEngine):
     async def complete(self, request: GenerationRequest) -> Generation:
         return [item async for item in self.stream(request)][-1]  # type: ignore[return-value]
 
-    async def stream(self, request: GenerationRequest) -> AsyncIterator[Delta | Generation]:
+    async def stream(
+        self, request: GenerationRequest, arrived: Arrived = unheard
+    ) -> AsyncGenerator[Delta | Generation, None]:
         try:
             yield Delta("wait ")
             await asyncio.Event().wait()
@@ -155,7 +166,9 @@ class Failing(FakeEngine):
     async def complete(self, request: GenerationRequest) -> Generation:
         raise RuntimeError("segfault in 0x415")
 
-    async def stream(self, request: GenerationRequest) -> AsyncIterator[Delta | Generation]:
+    async def stream(
+        self, request: GenerationRequest, arrived: Arrived = unheard
+    ) -> AsyncGenerator[Delta | Generation, None]:
         yield Delta("wait for it, ")
         raise RuntimeError("segfault in 0x415")
 
@@ -167,6 +180,27 @@ async def test_an_engines_fault_is_an_answer_and_a_trace() -> None:
     assert (finished.block.status, finished.block.code) == (502, "engine_error")
     assert "segfault" not in finished.block.message
     assert (await _recorded(recorder)).block == finished.block
+
+
+class Ahead(FakeEngine):
+    """Has written everything by the time its first word is read."""
+
+    async def stream(
+        self, request: GenerationRequest, arrived: Arrived = unheard
+    ) -> AsyncGenerator[Delta | Generation, None]:
+        for written in range(1, 41):
+            arrived(Delta("word ", (), 7, written))
+        yield Delta("word ", (), 7, 1)
+        await asyncio.Event().wait()
+
+
+async def test_a_client_that_stops_reading_pays_for_what_was_written() -> None:
+    recorder = Recorder()
+    items = recorder.road(Ahead()).stream(_envelope())
+    assert isinstance(await anext(items), Envelope)
+    assert await anext(items) == Piece("word ")
+    await items.aclose()
+    assert (await _recorded(recorder)).usage == Usage("base", 7, 40)
 
 
 async def test_a_fault_in_a_stream_follows_what_was_said() -> None:
