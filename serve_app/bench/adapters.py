@@ -71,6 +71,14 @@ class Swap:
     report: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass
+class Spans:
+    """When versions were swapped and when not, as (begin, end); the load's start is in none."""
+
+    swap: list[tuple[float, float]] = field(default_factory=list)
+    rest: list[tuple[float, float]] = field(default_factory=list)
+
+
 def run(folder: Path, plan: Plan, narrator: Narrator) -> dict[str, Any]:
     """Make the versions, deploy, swap under load, and judge every answer."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -82,10 +90,10 @@ def run(folder: Path, plan: Plan, narrator: Narrator) -> dict[str, Any]:
     with systems.ours(folder, plan.config, "fused", "vllm", settings) as system:
         _register(made, plan)
         narrator.step(f"{plan.swaps} swaps in {plan.blocks} blocks, {2 * plan.clients} clients")
-        answers, swaps, rests = asyncio.run(_under_load(system, plan, offline["prompts"], narrator))
+        answers, swaps, spans = asyncio.run(_under_load(system, plan, offline["prompts"], narrator))
     return {
         "plan": {**asdict(plan), "config": plan.config.name},
-        **judged(answers, swaps, rests, offline["answers"]),
+        **judged(answers, swaps, spans, offline["answers"]),
         "swap_rows": [asdict(swap) for swap in swaps],
     }
 
@@ -133,9 +141,8 @@ def _promote(version: AdapterVersion) -> dict[str, Any]:
 
 async def _under_load(
     system: System, plan: Plan, prompts: list[str], narrator: Narrator
-) -> tuple[list[Answer], list[Swap], list[tuple[float, float]]]:
-    answers, swaps = list[Answer](), list[Swap]()
-    rests = list[tuple[float, float]]()
+) -> tuple[list[Answer], list[Swap], Spans]:
+    answers, swaps, spans = list[Answer](), list[Swap](), Spans()
     timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)
     headers = {"Authorization": f"Bearer {system.key}"}
     async with aiohttp.ClientSession(timeout=timeout, headers=headers) as session:
@@ -153,17 +160,18 @@ async def _under_load(
         await asyncio.sleep(3.0)
         each, number, length = plan.swaps // plan.blocks, 1, 10.0
         for block in range(plan.blocks):
-            rests.append(await _rest(length))
+            spans.rest.append(await _rest(length))
             began = time.monotonic()
             for _ in range(each):
                 number += 1
                 swaps.append(await _swap(AdapterVersion(HOT, number)))
-            length = time.monotonic() - began
+            spans.swap.append((began, time.monotonic()))
+            length = spans.swap[-1][1] - began
             narrator.say(f"block {block + 1}: {each} swaps in {length:.1f} s")
-        rests.append(await _rest(length))
+        spans.rest.append(await _rest(length))
         client.stopped = True
         await asyncio.gather(*asking)
-    return answers, swaps, rests
+    return answers, swaps, spans
 
 
 async def _rest(seconds: float) -> tuple[float, float]:
@@ -237,14 +245,15 @@ class _Client:
 def judged(
     answers: list[Answer],
     swaps: list[Swap],
-    rests: list[tuple[float, float]],
+    spans: Spans,
     offline: dict[str, list[str]],
 ) -> dict[str, Any]:
     """The figures. An answer is right when it is what the version it names answers offline.
 
     `wrong` are those that the version before or after it gives offline, and it does not: no other
     is in the engine. `unlike` are answers that neither gives: where two tokens are as likely,
-    rounding decides, and the engine's batches round otherwise than PEFT's.
+    rounding decides, and the engine's batches round otherwise than PEFT's. Latencies are of answers
+    that began and ended within one block of swaps, or one rest.
     """
     failed = [a for a in answers if a.error]
     whole = [a for a in answers if not a.error]
@@ -255,8 +264,8 @@ def judged(
         elif any(_agrees(answer, offline[version]) for version in _beside(answer.version, offline)):
             wrong += 1
     others = [a for a in whole if a.asked != HOT]
-    during = [a.done - a.sent for a in others if not _within(a, rests)]
-    resting = [a.done - a.sent for a in others if _within(a, rests)]
+    during = [a.done - a.sent for a in others if _within(a, spans.swap)]
+    resting = [a.done - a.sent for a in others if _within(a, spans.rest)]
     first = [moment for swap in swaps if (moment := _first_token(swap, whole)) is not None]
     return {
         "swaps": len(swaps),

@@ -1,6 +1,6 @@
 """How the swap benchmark judges what it measured."""
 
-from serve_app.bench.adapters import Answer, Swap, judged
+from serve_app.bench.adapters import Answer, Spans, Swap, judged
 from serve_app.bench.crowds import ratios
 
 OFFLINE = {"hot@1": ["one", "uno"], "hot@2": ["two", "uno"], "steady-a@1": ["a", "b"]}
@@ -31,9 +31,13 @@ def test_answers_are_held_against_the_version_they_name() -> None:
         _answer("steady-a@1", "a", 0, 1.0),
         _answer("steady-a@1", "b", 1, 12.0, done=12.3),
         _answer("", "", 0, 12.0, error="503"),
+        # Before anything is measured, and across the end of a rest: judged, not timed.
+        _answer("steady-a@1", "a", 0, -2.0, done=0.0),
+        _answer("steady-a@1", "a", 0, 9.0, done=12.0),
     ]
-    found = judged(answers, [Swap("hot@2", 12.0, 12.4, REPORT)], [(0.0, 10.0)], OFFLINE)
-    assert (found["right"], found["wrong"], found["unlike"], found["failed"]) == (5, 1, 1, 1)
+    spans = Spans(swap=[(11.5, 13.0)], rest=[(0.5, 10.0)])
+    found = judged(answers, [Swap("hot@2", 12.0, 12.4, REPORT)], spans, OFFLINE)
+    assert (found["right"], found["wrong"], found["unlike"], found["failed"]) == (7, 1, 1, 1)
     assert found["errors"] == ["503"]
     assert found["promote_to_first_token_ms"] == {"n": 1, "p50": 350.0, "p99": 350.0}
     assert found["others_p99_ratio"] == 3.0
