@@ -22,3 +22,9 @@ def seconds(text: str) -> float:
     if length > _LONGEST_S:
         raise ValueError(f"{text[:32]!r} is longer than a hundred years, which is the most")
     return length
+
+
+def written(length_s: float) -> str:
+    """`length_s` seconds in the longest unit that needs no fraction: 86400 is `1d`."""
+    fitting = [unit for unit, size in _UNITS.items() if length_s and length_s % size == 0]
+    return f"{length_s / _UNITS[fitting[-1]]:.0f}{fitting[-1]}" if fitting else f"{length_s:g}s"

@@ -143,7 +143,7 @@ def _bounds(limits: Limits) -> str:
     if limits.tpm is not None:
         said.append(f"{limits.tpm} tokens a minute")
     if limits.max_usd is not None:
-        period = f" every {limits.period_s:.0f} s" if limits.period_s else ""
+        period = f" every {durations.written(limits.period_s)}" if limits.period_s else ""
         said.append(f"{limits.max_usd:g} $" + period)
     return f"  at most {', '.join(said)}" if said else ""
 

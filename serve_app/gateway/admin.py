@@ -210,7 +210,7 @@ def _told_limits(limits: Limits) -> dict[str, Any]:
         "rpm_limit": limits.rpm,
         "tpm_limit": limits.tpm,
         "max_budget": limits.max_usd,
-        "budget_duration": f"{limits.period_s:.0f}s" if limits.period_s else None,
+        "budget_duration": durations.written(limits.period_s) if limits.period_s else None,
     }
 
 

@@ -109,7 +109,7 @@ async def test_a_key_is_made_used_bounded_and_ended(admin: Admin) -> None:
     key = made.json()
     assert (key["key_alias"], key["team_id"], key["user_id"]) == ("till 7", "acme", "tills")
     assert (key["rpm_limit"], key["tpm_limit"], key["max_budget"]) == (60, 9000, 2.5)
-    assert key["budget_duration"] == "86400s"
+    assert key["budget_duration"] == "1d"
     mine = await admin(key["key"], "GET", "/v1/models")
     assert mine.status_code == 200
     updated = await admin("admin", "POST", "/key/update", {"key": key["key"], "rpm_limit": 5})
