@@ -17,10 +17,10 @@ import random
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cluster.adapters import inspect
 from cluster.config import BaseModelRef
@@ -34,11 +34,16 @@ if TYPE_CHECKING:
     from serve_app.engine.loader import Loader
     from serve_app.engine.vllm import VLLMEngine
 
+_Adapter = TypeVar("_Adapter")
+
 #: Of Zipf's law.
 _EXPONENT = 1.1
 _MAX_RANK = 8
 _IN_FLIGHT = 32
 _MAX_TOKENS = 16
+#: Requests of a measurement that asks a fixed number: the same ones, whatever their order.
+_REQUESTS = 1024
+_LONGEST_S = 120.0
 
 
 @dataclass
@@ -83,6 +88,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--one", metavar="LABEL", help="of a plain engine: who the model is")
     parser.add_argument("--zipf", type=int, action="append", default=[], metavar="N")
     parser.add_argument("--mixed", type=int, action="append", default=[], metavar="N")
+    parser.add_argument(
+        "--apart", type=int, action="append", default=[], metavar="N", help="adapter by adapter"
+    )
     parser.add_argument("--base", action="store_true", help="also the base model alone")
     parser.add_argument("--peft", type=int, metavar="N", help="N by PEFT's set_adapter instead")
     parser.add_argument("--rounds", type=int, default=1)
@@ -100,7 +108,7 @@ async def _measure(options: argparse.Namespace) -> list[Row]:
     from serve_app.engine.vllm import VLLMEngine
 
     offline: Any = read_json(options.made / "offline.json")
-    most = max([1, *options.zipf, *options.mixed])
+    most = max([1, *options.zipf, *options.mixed, *options.apart])
     config = EngineConfig(
         max_loras=options.slots,
         max_cpu_loras=max(most, options.slots),
@@ -114,16 +122,18 @@ async def _measure(options: argparse.Namespace) -> list[Row]:
         rows = []
         for _ in range(options.rounds):
             if options.plain:
-                rows.append(await bench.run(options.plain, [None], one=options.one))
+                rows.append(await bench.run(options.plain, [None], "cycle", one=options.one))
                 continue
             if options.base:
-                rows.append(await bench.run("base alone", [None]))
-            for count in options.mixed:
-                adapters = _adapters(options.made, offline, count)
-                rows.append(await bench.run(f"{count} mixed", adapters))
-            for count in options.zipf:
-                adapters = _adapters(options.made, offline, count)
-                rows.append(await bench.run(f"{count} by Zipf", adapters, zipf=True))
+                rows.append(await bench.run("base alone", [None], "cycle"))
+            for name, order, counts in (
+                ("mixed", "mixed", options.mixed),
+                ("apart", "apart", options.apart),
+                ("by Zipf", "zipf", options.zipf),
+            ):
+                for count in counts:
+                    adapters = _adapters(options.made, offline, count)
+                    rows.append(await bench.run(f"{count} {name}", adapters, order))
         return rows
     finally:
         await engine.close()
@@ -152,7 +162,8 @@ def _by_peft(options: argparse.Namespace) -> Row:
     model.eval()
     tokens, began = 0, time.perf_counter()
     while (now := time.perf_counter()) - began < options.seconds:
-        which, prompt = row.requests % len(labels), row.requests % len(ids)
+        turn, which = divmod(row.requests, len(labels))
+        prompt = turn % len(ids)
         model.set_adapter(f"n{which}")
         with torch.inference_mode():
             found = model.generate(ids[prompt], max_new_tokens=_MAX_TOKENS, do_sample=False)
@@ -179,11 +190,29 @@ def _adapters(made: Path, offline: Any, count: int) -> list[ServedAdapter | None
     return found
 
 
+def draws(adapters: Sequence[_Adapter], prompts: int, order: str) -> Iterator[tuple[_Adapter, int]]:
+    """Who is asked which of the prompts; without end in the orders `cycle` and `zipf`."""
+    each = itertools.cycle([(one, prompt) for prompt in range(prompts) for one in adapters])
+    if order == "cycle":
+        return each
+    if order == "zipf":
+        weights = [1 / rank**_EXPONENT for rank in range(1, len(adapters) + 1)]
+        chance = random.Random(0)
+        return iter(lambda: (chance.choices(adapters, weights)[0], chance.randrange(prompts)), None)
+    mixed = list(itertools.islice(each, _REQUESTS))
+    if order == "mixed":
+        return iter(mixed)
+    assert order == "apart", order
+    return iter(sorted(mixed, key=lambda pair: adapters.index(pair[0])))
+
+
 @dataclass
 class _Load:
-    """Who is asked, and what came of it. `one` is who a plain engine's model is."""
+    """Who is asked what, and what came of it. `one` is who a plain engine's model is."""
 
-    drawn: Iterator[ServedAdapter | None]
+    drawn: Iterator[tuple[ServedAdapter | None, int]]
+    seconds: float
+    """After which no more is asked; those drawn may end before."""
     loader: Loader
     row: Row
     one: str | None
@@ -201,48 +230,44 @@ class _Bench:
         self,
         name: str,
         adapters: list[ServedAdapter | None],
+        order: str,
         *,
-        zipf: bool = False,
         one: str | None = None,
     ) -> Row:
-        """Warm up, then keep requests in flight for the time given."""
+        """Warm up, then keep requests in flight.
+
+        In the orders `mixed` and `apart` the same requests are asked, each adapter every prompt as
+        often, in turn or one adapter after another; in `cycle` and `zipf`, for the time given.
+        """
         from serve_app.engine.loader import Loader
 
         count = len(adapters)
         held = [adapter for adapter in adapters if adapter is not None]
         loader = Loader(self._engine, Registered(held), "bench", capacity=max(8, count), eager=8)
         await loader.reconcile()
-        drawn = self._draws(adapters, zipf)
         row = Row(name, len(held), 0, 0.0, 0, 0.0, 0, 0, 0, 0.0)
-        if zipf:  # each once, so that what is measured is not their first loading
+        if order == "zipf":  # each once, so that what is measured is not their first loading
             for adapter in held:
                 await loader.hold(adapter)
-        await self._load(_Load(drawn, loader, Row(**asdict(row)), one), self._options.warm)
-        load = _Load(drawn, loader, row, one)
+        prompts, seconds = len(self._prompts), self._options.seconds
+        drawn = draws(adapters, prompts, "zipf" if order == "zipf" else "cycle")
+        await self._load(_Load(drawn, self._options.warm, loader, Row(**asdict(row)), one))
+        if order in {"mixed", "apart"}:
+            drawn, seconds = draws(adapters, prompts, order), _LONGEST_S
+        load = _Load(drawn, seconds, loader, row, one)
         began = time.perf_counter()
-        await self._load(load, self._options.seconds)
+        await self._load(load)
         row.seconds = time.perf_counter() - began
         row.tokens_per_s = load.tokens / row.seconds
         row.used = len(load.used)
         row.memory_mib = sum(map(resident_bytes, descendants([os.getpid()]))) / 2**20
         return row
 
-    def _draws(
-        self, adapters: list[ServedAdapter | None], zipf: bool
-    ) -> Iterator[ServedAdapter | None]:
-        if not zipf:
-            return itertools.cycle(adapters)
-        weights = [1 / rank**_EXPONENT for rank in range(1, len(adapters) + 1)]
-        chance = random.Random(0)
-        return iter(lambda: chance.choices(adapters, weights)[0], object())
-
-    async def _load(self, load: _Load, seconds: float) -> None:
-        deadline = time.perf_counter() + seconds
-        numbers = itertools.count()
+    async def _load(self, load: _Load) -> None:
+        deadline = time.perf_counter() + load.seconds
 
         async def client() -> None:
-            while time.perf_counter() < deadline:
-                adapter, prompt = next(load.drawn), next(numbers) % len(self._prompts)
+            for adapter, prompt in load.drawn:
                 label = adapter.label if adapter else load.one
                 try:
                     found = await self._ask(load.loader, adapter, prompt)
@@ -254,6 +279,8 @@ class _Bench:
                 if label is not None:
                     load.used.add(label)
                     self._judge(load.row, label, prompt, found.text)
+                if time.perf_counter() >= deadline:
+                    return
 
         await asyncio.gather(*(client() for _ in range(_IN_FLIGHT)))
 

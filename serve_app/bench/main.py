@@ -13,6 +13,7 @@ from typing import Any
 from cluster.errors import HeadraceError
 from cluster.storage import write_atomic
 from cluster.wheel.narrator import Narrator
+from serve_app.bench import crowds
 
 _WORKDIR = Path(__file__).resolve().parents[2] / ".headrace" / "bench"
 
@@ -50,9 +51,11 @@ def main(arguments: list[str] | None = None) -> int:
     adapters.add_argument("--no-crowd", action="store_true", help="leave out `crowd`")
     adapters.set_defaults(run=_adapters)
     crowd = verbs.add_parser("crowd", help="what many adapters cost one engine")
-    crowd.add_argument("--adapters", type=int, default=1000)
-    crowd.add_argument("--rounds", type=int, default=3)
-    crowd.add_argument("--seconds", type=float, default=8.0, help="of each measurement")
+    crowd.add_argument("--adapters", type=int, default=crowds.Plan.adapters)
+    crowd.add_argument("--rounds", type=int, default=crowds.Plan.rounds)
+    crowd.add_argument(
+        "--seconds", type=float, default=crowds.Plan.seconds, help="of a measurement by time"
+    )
     crowd.set_defaults(run=_crowd)
     for verb in (overload, streams):
         verb.add_argument("--placement", choices=("split", "fused"), default="fused")
@@ -155,17 +158,18 @@ def _adapters(options: argparse.Namespace) -> dict[str, Any]:
         narrator.say(f"{name}: p50 {found[name]['p50']} p99 {found[name]['p99']} {unit}")
     narrator.say(f"{found['others_p99_ratio']} x the p99 at rest, of adapters that stay")
     if not options.no_crowd:
-        options.adapters, options.rounds, options.seconds = 1000, 3, 8.0
-        found["crowd"] = _crowd(options)
+        found["crowd"] = _measure_crowd(options.workdir, crowds.Plan())
     return found
 
 
 def _crowd(options: argparse.Namespace) -> dict[str, Any]:
-    from serve_app.bench import crowds
-
-    narrator = Narrator()
     plan = crowds.Plan(options.adapters, options.rounds, options.seconds)
-    with _quiet(options.workdir) as folder:
+    return _measure_crowd(options.workdir, plan)
+
+
+def _measure_crowd(workdir: Path, plan: crowds.Plan) -> dict[str, Any]:
+    narrator = Narrator()
+    with _quiet(workdir) as folder:
         found = crowds.run(folder, plan, narrator)
     narrator.step(
         f"{found['answers']} answers, {found['wrong']} of another adapter, {found['failed']} failed"

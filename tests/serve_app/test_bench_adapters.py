@@ -1,6 +1,10 @@
-"""How the swap benchmark judges what it measured."""
+"""How the swap benchmark judges what it measured, and what a crowd is asked."""
+
+import itertools
+from collections import Counter
 
 from serve_app.bench.adapters import Answer, Spans, Swap, judged
+from serve_app.bench.crowd import draws
 from serve_app.bench.crowds import ratios
 
 OFFLINE = {"hot@1": ["one", "uno"], "hot@2": ["two", "uno"], "steady-a@1": ["a", "b"]}
@@ -43,11 +47,12 @@ def test_answers_are_held_against_the_version_they_name() -> None:
     assert found["others_p99_ratio"] == 3.0
 
 
-def test_crowds_are_compared_by_their_medians() -> None:
+def test_crowds_are_compared_round_by_round_in_one_engine_and_by_medians_between_two() -> None:
     names = {
         "base alone": 400,
         "1 mixed": 100,
         "8 mixed": 90,
+        "8 apart": 120,
         "8 by PEFT": 10,
         "base, plain": 800,
         "merged, plain": 700,
@@ -59,7 +64,8 @@ def test_crowds_are_compared_by_their_medians() -> None:
         for name, value in names.items()
         for scale in (0.5, 1.0, 3.0)
     ]
-    assert ratios(rows, 1000) == {
+    expected = {
+        "8 adapters mixed to the same requests apart": 0.75,
         "8 adapters mixed to 1": 0.9,
         "8 adapters mixed to PEFT's set_adapter": 9.0,
         "1 adapter to the base model, in one engine": 0.25,
@@ -67,3 +73,25 @@ def test_crowds_are_compared_by_their_medians() -> None:
         "1 adapter merged to beside": 7.0,
         "1000 registered to 8, by Zipf": 0.842,
     }
+    assert ratios(rows, 1000) == expected
+    # The machine slows down in the second round: within one engine no ratio changes.
+    slower = [{**row, "tokens_per_s": row["tokens_per_s"] / 4} for row in rows[1::3]]
+    rows[1::3] = slower
+    assert ratios(rows, 1000)["8 adapters mixed to the same requests apart"] == 0.75
+
+
+def test_mixed_and_apart_ask_the_same_requests_and_every_adapter_every_prompt() -> None:
+    adapters = [f"crowd@{number}" for number in range(1, 9)]
+    mixed, apart = (list(draws(adapters, 4, order)) for order in ("mixed", "apart"))
+    assert sorted(mixed) == sorted(apart)
+    assert Counter(mixed) == dict.fromkeys(itertools.product(adapters, range(4)), 32)
+    assert [one for one, _ in mixed[:8]] == adapters
+    assert [one for one, _ in apart] == [one for one in adapters for _ in range(128)]
+
+
+def test_zipf_asks_the_first_most_and_every_prompt() -> None:
+    drawn = list(itertools.islice(draws(range(50), 4, "zipf"), 4000))
+    asked = Counter(one for one, _ in drawn)
+    assert asked.most_common(1)[0][0] == 0
+    assert asked[0] > 4 * asked[9] > 0
+    assert {prompt for _, prompt in drawn} == {0, 1, 2, 3}
