@@ -1,4 +1,4 @@
-"""A real engine whose adapters take all of its slots."""
+"""A real engine whose adapters take all of its slots, and which compiles nothing."""
 
 from __future__ import annotations
 
@@ -49,9 +49,13 @@ if __name__ == "__main__":  # the engine's process imports this file anew
 
 
 def test_the_base_model_answers_as_itself_while_adapters_take_all_slots(
-    tmp_path: Path, make_record: Callable[[str, int], AdapterRecord]
+    tmp_path: Path,
+    make_record: Callable[[str, int], AdapterRecord],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     wanted = {"model": str(MODEL), "path": make_record("care", 1).path}
+    compiled = tmp_path / "compiled"
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(compiled))
     found = run_script(tmp_path / "engine.py", _SCRIPT, wanted)
     alone, mine, *mixed = found["answers"]
     assert alone != mine
@@ -59,3 +63,5 @@ def test_the_base_model_answers_as_itself_while_adapters_take_all_slots(
     # Scheduler and model share one process and its core: see docs/architecture.md.
     assert "VLLM::EngineCore" in found["processes"]
     assert not any("Worker" in name for name in found["processes"])
+    # Every request asks for log-probabilities, and the first would wait for that.
+    assert not [one for one in compiled.rglob("*") if one.is_file()]
