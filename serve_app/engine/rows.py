@@ -97,6 +97,8 @@ def plan(slots: Sequence[int | None], beside: Together | None = None) -> Plan:
     order = sorted(rows, key=lambda slot: -len(rows[slot]))
     if not order:
         return Plan(len(slots))
+    if len(rows[order[0]]) == len(slots):
+        return _laid_out(len(slots), rows, order, None)
     least, together = _wide(order, len(slots), beside)
     own, alone = 0, 0.0
     for number, slot in enumerate(order):
@@ -252,10 +254,10 @@ def add_layer(y: torch.Tensor, x: torch.Tensor, plan: Plan, a: StackedA, b: Stac
 
     `x` is (rows, in).
     """
-    if (slot := plan.only) is not None and y.dtype == torch.float32:
+    if (slot := plan.only) is not None:
         low = x.float() @ a.whole.every[slot]
         for ranks, outs, part in _slices(b):
-            y[:, outs].addmm_(low[:, ranks], part.every[slot])
+            _add_product(y[:, outs], low[:, ranks], part.every[slot])
         return
     if plan.others is not None:
         _add_wide(y, x.float(), plan, a, b)
@@ -286,11 +288,14 @@ def _add_wide(y: torch.Tensor, x: torch.Tensor, plan: Plan, a: StackedA, b: Stac
         low = (x @ weights).view(*plan.others.shape[:2], -1)
         # Filled, not multiplied with nothing: what is infinite in one adapter stays out of others.
         low = low.masked_fill_(plan.others, 0.0).flatten(1)
-        other = part.of(plan.together).flatten(0, 1)
-        if y.dtype == torch.float32:
-            y[:, outs].addmm_(low, other)
-        else:
-            y[:, outs].add_(low @ other)
+        _add_product(y[:, outs], low, part.of(plan.together).flatten(0, 1))
+
+
+def _add_product(y: torch.Tensor, low: torch.Tensor, b: torch.Tensor) -> None:
+    if y.dtype == low.dtype:
+        y.addmm_(low, b)
+    else:
+        y.add_(low @ b)
 
 
 def _slices(b: StackedB) -> Iterator[tuple[slice, slice, Weights]]:
