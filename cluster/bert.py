@@ -14,14 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cluster.processor import bfloat16
+
 Weights = Mapping[str, Tensor]
 Network = Callable[[Tensor, Tensor], Tensor]
 _EPS = 1e-12
-
-
-def eight_bits() -> bool:
-    """Whether this processor multiplies eight-bit numbers without saturating (AVX-512 VNNI)."""
-    return bool(torch.cpu.get_capabilities().get("avx512_vnni"))
 
 
 class _Linear(nn.Module):
@@ -97,7 +94,7 @@ class _Layer(nn.Module):
 class _Encoder(nn.Module):
     def __init__(self, weights: Weights, heads: int, depth: int, *, quantise: bool) -> None:
         super().__init__()
-        self.dtype = torch.float32 if quantise else torch.bfloat16
+        self.dtype = torch.float32 if quantise or not bfloat16() else torch.bfloat16
         words, places, kinds = (
             weights[f"embeddings.{kind}_embeddings.weight"].float()
             for kind in ("word", "position", "token_type")

@@ -34,7 +34,7 @@ class BaseModelRef(ConfigModel):
     path: str
     """Directory, relative to the repository or absolute."""
     dtype: str = "bfloat16"
-    """Weight type for serving and training."""
+    """Weight type for serving, and for training on a processor that computes fast in it."""
 
 
 def load(model: type[ConfigT], path: Path, overrides: Iterable[str] = ()) -> ConfigT:

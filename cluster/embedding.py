@@ -84,7 +84,8 @@ class MiniLM:
         import torch
         from safetensors.torch import load_file
 
-        from cluster.bert import eight_bits, network
+        from cluster.bert import network
+        from cluster.processor import eight_bits
 
         torch.set_num_threads(threads)
         self._torch: Any = torch

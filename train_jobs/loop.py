@@ -25,13 +25,13 @@ _REPORT_EVERY = 20
 _SHUFFLE_ROWS = 4096
 
 
-def deepspeed_config(config: TrainConfig) -> dict[str, Any]:
-    """DeepSpeed's settings: ZeRO in bfloat16, PyTorch's AdamW, no compiled extension."""
+def deepspeed_config(config: TrainConfig, *, bfloat16: bool) -> dict[str, Any]:
+    """DeepSpeed's settings: ZeRO in bfloat16 or 32 bits, PyTorch's AdamW, nothing compiled."""
     return {
         "train_micro_batch_size_per_gpu": config.micro_batch,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": 1.0,
-        "bf16": {"enabled": True},
+        "bf16": {"enabled": bfloat16},
         "zero_optimization": {"stage": config.scaling.zero_stage},
         "optimizer": {
             "type": "AdamW",
@@ -59,6 +59,7 @@ def train_loop(settings: dict[str, Any]) -> None:
     import torch
     from transformers import AutoTokenizer
 
+    from cluster import processor
     from train_jobs.batches import Collator
     from train_jobs.lora import add_adapter, load_base
     from train_jobs.tracking import Tracker
@@ -71,10 +72,14 @@ def train_loop(settings: dict[str, Any]) -> None:
     rank, world = context.get_world_rank(), context.get_world_size()
     torch.manual_seed(config.seed)
     tokenizer = AutoTokenizer.from_pretrained(config.base_model.path)
-    model = add_adapter(load_base(config.base_model), config.lora)
+    half = config.scaling.use_gpu or processor.bfloat16()
+    base = load_base(config.base_model, torch.bfloat16 if half else torch.float32)
+    model = add_adapter(base, config.lora)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     engine, *_ = deepspeed.initialize(
-        model=model, model_parameters=trainable, config=deepspeed_config(config)
+        model=model,
+        model_parameters=trainable,
+        config=deepspeed_config(config, bfloat16=half),
     )
     steps = max(1, rows // (world * config.micro_batch)) * config.epochs
     tracker, collator = Tracker(config, rank), Collator(tokenizer, config.max_length)
