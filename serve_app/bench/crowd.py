@@ -273,12 +273,12 @@ class _Bench:
                     found = await self._ask(load.loader, adapter, prompt)
                 except AdapterGone:
                     load.row.failed += 1
-                    continue
-                load.row.requests += 1
-                load.tokens += found.completion_tokens
-                if label is not None:
-                    load.used.add(label)
-                    self._judge(load.row, label, prompt, found.text)
+                else:
+                    load.row.requests += 1
+                    load.tokens += found.completion_tokens
+                    if label is not None:
+                        load.used.add(label)
+                        self._judge(load.row, label, prompt, found.text)
                 if time.perf_counter() >= deadline:
                     return
 

@@ -8,13 +8,15 @@ a product that overflows in one adapter spoils its own rows only.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from operator import itemgetter
-from typing import Self
+from typing import Generic, Self, TypeVar
 
 import torch
+
+_Made = TypeVar("_Made")
 
 # Costs of one layer in microseconds, measured on one core for 256 to 704 wide layers of rank 8 with
 # weights that were not in its cache.
@@ -177,25 +179,33 @@ def _laid_out(
     )
 
 
+class _Beside(Generic[_Made]):
+    """What was last made of some slots' weights: kept until it is asked for other slots, or
+    anything was written to one."""
+
+    def __init__(self, every: torch.Tensor, make: Callable[[Together], _Made]) -> None:
+        self._every, self._make = every, make
+        self._kept: tuple[Together, int, _Made] | None = None
+
+    def of(self, together: Together) -> _Made:
+        version = self._every._version  # PyTorch counts what is written to a tensor and its views
+        if self._kept is None or self._kept[:2] != (together, version):
+            self._kept = (together, version, self._make(together))
+        return self._kept[2]
+
+
 class Weights:
     """One matrix for each slot, (slots, in, out) of 32 bits."""
 
     def __init__(self, every: torch.Tensor) -> None:
         self.every = every
-        self._beside: tuple[Together, int, torch.Tensor] | None = None
+        self._beside = _Beside(every, lambda together: every[together.index])
 
     def of(self, together: Together) -> torch.Tensor:
-        """Those of some slots, side by side, (len(slots), in, out).
-
-        The last copy is kept until another is asked for, or anything was written to a slot.
-        """
+        """Those of some slots, side by side, (len(slots), in, out)."""
         if isinstance(together.index, slice):
             return self.every[together.index]
-        version = self.every._version
-        if self._beside is None or self._beside[:2] != (together, version):
-            copied = self.every.index_select(0, together.index)
-            self._beside = (together, version, copied)
-        return self._beside[2]
+        return self._beside.of(together)
 
 
 class StackedA(tuple[torch.Tensor, ...]):
@@ -207,7 +217,7 @@ class StackedA(tuple[torch.Tensor, ...]):
 
     whole: Weights
     """Out of them are slices * rank."""
-    _wide: tuple[Together, int, tuple[torch.Tensor, ...]] | None
+    _wide: _Beside[tuple[torch.Tensor, ...]]
 
     @classmethod
     def of(cls, slices: Sequence[torch.Tensor]) -> Self:
@@ -217,21 +227,17 @@ class StackedA(tuple[torch.Tensor, ...]):
         starts = range(0, whole.shape[2], rank)
         views = cls(whole.narrow(2, at, rank).transpose(1, 2).unsqueeze(1) for at in starts)
         views.whole = Weights(whole)
-        views._wide = None
+
+        def side_by_side(together: Together) -> tuple[torch.Tensor, ...]:
+            parts = whole[together.index].split_with_sizes([rank] * len(slices), 2)
+            return tuple(part.transpose(0, 1).flatten(1) for part in parts)
+
+        views._wide = _Beside(whole, side_by_side)
         return views
 
     def wide(self, together: Together) -> tuple[torch.Tensor, ...]:
-        """Some slots' A side by side, (in, slots * rank) for each slice; kept like `Weights`."""
-        version = self.whole.every._version
-        if self._wide is None or self._wide[:2] != (together, version):
-            some = self.whole.every[together.index]
-            width, rank = some.shape[1], self[0].shape[2]
-            found = tuple(
-                part.transpose(0, 1).reshape(width, -1)
-                for part in some.split_with_sizes([rank] * len(self), 2)
-            )
-            self._wide = (together, version, found)
-        return self._wide[2]
+        """Some slots' A side by side, (in, slots * rank) for each slice."""
+        return self._wide.of(together)
 
 
 class StackedB(tuple[torch.Tensor, ...]):
