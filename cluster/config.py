@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -33,8 +33,9 @@ class BaseModelRef(ConfigModel):
 
     path: str
     """Directory, relative to the repository or absolute."""
-    dtype: str = "bfloat16"
-    """Weight type for serving, and for training on a processor that computes fast in it."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Of its weights where it is served and trained. `auto` is bfloat16 on a GPU and on a processor
+    that computes fast in it, else float32; for float16, training takes 32 bits."""
 
 
 def load(model: type[ConfigT], path: Path, overrides: Iterable[str] = ()) -> ConfigT:

@@ -68,10 +68,11 @@ class MiniLM:
 
     `turn` is a weight (384, 384) and a bias (384,) that the vectors are turned by.
 
-    `bfloat16` is the model as it is. `int8` has linear layers of eight-bit weights and activations:
-    vectors at a cosine of 0.99 to the model's own, at less than half the time. A text's eight-bit
-    vector moves by as little with the texts it is embedded beside. On a processor without the
-    instructions for it, `int8` is bfloat16. Vectors of recent texts are kept, at most 12 MiB.
+    `bfloat16` is the model as it is, in 32 bits on a processor that is slow in it. `int8` has
+    linear layers of eight-bit weights and activations: vectors at a cosine of 0.99 to the model's
+    own, at half the time or less. A text's eight-bit vector moves by as little with the texts it is
+    embedded beside. On a processor without the instructions for it, `int8` is `bfloat16`. Vectors
+    of recent texts are kept, at most 12 MiB.
     """
 
     def __init__(

@@ -72,7 +72,8 @@ def train_loop(settings: dict[str, Any]) -> None:
     rank, world = context.get_world_rank(), context.get_world_size()
     torch.manual_seed(config.seed)
     tokenizer = AutoTokenizer.from_pretrained(config.base_model.path)
-    half = config.scaling.use_gpu or processor.bfloat16()
+    wanted = processor.precision(config.base_model.dtype, gpu=config.scaling.use_gpu)
+    half = wanted == "bfloat16"
     base = load_base(config.base_model, torch.bfloat16 if half else torch.float32)
     model = add_adapter(base, config.lora)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -14,11 +14,9 @@ from cluster.config import BaseModelRef
 from train_jobs.config import LoraConfig
 
 
-def load_base(ref: BaseModelRef, dtype: torch.dtype | None = None) -> Any:
-    """The frozen base model, in its own type or in `dtype`."""
-    return AutoModelForCausalLM.from_pretrained(
-        ref.path, dtype=dtype or getattr(torch, ref.dtype), local_files_only=True
-    )
+def load_base(ref: BaseModelRef, dtype: torch.dtype) -> Any:
+    """The frozen base model in `dtype`."""
+    return AutoModelForCausalLM.from_pretrained(ref.path, dtype=dtype, local_files_only=True)
 
 
 def add_adapter(model: Any, lora: LoraConfig) -> Any:

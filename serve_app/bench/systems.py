@@ -23,7 +23,7 @@ import httpx
 import yaml
 
 from cluster import runtime
-from cluster.config import load
+from cluster.config import BaseModelRef, load
 from cluster.control import jobs
 from cluster.errors import ConflictError, HeadraceError
 from cluster.processes import alive, command, descendants, tell
@@ -207,7 +207,10 @@ def bare_engine(folder: Path) -> Iterator[System]:
     `vllm serve` looks for a distribution of that name, which the CPU build has not; this is the
     module behind it.
     """
+    from cluster.processor import precision
+
     model, engine = REPOSITORY / "cluster/models/headrace-mini", EngineConfig()
+    dtype = precision(BaseModelRef(path=str(model)).dtype, gpu=False)
     port, log = free_port(), folder / "vllm.log"
     arguments = [
         *("env", f"VLLM_CPU_KVCACHE_SPACE={engine.kv_cache_gib}"),
@@ -215,7 +218,7 @@ def bare_engine(folder: Path) -> Iterator[System]:
         # at 32 streams, against 1,900 with one core left free.
         *(f"VLLM_CPU_OMP_THREADS_BIND={_ENGINE_CORE}",),
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
-        *("--model", str(model), "--served-model-name", model.name, "--dtype", "bfloat16"),
+        *("--model", str(model), "--served-model-name", model.name, "--dtype", dtype),
         *("--host", "127.0.0.1", "--port", str(port), "--enforce-eager"),
         *("--max-model-len", str(engine.max_model_len), "--max-num-seqs", str(engine.max_num_seqs)),
         *("--enable-lora", "--max-loras", str(engine.max_loras)),

@@ -20,6 +20,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from cluster.config import BaseModelRef
 from cluster.control.protocol import ServedAdapter
+from cluster.processor import precision
 from serve_app import tools
 from serve_app.config import EngineConfig
 from serve_app.engine.probes import probe_differences
@@ -53,7 +54,7 @@ class VLLMEngine:
         on_cpu = config.num_gpus == 0
         arguments = AsyncEngineArgs(
             model=model.path,
-            dtype=model.dtype,
+            dtype=precision(model.dtype, gpu=not on_cpu),
             max_model_len=config.max_model_len,
             max_num_seqs=config.max_num_seqs,
             enable_lora=config.loras,

@@ -7,6 +7,7 @@ import importlib.resources
 import numpy as np
 import pytest
 
+from cluster import bert, processor
 from cluster.embedding import MiniLM, Precision, routing_embedder
 
 
@@ -31,6 +32,24 @@ def test_traced_vectors_are_the_models_own(precision: Precision, least: float) -
             batch = tokenizer([text], return_tensors="pt")
             wanted = model(**batch).last_hidden_state[0].mean(0).numpy()
         assert float(vector @ wanted / np.linalg.norm(wanted)) > least
+
+
+@pytest.mark.skipif(not processor.eight_bits(), reason="this processor has no fast eight bits")
+def test_eight_bit_products_do_not_saturate() -> None:
+    import torch
+
+    # As large as products can be: two of them would not fit in the 16 bits some processors have.
+    layer = bert._EightBit(torch.ones(64, 64), torch.zeros(64))
+    assert layer(torch.ones(2, 64)).allclose(torch.full((2, 64), 64.0), rtol=0.01)
+
+
+@pytest.mark.skipif(not processor.eight_bits(), reason="this processor has no fast eight bits")
+def test_what_is_safe_for_such_a_processor_costs_little(
+    monkeypatch: pytest.MonkeyPatch, embed: MiniLM
+) -> None:
+    monkeypatch.setattr(bert, "pairs_saturate", lambda: True)
+    near = (MiniLM("int8")(TEXTS) * embed(TEXTS)).sum(axis=1)
+    assert near.min() > 0.97
 
 
 def test_repeated_texts_get_the_same_vector_in_any_batch(embed: MiniLM) -> None:

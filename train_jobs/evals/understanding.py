@@ -14,6 +14,7 @@ import torch
 from cluster.adapters import WEIGHTS, Evaluation, GoldenProbe
 from cluster.answer import Understanding, parse
 from cluster.config import BaseModelRef
+from cluster.processor import precision
 from cluster.storage import file_digest, write_atomic
 from cluster.workload import TurnRecord
 from train_jobs.batches import chat_ids
@@ -146,7 +147,9 @@ class Evaluator:
 
     def probes(self, adapter: Path) -> tuple[GoldenProbe, ...]:
         """The adapter's own greedy answers and their log-probabilities, in serving precision."""
-        model = with_adapter(self.base, adapter, getattr(torch, self.base.dtype))
+        # The evaluation is on a CPU wherever the training was.
+        dtype = getattr(torch, precision(self.base.dtype, gpu=False))
+        model = with_adapter(self.base, adapter, dtype)
         step = max(1, len(self.turns) // self.config.golden_probes)
         chosen = self.turns[::step][: self.config.golden_probes]
         return tuple(self._probe(model, turn) for turn in chosen)
