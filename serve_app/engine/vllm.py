@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 from vllm.config import VllmConfig
@@ -18,12 +20,13 @@ from vllm.usage.usage_lib import UsageContext
 from vllm.utils.ompmultiprocessing import OMPProcessManager
 from vllm.v1.engine.async_llm import AsyncLLM
 
+from cluster.adapters import GoldenProbe
 from cluster.config import BaseModelRef
 from cluster.control.protocol import ServedAdapter
 from cluster.processor import precision
 from serve_app import tools
 from serve_app.config import EngineConfig
-from serve_app.engine.probes import probe_differences
+from serve_app.engine.probes import forced_differences, has_head, probe_differences
 from serve_app.engine.residents import Residents
 from serve_app.engine.slots import Slots
 from serve_app.protocol import (
@@ -41,8 +44,10 @@ _CPU_WORKER = "serve_app.engine.grouped.GroupedWorker"
 #: which spins on the core that the rest of the node lives on while the model is computed.
 _CPU_EXECUTOR = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 _PROBE_OPTIONS = 5
-#: Of each probe: a swap waits for as many steps of the engine, while probes share their steps.
+#: Of each probe where its answer is written: a swap waits for as many steps of the engine.
 _PROBE_TOKENS = 4
+#: Where it is given, which takes one step, of which it should not be the larger part.
+_GIVEN_TOKENS = 16
 #: The log-probability OpenAI gives to what cannot be.
 _IMPOSSIBLE = -9999.0
 
@@ -51,7 +56,7 @@ class VLLMEngine:
     """One engine, one base model, several adapters; implements `serve_app.protocol.Engine`."""
 
     def __init__(self, model: BaseModelRef, config: EngineConfig, replica: str) -> None:
-        on_cpu = config.num_gpus == 0
+        self._on_cpu = on_cpu = config.num_gpus == 0
         arguments = AsyncEngineArgs(
             model=model.path,
             dtype=precision(model.dtype, gpu=not on_cpu),
@@ -210,30 +215,50 @@ class VLLMEngine:
         return difference
 
     async def _probe(self, adapter: ServedAdapter) -> float:
-        results = await asyncio.gather(
-            *(self._run_probe(adapter, number) for number in range(len(adapter.golden)))
-        )
+        headless = not self._loras or not await asyncio.to_thread(has_head, Path(adapter.path))
+        given = self._on_cpu and headless
+        run = self._give_probe if given else self._write_probe
+        results = await asyncio.gather(*(run(adapter, probe) for probe in adapter.golden))
         differences = [value for result in results for value in result]
         return sum(differences) / len(differences) if differences else float("inf")
 
-    async def _run_probe(self, adapter: ServedAdapter, number: int) -> list[float]:
-        probe, output = adapter.golden[number], None
-        # Prompt log-probabilities would need one pass only, but with LoRA on CPU they kill the
-        # engine as soon as another request shares the batch (vLLM 0.32, bgmv_shrink).
+    async def _give_probe(self, adapter: ServedAdapter, probe: GoldenProbe) -> list[float]:
+        """In one step of the engine: its log-probabilities of the trainer's own answer.
+
+        On a CPU only: vLLM's kernels for a GPU take the head's rows for those planned.
+        """
+        prompt, target = probe.prompt_token_ids, probe.target_token_ids[:_GIVEN_TOKENS]
+        sampling = SamplingParams(
+            max_tokens=1,
+            temperature=0.0,
+            prompt_logprobs=0,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        output = await self._ask(adapter, [*prompt, *target], sampling)
+        return forced_differences(probe, output.prompt_logprobs[len(prompt) :])
+
+    async def _write_probe(self, adapter: ServedAdapter, probe: GoldenProbe) -> list[float]:
+        """In a step for each token of the engine's own answer."""
+        sampling = SamplingParams(
+            max_tokens=min(_PROBE_TOKENS, len(probe.target_token_ids)),
+            temperature=0.0,
+            logprobs=_PROBE_OPTIONS,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        output = await self._ask(adapter, list(probe.prompt_token_ids), sampling)
+        return probe_differences(probe, output.outputs[0])
+
+    async def _ask(self, adapter: ServedAdapter, ids: list[int], sampling: SamplingParams) -> Any:
+        output = None
         async for output in self._llm.generate(  # noqa: B007 - the last one is used
-            {"prompt_token_ids": list(probe.prompt_token_ids)},
-            SamplingParams(
-                max_tokens=min(_PROBE_TOKENS, len(probe.target_token_ids)),
-                temperature=0.0,
-                logprobs=_PROBE_OPTIONS,
-                output_kind=RequestOutputKind.FINAL_ONLY,
-            ),
-            request_id=f"probe-{adapter.label}-{number}-{time.monotonic_ns()}",
+            {"prompt_token_ids": ids},
+            sampling,
+            request_id=f"probe-{adapter.label}-{uuid.uuid4().hex}",
             lora_request=self._lora(adapter),
         ):
             pass
         assert output is not None
-        return probe_differences(probe, output.outputs[0])
+        return output
 
     def _lora(self, adapter: ServedAdapter | None) -> LoRARequest | None:
         """What the engine computes beside its model; an engine without adapters is its version."""

@@ -1,4 +1,4 @@
-"""A real engine whose adapters take all of its slots, and which compiles nothing."""
+"""A real engine: what it answers while adapters take all of its slots, and how it proves one."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.control.swap import MAX_DIFFERENCE
 from cluster.registry.versions import AdapterRecord
 from tests.conftest import MODEL
 from tests.integration.scripts import run_script
@@ -65,3 +66,103 @@ def test_the_base_model_answers_as_itself_while_adapters_take_all_slots(
     assert not any("Worker" in name for name in found["processes"])
     # Every request asks for log-probabilities, and the first would wait for that.
     assert not [one for one in compiled.rglob("*") if one.is_file()]
+
+
+_PROOFS = """
+import asyncio, json, os, sys
+from cluster.adapters import GoldenProbe
+from cluster.config import BaseModelRef
+from cluster.control.protocol import ServedAdapter
+from serve_app.config import EngineConfig
+from serve_app.engine.vllm import VLLMEngine
+from serve_app.protocol import GenerationRequest, Sampling
+
+def made(model, targets, out, seed):
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+    torch.manual_seed(seed)
+    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    peft = get_peft_model(base, LoraConfig(r=8, lora_alpha=8, target_modules=targets)).eval()
+    with torch.no_grad():
+        for name, value in peft.named_parameters():
+            if "lora_" in name:
+                value.copy_(torch.randn(value.shape) * 0.05)
+    peft.save_pretrained(out, save_embedding_layers=False)
+    golden = []
+    for prompt in ([5, 6, 7, 8], [9, 10, 11], [300, 20, 7, 7, 40]):
+        with torch.inference_mode():
+            ids = torch.tensor([prompt])
+            full = peft.generate(input_ids=ids, max_new_tokens=6, do_sample=False)
+            logits = peft(input_ids=full).logits[0].log_softmax(-1)
+        target = full[0, len(prompt):].tolist()
+        said = [float(logits[len(prompt) - 1 + n, token]) for n, token in enumerate(target)]
+        golden.append(GoldenProbe(prompt_token_ids=prompt, target_token_ids=target, logprobs=said))
+    return tuple(golden)
+
+async def run(wanted):
+    layers = ["q_proj", "v_proj", "down_proj"]
+    targets = {"one": layers, "other": layers, "head": [*layers, "lm_head"]}
+    golden, path = {}, {}
+    for number, (name, modules) in enumerate(targets.items()):
+        path[name] = os.path.join(wanted["folder"], name)
+        golden[name] = made(wanted["model"], modules, path[name], number)
+    config = EngineConfig(max_loras=4, max_cpu_loras=8, eager_loras=0, max_lora_rank=8)
+    model = BaseModelRef(path=wanted["model"], dtype="float32")
+    engine = VLLMEngine(model, config, "test")
+    ways = {"_give_probe": 0, "_write_probe": 0}
+    for way in ways:
+        def counted(*arguments, way=way, run=getattr(engine, way)):
+            ways[way] += 1
+            return run(*arguments)
+        setattr(engine, way, counted)
+    busy = ServedAdapter("busy", 1, 9, path["one"], "", ())
+    await engine.load(busy, probe=False)
+    stop = asyncio.Event()
+    async def ask(number):
+        asked = 0
+        while not stop.is_set():
+            asked += 1
+            messages = ({"role": "user", "content": "rain and"},)
+            sampling = Sampling(max_tokens=8, temperature=0.0)
+            adapter = busy if number else None
+            name = f"b{number}-{asked}"
+            await engine.complete(GenerationRequest(name, messages, sampling, adapter, chat=False))
+        return asked
+    clients = [asyncio.create_task(ask(number)) for number in range(3)]
+    found = {}
+    try:
+        for number, (name, of) in enumerate(
+            (("one", "one"), ("head", "head"), ("one", "other"), ("other", "head")), 1
+        ):
+            before = dict(ways)
+            adapter = ServedAdapter(name, number, number, path[name], "", golden[of])
+            differs = await engine.load(adapter, probe=True)
+            found[f"{name} as {of}"] = differs, [way for way in ways if ways[way] > before[way]]
+        stop.set()
+        return found, await asyncio.gather(*clients)
+    finally:
+        await engine.close()
+
+if __name__ == "__main__":
+    print("FOUND " + json.dumps(asyncio.run(run(json.load(sys.stdin)))))
+"""
+
+
+def test_adapters_are_proved_beside_other_requests_by_their_trainers_own_words(
+    tmp_path: Path,
+) -> None:
+    wanted = {"model": str(MODEL), "folder": str(tmp_path)}
+    found, asked = run_script(tmp_path / "proofs.py", _PROOFS, wanted)
+    # In one step where vLLM can, and written out for a head of the adapter's own.
+    assert {name: ways for name, (_, ways) in found.items()} == {
+        "one as one": ["_give_probe"],
+        "head as head": ["_write_probe"],
+        "one as other": ["_give_probe"],
+        "other as head": ["_give_probe"],
+    }
+    assert found["one as one"][0] < 1e-3
+    assert found["head as head"][0] < 1e-3
+    assert found["one as other"][0] > MAX_DIFFERENCE
+    assert found["other as head"][0] > MAX_DIFFERENCE
+    assert min(asked) > 0
