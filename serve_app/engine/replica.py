@@ -67,8 +67,10 @@ class EngineReplica:
         return await self._server.address(host or node_address())
 
     async def __del__(self) -> None:
-        # Serve awaits this before it stops the replica; requests under way are seen out.
-        await self._server.leave()
+        # Serve awaits this before it stops the replica, also one that never started; requests under
+        # way are seen out.
+        if hasattr(self, "_server"):
+            await self._server.leave()
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Serve asks for this now and then: see `serve_app.scaling`."""

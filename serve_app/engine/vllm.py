@@ -227,7 +227,9 @@ class VLLMEngine:
 
         On a CPU only: vLLM's kernels for a GPU take the head's rows for those planned.
         """
-        prompt, target = probe.prompt_token_ids, probe.target_token_ids[:_GIVEN_TOKENS]
+        prompt = probe.prompt_token_ids
+        room = max(0, self._max_length - len(prompt) - 1)
+        target = probe.target_token_ids[: min(_GIVEN_TOKENS, room)]
         sampling = SamplingParams(
             max_tokens=1,
             temperature=0.0,

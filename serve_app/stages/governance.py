@@ -18,6 +18,9 @@ _MOST_HELD = 512
 #: A word no pattern starts or continues in: complete, without digits, and not in capitals (an IBAN
 #: has groups of capitals). "percent" belongs to the number before it.
 _PLAIN = re.compile(r"(?<!\S)(?!(?i:percent)\b|[A-Z]+\b)[^\s\d%@\[]+\s")
+#: A character that no pattern contains, nor looks at to tell a word from what is beside it: what is
+#: before it is as good as complete.
+_APART = re.compile(r"[^\w .%+\-@()\[\]]")
 
 
 class Governance:
@@ -74,8 +77,8 @@ def cap_discounts(text: str, limit: int | None) -> str:
 class StreamGuard:
     """Masks and restores a streamed answer with a bounded hold-back.
 
-    Text is let through up to the last word that no pattern can begin in. A run of numbers is held
-    until it ends, and at most `_MOST_HELD` characters of it.
+    Text is let through up to the last word that no pattern can begin in, or the last character that
+    is in none. A run of numbers is held until it ends, and at most `_MOST_HELD` characters of it.
     """
 
     def __init__(self, vault: dict[str, str], max_discount: int | None) -> None:
@@ -90,8 +93,8 @@ class StreamGuard:
     def push(self, text: str) -> str:
         """What may be shown after `text` arrived."""
         self._held += text
-        ends = [match.end() for match in _PLAIN.finditer(self._held)]
-        edge = ends[-1] if ends else 0
+        ends = (m.end() for pattern in (_PLAIN, _APART) for m in pattern.finditer(self._held))
+        edge = max(ends, default=0)
         if len(self._held) - edge > _MOST_HELD:
             edge = self._forced_edge()
         ready, self._held = self._held[:edge], self._held[edge:]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from typing import Any
 
 import pytest
 import torch
 from vllm.lora.layers import LoRAMapping
+from vllm.utils.cache import LRUCache
 
-from serve_app.engine.grouped import GroupedPunica
-from serve_app.engine.rows import Plan, StackedA, StackedB, Together, _laid_out, add_layer, plan
+from serve_app.engine import kernel
+from serve_app.engine.grouped import GroupedPunica, _find_at_once, _note_ranks
+from serve_app.engine.rows import Plan, StackedA, StackedB, add_layer, plan
 
 SLOTS, RANK, IN = 5, 4, 16
 OUTS = (24, 8, 8)
@@ -43,28 +46,19 @@ def row_by_row(
 
 
 def planned(found: Plan) -> list[tuple[int, int]]:
-    """Each row that has an adapter, with the slot it is multiplied with where it is found."""
-    if found.others is not None:
-        assert found.together is not None
-        slots = found.together.slots
-        alike = (~found.others[:, :, 0]).nonzero().tolist()
-        return [(row, slots[place]) for row, place in alike]
-    by_place = {place: slot for slot, at in found.alone for place in range(at.start, at.stop)}
-    if found.together is not None:
-        rest = range(len(by_place), len(found.taken))
-        slots = found.together.slots
-        assert len(rest) % len(slots) == 0
-        for place in rest:
-            by_place[place] = slots[(place - rest.start) // (len(rest) // len(slots))]
-    assert sorted(by_place) == list(range(len(found.taken)))
-    pairs = []
-    for row, place in enumerate(found.found.tolist()):
-        if place < len(found.taken):
-            assert found.taken[place] == row
-            pairs.append((row, by_place[place]))
-        else:
-            assert place == len(found.taken), "the row of zeros is the one after the last"
-    return pairs
+    """Each row that has an adapter, with the slot it is multiplied with."""
+    pairs = [
+        (row, slot)
+        for slot, rows in found.own
+        for row in (range(found.rows) if rows is None else rows.tolist())
+    ]
+    blocks = found.blocks.tolist()
+    assert blocks[-1] == len(found.others) == len(found.slots)
+    for start, end in itertools.pairwise(blocks):
+        assert 0 < end - start <= kernel.BLOCK
+        assert len(set(found.slots[start:end].tolist())) == 1
+    pairs += zip(found.others.tolist(), found.slots.tolist(), strict=True)
+    return sorted(pairs)
 
 
 def batches() -> list[Any]:
@@ -86,74 +80,143 @@ def batches() -> list[Any]:
 
 
 @pytest.mark.parametrize("slots", batches(), ids=lambda slots: f"{len(slots)} rows")
-def test_every_row_is_multiplied_once_with_its_own_slot(slots: list[int | None]) -> None:
-    found = plan(slots)
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("wide", [RANK, 400], ids=["few ranks", "many ranks"])
+def test_every_row_is_multiplied_once_with_its_own_slot(
+    slots: list[int | None], threads: int, wide: int
+) -> None:
+    found = plan(slots, [wide] * SLOTS)
     assert planned(found) == [(row, s) for row, s in enumerate(slots) if s is not None]
     a, b = made = weights()
     x, y = torch.randn(len(slots), IN), torch.randn(len(slots), OUT)
     expected = row_by_row(slots, y, x, made)
-    if not found.empty:
-        add_layer(y, x, found, StackedA.of(a), StackedB.of(b))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    kernel.use_threads(threads)
+    try:
+        if not found.empty:
+            add_layer(y, x, found, StackedA.of(a), StackedB.of(b))
+    finally:
+        torch.set_num_threads(before)
     torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("slots", batches(), ids=lambda slots: f"{len(slots)} rows")
-def test_what_was_put_side_by_side_before_changes_no_answer(slots: list[int | None]) -> None:
-    a, b = made = weights()
+@pytest.mark.parametrize("rank", [1, 2, 3, 5, 8, 11])
+@pytest.mark.parametrize("rows", [1, 4, 7])
+def test_every_rank_is_multiplied_whole(rank: int, rows: int) -> None:
+    torch.manual_seed(rank)
+    a = [torch.randn(2, 1, rank, 19) for _ in range(2)]
+    b = [torch.randn(2, 1, out, rank) for out in (5, 33)]
+    x, y = torch.randn(rows, 19), torch.randn(rows, 38)
+    expected = row_by_row([1] * rows, y, x, (a, b))
+    add_layer(y, x, plan([1] * rows, [rank] * 2), StackedA.of(a), StackedB.of(b))
+    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_many_rows_of_one_adapter_have_products_of_their_own() -> None:
+    ranks = [8] * 4
+    (slot, rows), *others = plan([0] * 400 + [1, 2, 3], ranks).own
+    assert (slot, rows.tolist() if rows is not None else None, others) == (0, [*range(400)], [])
+    assert plan([None, None], ranks).empty
+    assert plan([2] * 400, ranks).own == ((2, None),)
+    assert plan([2] * 9, ranks).own == ()
+    assert plan([2] * 9, [400] * 4).own == ((2, None),), "of a higher rank from fewer rows on"
+
+
+def test_only_the_ranks_in_use_are_multiplied() -> None:
+    a, b = weights()
+    for one in (*a, *b):  # what is beyond them is nothing; here, to see that it is left alone
+        one[3, 0] = float("nan")
+    for one in a:
+        one[3, 0, :2] = 1.0
+    for one in b:
+        one[3, 0, :, :2] = 1.0
     stacked = StackedA.of(a), StackedB.of(b)
-    x, beside = torch.randn(len(slots), IN), None
-    for start in range(0, len(slots), 7):
-        some = slots[start : start + 7]
-        found = plan(some, beside)
-        beside = found.together or beside
-        assert planned(found) == [(row, s) for row, s in enumerate(some) if s is not None]
-        y = torch.zeros(len(some), OUT)
-        if not found.empty:
-            add_layer(y, x[start : start + 7], found, *stacked)
-        expected = row_by_row(some, torch.zeros_like(y), x[start : start + 7], made)
-        torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
+    stacked[0].ranks[3] = 2
+    for rank in (2, 400):  # by the kernel, and by products of its own
+        y = torch.zeros(2, OUT)
+        add_layer(y, torch.ones(2, IN), plan([3, 3], [0, 0, 0, rank, 0]), *stacked)
+        assert (y == 2 * IN).all()
 
 
-def test_many_rows_of_one_adapter_are_one_product_without_padding() -> None:
-    found = plan([0] * 400 + [1, 2, 3])
-    assert found.alone == ((0, slice(0, 400)),)
-    assert found.together == Together((1, 2, 3))
-    assert len(found.taken) == 403
-    assert plan([None, None]).empty
-    assert [plan([2] * rows).only for rows in (1, 9, 90)] == [2, 2, 2]
-    assert plan([2] * 9 + [None]).only is None
+def test_a_layer_notes_the_ranks_that_vllm_gives_it() -> None:
+    layer = Layer(*weights())
+    _note_ranks(layer)  # type: ignore[arg-type]
+    ranks = layer.lora_a_stacked.ranks
+    assert ranks.tolist() == [RANK] * SLOTS
+    layer.set_lora(1, [torch.ones(2, IN), None, torch.ones(3, IN)], [])
+    layer.set_lora(2, torch.ones(1, IN), torch.ones(8, 1))
+    layer.reset_lora(4)
+    assert ranks.tolist() == [RANK, 3, 1, RANK, 0]
 
 
-def test_slots_far_apart_are_put_side_by_side_and_stay_so() -> None:
-    first = plan([0, 30, 10, 20]).together
-    assert first is not None
-    assert first.slots == (0, 10, 20, 30)
-    more = plan([0, 30, 20, 10, 15], first).together
-    assert more is not None
-    assert more.slots == (0, 10, 15, 20, 30)
-    assert plan([20, None, 30, 0, 10], more).together is more
-    assert plan([40, 41, 42, 43], more).together != more
-    many = Together(tuple(range(0, 60, 2)), wide=True)
-    few = plan([0, 30, 0, 10, 20, 30], many).together
-    assert few is not None
-    assert few.slots == (0, 10, 20, 30), "too many to multiply them all"
+class Layer:
+    """What vLLM's layers do with a slot, as far as ranks go."""
+
+    def __init__(self, a: list[torch.Tensor], b: list[torch.Tensor]) -> None:
+        self.lora_a_stacked, self.lora_b_stacked = StackedA.of(a), StackedB.of(b)
+
+    def set_lora(self, index: int, lora_a: Any, lora_b: Any) -> None:
+        self.reset_lora(index)
+
+    def reset_lora(self, index: int) -> None:
+        self.lora_a_stacked[0][index] = 0
 
 
-def test_what_is_kept_side_by_side_follows_what_vllm_writes() -> None:
-    a, b = made = weights()
+def test_an_adapter_that_is_held_is_found_without_a_list_of_all() -> None:
+    manager = Manager()
+    _find_at_once(manager)
+    for request in (Asked(1), Asked(2), Asked(1, load_inplace=True), Asked(1), Asked(2)):
+        assert manager.add_adapter(request)
+    held = manager._adapter_manager
+    assert manager.loaded == [1, 2, 1], "those that are held are not loaded again"
+    assert list(held._registered_adapters.order) == [1, 2], "and were used last"
+    assert held.activated == [1, 2]
+
+
+class Asked:
+    def __init__(self, lora_int_id: int, *, load_inplace: bool = False) -> None:
+        self.lora_int_id, self.load_inplace = lora_int_id, load_inplace
+
+
+class Manager:
+    """What vLLM's managers do with what is asked for, as far as loading goes."""
+
+    def __init__(self) -> None:
+        self.loaded = list[int]()
+        self.activated = list[int]()
+        self._registered_adapters: LRUCache[int, str] = LRUCache(4)
+        self._adapter_manager = self
+
+    def add_adapter(self, request: Asked) -> bool:
+        self.loaded.append(request.lora_int_id)
+        self._registered_adapters[request.lora_int_id] = "weights"
+        return True
+
+    def activate_adapter(self, int_id: int) -> None:
+        self.activated.append(int_id)
+
+
+def test_what_cannot_be_multiplied_is_refused_before_it_is() -> None:
+    a, b = weights()
     stacked = StackedA.of(a), StackedB.of(b)
-    found = Together((0, 2, 4))
-    both: list[int | None] = [0, 4, 2, 0]
-    layout = _laid_out(4, {0: [0, 3], 4: [1], 2: [2]}, [], found)
-    x = torch.randn(4, IN)
-    for number in range(3):
-        y = torch.zeros(4, OUT)
-        add_layer(y, x, layout, *stacked)
-        torch.testing.assert_close(y, row_by_row(both, y * 0, x, made), rtol=1e-4, atol=1e-4)
-        for views, plain in zip(stacked, made, strict=True):
-            for view, one in zip(views, plain, strict=True):
-                one[2 * number] = torch.randn(one.shape[1:])
-                view[2 * number].copy_(one[2 * number])
+    found = plan([0, 1], [RANK] * SLOTS)
+    for y, x in ((OUT, IN + 1), (OUT + 1, IN)):
+        with pytest.raises(AssertionError, match="another width"):
+            add_layer(torch.zeros(2, y), torch.zeros(2, x), found, *stacked)
+    with pytest.raises(AssertionError, match="other rows"):
+        add_layer(torch.zeros(3, OUT), torch.zeros(3, IN), found, *stacked)
+
+
+def test_rows_of_a_larger_tensor_are_added_to_where_they_are() -> None:
+    a, b = made = weights()
+    slots: list[int | None] = [0, 1, None]
+    x, whole = torch.randn(3, IN), torch.zeros(3, 2 * OUT)
+    expected = row_by_row(slots, torch.zeros(3, OUT), x, made)
+    found = plan(slots, [RANK] * SLOTS)
+    add_layer(whole[:, :OUT], x, found, StackedA.of(a), StackedB.of(b))
+    torch.testing.assert_close(whole[:, :OUT], expected, rtol=1e-4, atol=1e-4)
+    assert not whole[:, OUT:].any()
 
 
 def test_half_precision_is_multiplied_in_full() -> None:
@@ -161,11 +224,11 @@ def test_half_precision_is_multiplied_in_full() -> None:
     slots: list[int | None] = [0, 1, None, 1, 4, 0]
     x, y = torch.randn(6, IN).bfloat16(), torch.zeros(6, OUT).bfloat16()
     expected = row_by_row(slots, y, x, made)
-    add_layer(y, x, plan(slots), StackedA.of(a), StackedB.of(b))
+    add_layer(y, x, plan(slots, [RANK] * SLOTS), StackedA.of(a), StackedB.of(b))
     torch.testing.assert_close(y, expected, rtol=1e-2, atol=1e-2)
     assert not y[2].any()
     one = torch.zeros(6, OUT).bfloat16()
-    add_layer(one, x, plan([1] * 6), StackedA.of(a), StackedB.of(b))
+    add_layer(one, x, plan([1] * 6, [400] * SLOTS), StackedA.of(a), StackedB.of(b))
     torch.testing.assert_close(one[[1, 3]], y[[1, 3]], rtol=1e-2, atol=1e-2)
 
 
@@ -179,7 +242,7 @@ def test_an_adapter_that_overflows_spoils_its_own_rows_only(spoiled: float, time
     slots += [0] * times  # as many as make a plan of another kind
     x = torch.randn(len(slots), IN)
     y = torch.zeros(len(slots), OUT)
-    add_layer(y, x, plan(slots), StackedA.of(a), StackedB.of(b))
+    add_layer(y, x, plan(slots, [RANK] * SLOTS), StackedA.of(a), StackedB.of(b))
     others = [0, 2, 3, 5, 6]
     expected = row_by_row(slots, torch.zeros_like(y), x, made)
     torch.testing.assert_close(y[others], expected[others], rtol=1e-4, atol=1e-4)
@@ -200,13 +263,14 @@ def test_what_vllm_writes_to_a_slot_is_what_is_multiplied() -> None:
     x = torch.randn(2, IN)
     for other in (3, 0):  # by itself, and beside another
         y = torch.zeros(2, OUT)
-        add_layer(y, x, plan([3, other]), stacked_a, stacked_b)
+        add_layer(y, x, plan([3, other], [RANK] * SLOTS), stacked_a, stacked_b)
         torch.testing.assert_close(y[0, 24:32], small[1] @ (small[0] @ x[0]), rtol=1e-4, atol=1e-4)
 
 
 def asked(index: tuple[int, ...], prompts: tuple[int, ...]) -> GroupedPunica:
     """Adapters 11 to 15 are in slots 0 to 4."""
     punica = GroupedPunica(64, max_batches=8, device="cpu")
+    punica.ranks = [RANK] * SLOTS
     mapping = LoRAMapping(index, prompts, is_prefill=True)
     punica.update_metadata(mapping, [11, 12, 13, 14, 15], SLOTS, 100)
     return punica
