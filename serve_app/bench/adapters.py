@@ -1,18 +1,23 @@
 """`scripts/bench adapters`: hundreds of proven swaps under load, each answer checked offline.
 
 One adapter is swapped again and again while clients ask for it and for others that stay. Blocks of
-swaps and of rest alternate, so that the cost of a swap is told from the machine's own moods.
+swaps and of rest alternate, so that the cost of a swap is told from the machine's own moods. Swaps
+begin at a pace: were each to begin when the last has ended, faster ones would be more of them, and
+would seem to cost the others more. The last block is without it, and is told apart.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +43,10 @@ class Plan:
     swaps: int = 200
     blocks: int = 4
     """Blocks of swaps; before, between and after them come blocks of rest, as long as they are."""
+    every_s: float = 1.0
+    """From the begin of one swap to that of the next; its gate's verdict comes before."""
+    hurried: int = 40
+    """The last of the swaps, each begun when the one before has ended."""
     clients: int = 4
     """That ask for the others, and as many that ask for the adapter that is swapped."""
     watchers: int = 2
@@ -77,6 +86,7 @@ class Spans:
 
     swap: list[tuple[float, float]] = field(default_factory=list)
     rest: list[tuple[float, float]] = field(default_factory=list)
+    hurried: list[tuple[float, float]] = field(default_factory=list)
 
 
 def run(folder: Path, plan: Plan, narrator: Narrator) -> dict[str, Any]:
@@ -89,7 +99,8 @@ def run(folder: Path, plan: Plan, narrator: Narrator) -> dict[str, Any]:
     settings = (f"base_model.dtype={DTYPE}",)
     with systems.ours(folder, plan.config, "fused", "vllm", settings) as system:
         _register(made, plan)
-        narrator.step(f"{plan.swaps} swaps in {plan.blocks} blocks, {2 * plan.clients} clients")
+        clients = 2 * plan.clients + plan.watchers
+        narrator.step(f"{plan.swaps} swaps in {plan.blocks} blocks and a last, {clients} clients")
         answers, swaps, spans = asyncio.run(_under_load(system, plan, offline["prompts"], narrator))
     return {
         "plan": {**asdict(plan), "config": plan.config.name},
@@ -158,20 +169,31 @@ async def _under_load(
             for number, (name, tokens) in enumerate(asked)
         ]
         await asyncio.sleep(3.0)
-        each, number, length = plan.swaps // plan.blocks, 1, 10.0
+        versions = (AdapterVersion(HOT, number) for number in itertools.count(2))
+        paced = plan.swaps - plan.hurried
+        each = paced // plan.blocks
         for block in range(plan.blocks):
-            spans.rest.append(await _rest(length))
-            began = time.monotonic()
-            for _ in range(each):
-                number += 1
-                swaps.append(await _swap(AdapterVersion(HOT, number)))
-            spans.swap.append((began, time.monotonic()))
-            length = spans.swap[-1][1] - began
-            narrator.say(f"block {block + 1}: {each} swaps in {length:.1f} s")
-        spans.rest.append(await _rest(length))
+            spans.rest.append(await _rest(each * plan.every_s))
+            spans.swap.append(await _block(islice(versions, each), swaps, plan.every_s))
+            narrator.say(f"block {block + 1}: {each} swaps, one every {plan.every_s:g} s")
+        spans.rest.append(await _rest(each * plan.every_s))
+        spans.hurried.append(await _block(islice(versions, plan.hurried), swaps, 0.0))
+        took = spans.hurried[0][1] - spans.hurried[0][0]
+        narrator.say(f"{plan.hurried} swaps, one after another, in {took:.1f} s")
         client.stopped = True
         await asyncio.gather(*asking)
     return answers, swaps, spans
+
+
+async def _block(
+    versions: Iterable[AdapterVersion], swaps: list[Swap], every_s: float
+) -> tuple[float, float]:
+    """Swap these in, one every so many seconds; when it began and ended."""
+    began = time.monotonic()
+    for number, version in enumerate(versions):
+        await asyncio.sleep(began + number * every_s - time.monotonic())
+        swaps.append(await _swap(version))
+    return began, time.monotonic()
 
 
 async def _rest(seconds: float) -> tuple[float, float]:
@@ -266,6 +288,7 @@ def judged(
     others = [a for a in whole if a.asked != HOT]
     during = [a.done - a.sent for a in others if _within(a, spans.swap)]
     resting = [a.done - a.sent for a in others if _within(a, spans.rest)]
+    hurried = [a.done - a.sent for a in others if _within(a, spans.hurried)]
     first = [moment for swap in swaps if (moment := _first_token(swap, whole)) is not None]
     return {
         "swaps": len(swaps),
@@ -282,7 +305,9 @@ def judged(
         "drain_ms": _spread([swap.report["drain_s"] for swap in swaps]),
         "others_ms_while_swapping": _spread(during),
         "others_ms_at_rest": _spread(resting),
+        "others_ms_while_hurried": _spread(hurried),
         "others_p99_ratio": round(_quantile(during, 0.99) / _quantile(resting, 0.99), 3),
+        "others_p99_ratio_hurried": round(_quantile(hurried, 0.99) / _quantile(resting, 0.99), 3),
         "worst_proof": max(swap.report["proof_difference"] for swap in swaps),
     }
 

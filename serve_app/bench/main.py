@@ -15,6 +15,8 @@ from cluster.storage import write_atomic
 from cluster.wheel.narrator import Narrator
 from serve_app.bench import crowds
 
+#: So that each block has one.
+_FEWEST_SWAPS = 10
 _WORKDIR = Path(__file__).resolve().parents[2] / ".headrace" / "bench"
 
 
@@ -46,7 +48,8 @@ def main(arguments: list[str] | None = None) -> int:
     streams.add_argument("--concurrency", type=int, default=500)
     streams.set_defaults(run=_streams)
     adapters = verbs.add_parser("adapters", help="proven swaps under load, every answer checked")
-    adapters.add_argument("--swaps", type=int, default=200)
+    adapters.add_argument("--swaps", type=int, default=200, help="10 at least (default: 200)")
+    adapters.add_argument("--every", type=float, default=1.0, help="seconds from swap to swap")
     adapters.add_argument("--clients", type=int, default=4, help="for each half of the load")
     adapters.add_argument("--no-crowd", action="store_true", help="leave out `crowd`")
     adapters.set_defaults(run=_adapters)
@@ -145,8 +148,12 @@ def _soak(options: argparse.Namespace) -> dict[str, Any]:
 def _adapters(options: argparse.Namespace) -> dict[str, Any]:
     from serve_app.bench import adapters
 
+    if options.swaps < _FEWEST_SWAPS:
+        raise HeadraceError(f"--swaps {options.swaps}: at least {_FEWEST_SWAPS}")
     narrator = Narrator()
-    plan = adapters.Plan(options.swaps, clients=options.clients)
+    plan = adapters.Plan(
+        options.swaps, every_s=options.every, hurried=options.swaps // 5, clients=options.clients
+    )
     with _quiet(options.workdir) as folder:
         found = adapters.run(folder, plan, narrator)
     narrator.step(f"{found['swaps']} swaps, {found['failed']} of {found['answers']} answers failed")
@@ -157,6 +164,7 @@ def _adapters(options: argparse.Namespace) -> dict[str, Any]:
     for name, unit in (("promote_to_first_token_ms", "ms"), ("prepare_ms", "ms")):
         narrator.say(f"{name}: p50 {found[name]['p50']} p99 {found[name]['p99']} {unit}")
     narrator.say(f"{found['others_p99_ratio']} x the p99 at rest, of adapters that stay")
+    narrator.say(f"{found['others_p99_ratio_hurried']} x with one swap after another")
     if not options.no_crowd:
         found["crowd"] = _measure_crowd(options.workdir, crowds.Plan())
     return found

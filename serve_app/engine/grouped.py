@@ -22,7 +22,7 @@ from vllm.v1.worker.cpu_worker import CPUWorker
 
 from serve_app.engine import kernel
 from serve_app.engine.norms import use_kernels
-from serve_app.engine.rows import Plan, StackedA, StackedB, add_layer, add_rows, plan, warm
+from serve_app.engine.rows import Plan, StackedA, StackedB, add_layer, add_rows, fill, plan, warm
 
 
 class _InUse:
@@ -114,20 +114,23 @@ class GroupedPunica(PunicaWrapperCPU):  # type: ignore[misc]
                 add_rows(y, rows, low, lora_b_stacked[slot, 0], scale)
 
 
-def _note_ranks(layer: BaseLinearLayerWithLoRA) -> None:
-    """Have `layer` say how many ranks of a slot it fills: few of those there is room for."""
-    set_lora, reset_lora, ranks = layer.set_lora, layer.reset_lora, layer.lora_a_stacked.ranks
+def _write_in_place(layer: BaseLinearLayerWithLoRA) -> None:
+    """Have `layer` write an adapter's own ranks, in their order: vLLM clears a whole slot first,
+    for the highest rank there is, and a slot is written to whenever an adapter comes back."""
+    a, b = layer.lora_a_stacked, layer.lora_b_stacked
+    set_lora, reset_lora = layer.set_lora, layer.reset_lora
 
-    def noting_set(index: int, lora_a: Any, lora_b: Any) -> None:
-        set_lora(index, lora_a, lora_b)
-        parts = lora_a if isinstance(lora_a, list) else [lora_a]
-        ranks[index] = max((len(part) for part in parts if part is not None), default=0)
+    def reset(index: int) -> None:
+        a.ranks[index] = 0
 
-    def noting_reset(index: int) -> None:
-        reset_lora(index)
-        ranks[index] = 0
+    def write(index: int, lora_a: Any, lora_b: Any) -> None:
+        parts = [one if isinstance(one, list) else [one] for one in (lora_a, lora_b)]
+        if not fill(a, b, index, *parts):
+            reset_lora(index)
+            set_lora(index, lora_a, lora_b)
+            a.ranks[index] = a[0].shape[2]
 
-    layer.set_lora, layer.reset_lora = noting_set, noting_reset
+    layer.set_lora, layer.reset_lora = write, reset
 
 
 def _find_at_once(manager: LRUCacheWorkerLoRAManager) -> None:
@@ -164,7 +167,7 @@ class GroupedWorker(CPUWorker):  # type: ignore[misc]
                 layer.lora_a_stacked = StackedA.of(layer.lora_a_stacked)
                 layer.lora_b_stacked = StackedB.of(layer.lora_b_stacked)
                 layer.punica_wrapper.ranks = layer.lora_a_stacked.ranks
-                _note_ranks(layer)
+                _write_in_place(layer)
         warm()
         if self.model_runner.lora_config:
             _find_at_once(self.model_runner.lora_manager)

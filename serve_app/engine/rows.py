@@ -82,7 +82,7 @@ class StackedA(tuple[torch.Tensor, ...]):
     array: NDArray[np.float32]
     """The same memory."""
     ranks: Indices
-    """(slots,): how many ranks of each slot are in use; the others are nothing."""
+    """(slots,): how many ranks of each slot are in use; no other is read."""
 
     @classmethod
     def of(cls, slices: Sequence[torch.Tensor]) -> Self:
@@ -115,6 +115,44 @@ class StackedB(tuple[torch.Tensor, ...]):
         )
         views.whole, views.array, views.outs = whole, whole.numpy(), outs
         return views
+
+
+def fill(
+    a: StackedA,
+    b: StackedB,
+    slot: int,
+    given_a: Sequence[torch.Tensor | None],
+    given_b: Sequence[torch.Tensor | None],
+) -> bool:
+    """Put an adapter's weights for a layer into a slot; None where it has none for a slice.
+
+    Whether they are of the layer's shape: `given_a` (rank, in) and `given_b` (out, rank) for each
+    slice. Else nothing is written.
+    """
+    slices = list(zip(given_a, given_b, strict=False))
+    if not len(given_a) == len(given_b) == len(a):
+        return False
+    rank = max((len(down) for down, _ in slices if down is not None), default=0)
+    for (down, up), stacked_a, stacked_b in zip(slices, a, b, strict=True):
+        if down is None or up is None:
+            if down is not up:
+                return False
+        elif (
+            down.shape[1] != stacked_a.shape[3]
+            or up.shape != (stacked_b.shape[2], len(down))
+            or len(down) > stacked_a.shape[2]
+        ):
+            return False
+    for (down, up), stacked_a, stacked_b in zip(slices, a, b, strict=True):
+        used = 0 if down is None else len(down)
+        if down is not None and up is not None:
+            stacked_a[slot, 0, :used] = down
+            stacked_b[slot, 0, :, :used] = up
+        # What is multiplied with nothing must still be a number.
+        stacked_a[slot, 0, used:rank] = 0.0
+        stacked_b[slot, 0, :, used:rank] = 0.0
+    a.ranks[slot] = rank
+    return True
 
 
 def add_layer(y: torch.Tensor, x: torch.Tensor, plan: Plan, a: StackedA, b: StackedB) -> None:

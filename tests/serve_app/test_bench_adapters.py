@@ -38,13 +38,15 @@ def test_answers_are_held_against_the_version_they_name() -> None:
         # Before anything is measured, and across the end of a rest: judged, not timed.
         _answer("steady-a@1", "a", 0, -2.0, done=0.0),
         _answer("steady-a@1", "a", 0, 9.0, done=12.0),
+        _answer("steady-a@1", "a", 0, 13.9, done=14.4),
     ]
-    spans = Spans(swap=[(11.5, 13.0)], rest=[(0.5, 10.0)])
+    spans = Spans(swap=[(11.5, 13.0)], rest=[(0.5, 10.0)], hurried=[(13.5, 15.0)])
     found = judged(answers, [Swap("hot@2", 12.0, 12.4, REPORT)], spans, OFFLINE)
-    assert (found["right"], found["wrong"], found["unlike"], found["failed"]) == (7, 1, 1, 1)
+    assert (found["right"], found["wrong"], found["unlike"], found["failed"]) == (8, 1, 1, 1)
     assert found["errors"] == ["503"]
     assert found["promote_to_first_token_ms"] == {"n": 1, "p50": 350.0, "p99": 350.0}
     assert found["others_p99_ratio"] == 3.0
+    assert found["others_p99_ratio_hurried"] == 5.0
 
 
 def test_crowds_are_compared_round_by_round_in_one_engine_and_by_medians_between_two() -> None:

@@ -12,7 +12,7 @@ from vllm.lora.layers import LoRAMapping
 from vllm.utils.cache import LRUCache
 
 from serve_app.engine import kernel
-from serve_app.engine.grouped import GroupedPunica, _find_at_once, _note_ranks
+from serve_app.engine.grouped import GroupedPunica, _find_at_once, _write_in_place
 from serve_app.engine.rows import Plan, StackedA, StackedB, add_layer, plan
 
 SLOTS, RANK, IN = 5, 4, 16
@@ -139,28 +139,86 @@ def test_only_the_ranks_in_use_are_multiplied() -> None:
         assert (y == 2 * IN).all()
 
 
-def test_a_layer_notes_the_ranks_that_vllm_gives_it() -> None:
+Given = list[torch.Tensor | None]
+
+
+@pytest.mark.parametrize("rank", [1, 2, RANK])
+@pytest.mark.parametrize("missing", [(), (1,), (0, 2)])
+def test_a_layer_reads_what_vllm_gives_it_and_nothing_that_was_there(
+    rank: int, missing: tuple[int, ...]
+) -> None:
+    a, b = weights()
+    for one in (*a, *b):
+        one[3] = float("nan")  # of an adapter that was here before
+    layer = Layer(a, b)
+    _write_in_place(layer)  # type: ignore[arg-type]
+    down: Given = [None if n in missing else torch.randn(rank, IN) for n in range(3)]
+    up: Given = [None if n in missing else torch.randn(o, rank) for n, o in enumerate(OUTS)]
+    if rank > 1 and not missing:  # and one of a lower rank
+        down[1], up[1] = torch.randn(1, IN), torch.randn(8, 1)
+    layer.set_lora(3, down, up)
+    assert layer.cleared == [], "nothing is cleared that is not read"
+    x = torch.randn(2, IN)
+    parts = [
+        torch.zeros(2, out) if lower is None or upper is None else x @ lower.T @ upper.T
+        for lower, upper, out in zip(down, up, OUTS, strict=True)
+    ]
+    for own in (1, 400):  # by the kernel, and by products of its own
+        y = torch.zeros(2, OUT)
+        add_layer(y, x, plan([3, 3], [own] * SLOTS), layer.lora_a_stacked, layer.lora_b_stacked)
+        torch.testing.assert_close(y, torch.cat(parts, 1), rtol=1e-4, atol=1e-4)
+
+
+def test_a_layer_for_which_an_adapter_has_nothing_adds_nothing() -> None:
+    a, b = weights()
+    layer = Layer(a, b)
+    _write_in_place(layer)  # type: ignore[arg-type]
+    layer.reset_lora(2)
+    for own in (1, 400):
+        y = torch.zeros(2, OUT)
+        found = plan([2, 2], [own] * SLOTS)
+        add_layer(y, torch.randn(2, IN), found, layer.lora_a_stacked, layer.lora_b_stacked)
+        assert not y.any()
+
+
+@pytest.mark.parametrize(
+    ("down", "up"),
+    [
+        ((RANK + 1, IN), (8, RANK + 1)),
+        ((2, IN - 1), (8, 2)),
+        ((2, IN), (7, 2)),
+        ((2, IN), (8, 1)),
+        ((2, IN), None),
+    ],
+)
+def test_what_is_of_another_shape_is_left_to_vllm(
+    down: tuple[int, int], up: tuple[int, int] | None
+) -> None:
     layer = Layer(*weights())
-    _note_ranks(layer)  # type: ignore[arg-type]
-    ranks = layer.lora_a_stacked.ranks
-    assert ranks.tolist() == [RANK] * SLOTS
-    layer.set_lora(1, [torch.ones(2, IN), None, torch.ones(3, IN)], [])
-    layer.set_lora(2, torch.ones(1, IN), torch.ones(8, 1))
-    layer.reset_lora(4)
-    assert ranks.tolist() == [RANK, 3, 1, RANK, 0]
+    _write_in_place(layer)  # type: ignore[arg-type]
+    before = layer.lora_a_stacked.whole.clone()
+    layer.reset_lora(1)
+    upper = None if up is None else torch.zeros(up)
+    layer.set_lora(1, [None, torch.zeros(down), None], [None, upper, None])
+    assert layer.cleared == [1], "by vLLM's own way"
+    assert layer.lora_a_stacked.ranks[1] == RANK, "all of it is read"
+    assert torch.equal(layer.lora_a_stacked.whole, before)
+    layer.set_lora(1, torch.zeros(down), torch.zeros(8, 2))
+    assert layer.cleared == [1, 1], "as many slices as the layer has, or none"
 
 
 class Layer:
-    """What vLLM's layers do with a slot, as far as ranks go."""
+    """What vLLM's layers do with a slot, as far as it is seen from here."""
 
     def __init__(self, a: list[torch.Tensor], b: list[torch.Tensor]) -> None:
         self.lora_a_stacked, self.lora_b_stacked = StackedA.of(a), StackedB.of(b)
+        self.cleared = list[int]()
 
     def set_lora(self, index: int, lora_a: Any, lora_b: Any) -> None:
         self.reset_lora(index)
 
     def reset_lora(self, index: int) -> None:
-        self.lora_a_stacked[0][index] = 0
+        self.cleared.append(index)
 
 
 def test_an_adapter_that_is_held_is_found_without_a_list_of_all() -> None:
