@@ -45,7 +45,8 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("folder", type=Path, nargs="?", default=_WORKDIR / "state" / "audit")
     verify.add_argument("--json", action="store_true")
     verify.set_defaults(run=_verify)
-    plane.add_verbs(verbs, _WORKDIR)
+    parser.set_defaults(json=False, workdir=_WORKDIR)
+    plane.add_verbs(verbs)
     for verb in (demo, down):
         verb.add_argument("--workdir", type=Path, default=_WORKDIR)
     return parser

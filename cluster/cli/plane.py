@@ -13,9 +13,12 @@ from pathlib import Path
 from cluster.cli import bundles, tenancy
 from cluster.cli.session import Verbs, at, client, named_version, say
 
+#: Rollouts shown where nobody says how many.
+_NEWEST = 10
 
-def add_verbs(verbs: Verbs, workdir: Path) -> None:
-    """Add these verbs to the command's."""
+
+def add_verbs(verbs: Verbs) -> None:
+    """Add these verbs to the command's, which has defaults for `--json` and `--workdir`."""
     for parser in (
         *tenancy.add_keys(verbs),
         *_adapters(verbs),
@@ -25,8 +28,12 @@ def add_verbs(verbs: Verbs, workdir: Path) -> None:
         *bundles.add_bundles(verbs),
         _events(verbs),
     ):
-        parser.add_argument("--json", action="store_true", help="print one JSON document")
-        parser.add_argument("--workdir", type=Path, default=workdir, help="of the running cluster")
+        # Without a default, which would undo what was said before an action.
+        unsaid = argparse.SUPPRESS
+        parser.add_argument(
+            "--json", action="store_true", default=unsaid, help="print one JSON document"
+        )
+        parser.add_argument("--workdir", type=Path, default=unsaid, help="of the running cluster")
 
 
 def _adapters(verbs: Verbs) -> list[argparse.ArgumentParser]:
@@ -58,20 +65,24 @@ def _adapters(verbs: Verbs) -> list[argparse.ArgumentParser]:
 
 def _rollout(verbs: Verbs) -> list[argparse.ArgumentParser]:
     rollout = verbs.add_parser("rollout", help="bring a version to the users step by step")
-    actions = rollout.add_subparsers(required=True, metavar="ACTION")
+    rollout.set_defaults(run=_status, limit=_NEWEST)
+    actions = rollout.add_subparsers(metavar="ACTION")
     start = actions.add_parser("start", help="begin with a passed version")
     start.add_argument("version", help="name@number")
     start.add_argument("--plan", type=Path, help="YAML file; default: shadow, 5, 25, 50 percent")
     start.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     start.set_defaults(run=_start)
     status = actions.add_parser("status", help="the newest rollouts and what was seen of them")
-    status.add_argument("--limit", type=int, default=10)
+    status.add_argument("--limit", type=int, default=_NEWEST)
     status.set_defaults(run=_status)
     end = actions.add_parser("end", help="take the candidate back")
     end.add_argument("adapter")
     end.add_argument("--reason", required=True, help="for the audit log")
     end.set_defaults(run=_end)
-    return [start, status, end]
+    promote = actions.add_parser("promote", help="agree to a candidate whose plan waits for it")
+    promote.add_argument("adapter")
+    promote.set_defaults(run=_promote_rollout)
+    return [rollout, start, status, end, promote]
 
 
 def _switch(verbs: Verbs) -> list[argparse.ArgumentParser]:
@@ -195,6 +206,12 @@ def _end(options: argparse.Namespace) -> int:
     client(options).end_rollout(options.adapter, options.reason)
     found = {"adapter": options.adapter, "ended": True}
     return say(options, found, [f"the rollout of {options.adapter} is being taken back"])
+
+
+def _promote_rollout(options: argparse.Namespace) -> int:
+    client(options).promote_rollout(options.adapter)
+    found = {"adapter": options.adapter, "promoted": True}
+    return say(options, found, [f"the candidate of {options.adapter} is live"])
 
 
 def _kill(options: argparse.Namespace) -> int:

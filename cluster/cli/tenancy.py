@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 def add_keys(verbs: Verbs) -> list[argparse.ArgumentParser]:
     """`keys` and its actions."""
     keys = verbs.add_parser("keys", help="issue, list and revoke API keys")
-    actions = keys.add_subparsers(required=True, metavar="ACTION")
+    keys.set_defaults(run=_list_keys, tenant=None)
+    actions = keys.add_subparsers(metavar="ACTION")
     issue = actions.add_parser("issue", help="create a key; its secret is shown once")
     issue.add_argument("--tenant", required=True)
     issue.add_argument("--principal", default="default", help="the person or service that uses it")
@@ -40,7 +41,7 @@ def add_keys(verbs: Verbs) -> list[argparse.ArgumentParser]:
     limit.add_argument("key_id")
     _add_limits(limit)
     limit.set_defaults(run=_limit_key)
-    return [issue, listed, revoke, limit]
+    return [keys, issue, listed, revoke, limit]
 
 
 def _add_limits(parser: argparse.ArgumentParser) -> None:

@@ -277,8 +277,8 @@ class ControlPlane(Books):
         """Bring a passed version to the users step by step.
 
         Raises:
-            ConflictError: it has not passed the gate, its adapter is switched off, or another
-                rollout of it is under way.
+            ConflictError: it has not passed the gate, its adapter is switched off or has no live
+                version, or another rollout of it is under way.
             ArtifactError: its directory is not what was registered.
         """
         async with self._changing:
@@ -286,7 +286,12 @@ class ControlPlane(Books):
             self._refuse_killed(version.name)
             await self._require_unaltered(record)
             live = self._table.live.get(version.name)
-            baseline = AdapterVersion(live.name, live.version) if live else None
+            if live is None:
+                raise ConflictError(
+                    f"nothing of {version.name} is live, so nobody asks for it yet: "
+                    f"promote {version} itself"
+                )
+            baseline = AdapterVersion(live.name, live.version)
             rollout = self._store.begin(version, baseline, plan, actor=actor, now=time.time())
             self._rollouts.add(rollout)
         return rollout
@@ -299,6 +304,16 @@ class ControlPlane(Books):
         """
         if not self._rollouts.withdraw(adapter, f"{actor}: {reason}"):
             raise ConflictError(f"no rollout of {adapter[:64]!r} is under way")
+
+    async def promote_rollout(self, adapter: str, actor: str) -> None:
+        """Promote the candidate of a rollout that waits for a person.
+
+        Raises:
+            ConflictError: no rollout of it is under way, or it has not shown what it had to.
+        """
+        async with self._changing:
+            self._refuse_killed(adapter)
+            self._rollouts.promote(adapter, actor, time.time())
 
     async def rollouts(self, limit: int) -> list[Rollout]:
         """The newest rollouts, newest first; those under way with all that was seen of them."""

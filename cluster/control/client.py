@@ -130,6 +130,10 @@ class ControlClient:
         """Take the adapter's candidate back."""
         self._get(self._actor.end_rollout.remote(adapter, reason, self._name))
 
+    def promote_rollout(self, adapter: str) -> None:
+        """Promote the candidate of a rollout that waits for a person."""
+        self._get(self._actor.promote_rollout.remote(adapter, self._name))
+
     def rollouts(self, limit: int = 20) -> list[Rollout]:
         """The newest rollouts, newest first."""
         result: list[Rollout] = self._get(self._actor.rollouts.remote(limit))
@@ -356,6 +360,10 @@ class AsyncControlClient:
     async def end_rollout(self, adapter: str, reason: str, actor: str) -> None:
         """Take the adapter's candidate back."""
         await self._call("end_rollout", adapter, reason, actor)
+
+    async def promote_rollout(self, adapter: str, actor: str) -> None:
+        """Promote the candidate of a rollout that waits for a person."""
+        await self._call("promote_rollout", adapter, actor)
 
     async def rollouts(self, limit: int) -> list[Rollout]:
         """The newest rollouts, newest first."""

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
 from cluster.control.protocol import Fleet, ServedAdapter, Split
 from cluster.control.swap import check_proofs
+from cluster.errors import ConflictError
 from cluster.rollout.decide import Action
 from cluster.rollout.evidence import Arm, Evidence
 from cluster.rollout.outcomes import Outcomes, Side
@@ -125,6 +127,23 @@ class RolloutController:
         self._keep(rollout.withdrawn(reason))
         self._publish()
         return True
+
+    def promote(self, adapter: str, who: str, now: float) -> None:
+        """Promote the adapter's candidate, a person having agreed.
+
+        Raises:
+            ConflictError: no rollout of it is under way, or it has not shown what it had to.
+        """
+        rollout = self.of(adapter)
+        if rollout is None or rollout.status != Status.RUNNING:
+            raise ConflictError(f"no rollout of {adapter[:64]!r} is under way")
+        decision = rollout.agreed(now)
+        if decision.action is not Action.PROMOTE:
+            raise ConflictError(f"{rollout.candidate} is not to be promoted yet: {decision.reason}")
+        following = rollout.after(replace(decision, reason=f"{who}: {decision.reason}"), now)
+        self._store.promote(following)
+        self._active[following.id] = following
+        self._publish()
 
     async def tick(self, now: float) -> None:
         """Move each rollout on by what it needs; a fault of one is no matter to the others."""

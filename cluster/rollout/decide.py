@@ -85,7 +85,7 @@ def decide(
     if number + 1 < len(plan.phases):
         return Decision(Action.ADVANCE, shown)
     if plan.at_end == "wait":
-        return Decision(Action.HOLD, f"a person promotes it; it has shown what it had to ({shown})")
+        return Decision(Action.HOLD, f"it waits for a person to promote it ({shown})")
     return Decision(Action.PROMOTE, shown)
 
 

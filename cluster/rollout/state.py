@@ -106,6 +106,11 @@ class Rollout:
             now=now,
         )
 
+    def agreed(self, now: float) -> Decision:
+        """What its evidence says where a person has agreed to the promotion."""
+        plan = self.plan.model_copy(update={"at_end": "promote"})
+        return replace(self, plan=plan).decided(now)
+
     @property
     def verdict(self) -> Verdict | None:
         """What the A/B test of this phase has shown, where it is one."""

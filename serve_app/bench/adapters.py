@@ -44,9 +44,9 @@ class Plan:
     blocks: int = 4
     """Blocks of swaps; before, between and after them come blocks of rest, as long as they are."""
     every_s: float = 1.0
-    """From the begin of one swap to that of the next; its gate's verdict comes before."""
+    """From the begin of one swap, its gate's verdict, to that of the next, or more."""
     hurried: int = 40
-    """The last of the swaps, each begun when the one before has ended."""
+    """The last of the swaps at least, each begun when the one before has ended."""
     clients: int = 4
     """That ask for the others, and as many that ask for the adapter that is swapped."""
     watchers: int = 2
@@ -175,11 +175,14 @@ async def _under_load(
         for block in range(plan.blocks):
             spans.rest.append(await _rest(each * plan.every_s))
             spans.swap.append(await _block(islice(versions, each), swaps, plan.every_s))
-            narrator.say(f"block {block + 1}: {each} swaps, one every {plan.every_s:g} s")
+            took = spans.swap[-1][1] - spans.swap[-1][0]
+            narrator.say(f"block {block + 1}: {each} swaps in {took:.1f} s")
         spans.rest.append(await _rest(each * plan.every_s))
-        spans.hurried.append(await _block(islice(versions, plan.hurried), swaps, 0.0))
+        rest = plan.swaps - len(swaps)
+        spans.hurried.append(await _block(islice(versions, rest), swaps, 0.0))
         took = spans.hurried[0][1] - spans.hurried[0][0]
-        narrator.say(f"{plan.hurried} swaps, one after another, in {took:.1f} s")
+        narrator.say(f"{rest} swaps, one after another, in {took:.1f} s")
+        await asyncio.sleep(1.0)
         client.stopped = True
         await asyncio.gather(*asking)
     return answers, swaps, spans
@@ -275,7 +278,8 @@ def judged(
     `wrong` are those that the version before or after it gives offline, and it does not: no other
     is in the engine. `unlike` are answers that neither gives: where two tokens are as likely,
     rounding decides, and the engine's batches round otherwise than PEFT's. Latencies are of answers
-    that began and ended within one block of swaps, or one rest.
+    that began and ended within one block of swaps, or one rest; times of swaps are of all of them,
+    hurried or not.
     """
     failed = [a for a in answers if a.error]
     whole = [a for a in answers if not a.error]

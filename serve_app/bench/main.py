@@ -17,6 +17,7 @@ from serve_app.bench import crowds
 
 #: So that each block has one.
 _FEWEST_SWAPS = 10
+_FASTEST_S = 0.5
 _WORKDIR = Path(__file__).resolve().parents[2] / ".headrace" / "bench"
 
 
@@ -150,6 +151,8 @@ def _adapters(options: argparse.Namespace) -> dict[str, Any]:
 
     if options.swaps < _FEWEST_SWAPS:
         raise HeadraceError(f"--swaps {options.swaps}: at least {_FEWEST_SWAPS}")
+    if options.every < _FASTEST_S:
+        raise HeadraceError(f"--every {options.every}: at least {_FASTEST_S}, for rests as long")
     narrator = Narrator()
     plan = adapters.Plan(
         options.swaps, every_s=options.every, hurried=options.swaps // 5, clients=options.clients
@@ -163,8 +166,10 @@ def _adapters(options: argparse.Namespace) -> dict[str, Any]:
     )
     for name, unit in (("promote_to_first_token_ms", "ms"), ("prepare_ms", "ms")):
         narrator.say(f"{name}: p50 {found[name]['p50']} p99 {found[name]['p99']} {unit}")
-    narrator.say(f"{found['others_p99_ratio']} x the p99 at rest, of adapters that stay")
-    narrator.say(f"{found['others_p99_ratio_hurried']} x with one swap after another")
+    narrator.say(
+        f"{found['others_p99_ratio']} x the p99 at rest, of adapters that stay, with a swap every "
+        f"{plan.every_s:g} s; {found['others_p99_ratio_hurried']} x with one after another"
+    )
     if not options.no_crowd:
         found["crowd"] = _measure_crowd(options.workdir, crowds.Plan())
     return found

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from vllm.lora.layers import LoRAMapping
 from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
@@ -20,9 +21,18 @@ from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
 from vllm.platforms import current_platform
 from vllm.v1.worker.cpu_worker import CPUWorker
 
-from serve_app.engine import kernel
 from serve_app.engine.norms import use_kernels
-from serve_app.engine.rows import Plan, StackedA, StackedB, add_layer, add_rows, fill, plan, warm
+from serve_app.engine.rows import (
+    Indices,
+    Plan,
+    StackedA,
+    StackedB,
+    add_layer,
+    add_rows,
+    fill,
+    plan,
+    warm,
+)
 
 
 class _InUse:
@@ -47,7 +57,7 @@ class GroupedPunica(PunicaWrapperCPU):  # type: ignore[misc]
         super().__init__(*arguments, **named)
         self._plan = Plan()
         self.ranks: Sequence[int] = ()
-        """Of each slot, as in one of the layers; says only which way is the faster."""
+        """The highest of each slot; says only which way is the faster."""
         self._tokens = self._prompts = list[int | None]()
         self._head, self._embedding = _InUse(), _InUse()
 
@@ -114,9 +124,12 @@ class GroupedPunica(PunicaWrapperCPU):  # type: ignore[misc]
                 add_rows(y, rows, low, lora_b_stacked[slot, 0], scale)
 
 
-def _write_in_place(layer: BaseLinearLayerWithLoRA) -> None:
+def _write_in_place(layer: BaseLinearLayerWithLoRA, highest: Indices) -> None:
     """Have `layer` write an adapter's own ranks, in their order: vLLM clears a whole slot first,
-    for the highest rank there is, and a slot is written to whenever an adapter comes back."""
+    for the highest rank there is, and a slot is written to whenever an adapter comes back.
+
+    `highest` (slots,) takes in the ranks of all layers.
+    """
     a, b = layer.lora_a_stacked, layer.lora_b_stacked
     set_lora, reset_lora = layer.set_lora, layer.reset_lora
 
@@ -129,6 +142,7 @@ def _write_in_place(layer: BaseLinearLayerWithLoRA) -> None:
             reset_lora(index)
             set_lora(index, lora_a, lora_b)
             a.ranks[index] = a[0].shape[2]
+        highest[index] = max(highest[index], a.ranks[index])
 
     layer.set_lora, layer.reset_lora = write, reset
 
@@ -161,13 +175,14 @@ class GroupedWorker(CPUWorker):  # type: ignore[misc]
         # takes seconds of that request, and on a CPU saves nothing.
         torch.compiler.set_stance("force_eager")
         super().load_model(*arguments, **named)
-        kernel.use_threads(torch.get_num_threads())
+        if not self.model_runner.lora_config:
+            return
+        highest = np.zeros(self.model_runner.lora_config.max_loras, np.int64)
         for layer in self.model_runner.model.modules():
             if isinstance(layer, BaseLinearLayerWithLoRA):
                 layer.lora_a_stacked = StackedA.of(layer.lora_a_stacked)
                 layer.lora_b_stacked = StackedB.of(layer.lora_b_stacked)
-                layer.punica_wrapper.ranks = layer.lora_a_stacked.ranks
-                _write_in_place(layer)
+                layer.punica_wrapper.ranks = highest
+                _write_in_place(layer, highest)
         warm()
-        if self.model_runner.lora_config:
-            _find_at_once(self.model_runner.lora_manager)
+        _find_at_once(self.model_runner.lora_manager)

@@ -2,8 +2,9 @@
 
 Owns the arithmetic and nothing else: which rows, in which order, is decided in
 `serve_app.engine.rows`. PyTorch needs several calls for each adapter in a batch; this is one for
-all of them, which reads each adapter's weights once. NumPy arrays of 32 bits throughout; nothing
-here checks a shape, and an index too large writes where it may not.
+all of them, on one thread: Numba's threads are set up in the same library as PyTorch's, and would
+change how many of those there are. NumPy arrays of 32 bits throughout; nothing here checks a shape,
+and an index too large writes where it may not.
 """
 
 from __future__ import annotations
@@ -145,7 +146,7 @@ def _add(y: Any, x: Any, batch: Any, layer: Any) -> None:
     rows, slots, blocks = batch
     a, b, outs, ranks = layer
     most = b.shape[1]
-    for block in numba.prange(len(blocks) - 1):
+    for block in range(len(blocks) - 1):
         start, end = blocks[block], blocks[block + 1]
         slot = slots[start]
         rank = ranks[slot]
@@ -170,11 +171,3 @@ def _add(y: Any, x: Any, batch: Any, layer: Any) -> None:
 #: `a` (slots, parts * rank, in), `b` (slots, rank, all outs); `outs` says where each part's outs
 #: start, and at last where they end; `ranks` are those of each slot that are in use.
 add = _compiled(_add)
-#: The same on as many threads as `use_threads` said. Not kept for the next start: Numba would take
-#: one for the other.
-add_parallel = numba.njit(parallel=True, fastmath=_FASTMATH)(_add)
-
-
-def use_threads(threads: int) -> None:
-    """Have `add_parallel` compute on so many threads, or as many as there are cores."""
-    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))

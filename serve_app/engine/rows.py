@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from serve_app.engine import kernel
 
 #: From so many rows times ranks on, PyTorch's products are faster than `kernel`'s, which do not
-#: block for the cache: 96 rows of rank 8, 24 of rank 32, on one core with AVX2.
+#: block for the cache: 96 rows of rank 8, 24 of rank 32, on one core with AVX2; fewer where PyTorch
+#: has several.
 _PRODUCTS = 768
 
 Indices = NDArray[np.int64]
@@ -55,10 +56,10 @@ def plan(slots: Sequence[int | None], ranks: Sequence[int]) -> Plan:
     for row, slot in enumerate(slots):
         if slot is not None:
             rows[slot].append(row)
-    own = list[tuple[int, torch.Tensor | None]]()
+    own, threads = list[tuple[int, torch.Tensor | None]](), torch.get_num_threads()
     others, theirs, blocks = list[int](), list[int](), list[int]()
     for slot, mine in rows.items():
-        if len(mine) * ranks[slot] >= _PRODUCTS:
+        if len(mine) * ranks[slot] * threads >= _PRODUCTS:
             every = len(mine) == len(slots)
             own.append((slot, None if every else torch.tensor(mine)))
             continue
@@ -184,7 +185,7 @@ def _add(y: torch.Tensor, x: torch.Tensor, plan: Plan, a: StackedA, b: StackedB)
             y.index_add_(0, rows, into)
     if len(plan.others):
         batch = plan.others, plan.slots, plan.blocks
-        _kernel()(y.numpy(), x.numpy(), batch, (a.array, b.array, b.outs, a.ranks))
+        kernel.add(y.numpy(), x.numpy(), batch, (a.array, b.array, b.outs, a.ranks))
 
 
 def _slices(rank: int, a: StackedA, b: StackedB) -> Iterator[tuple[slice, slice]]:
@@ -192,10 +193,6 @@ def _slices(rank: int, a: StackedA, b: StackedB) -> Iterator[tuple[slice, slice]
     most = a.whole.shape[1] // len(a)
     for number, (first, last) in enumerate(pairwise(b.outs)):
         yield slice(number * most, number * most + rank), slice(first, last)
-
-
-def _kernel() -> Any:
-    return kernel.add if torch.get_num_threads() == 1 else kernel.add_parallel
 
 
 def warm() -> None:

@@ -61,6 +61,7 @@ class Plane(Protocol):
         self, version: AdapterVersion, plan: RolloutPlan, actor: str
     ) -> Rollout: ...
     async def end_rollout(self, adapter: str, reason: str, actor: str) -> None: ...
+    async def promote_rollout(self, adapter: str, actor: str) -> None: ...
     async def rollouts(self, limit: int) -> list[Rollout]: ...
     async def judge(self, trace_id: str, version: AdapterVersion, found: Arm) -> bool: ...
 
@@ -408,10 +409,17 @@ def _rollout_routes(door: _Door) -> list[Route]:
         await door.plane.end_rollout(name, body.reason, _who(principal))
         return JSONResponse({"adapter": name, "ended": True})
 
+    async def promote(request: Request) -> Response:
+        principal = await door.admit(request)
+        name = await door.adapter(principal, request.path_params["name"])
+        await door.plane.promote_rollout(name, _who(principal))
+        return JSONResponse({"adapter": name, "promoted": True})
+
     return [
         Route("/v1/rollouts", start, methods=["POST"]),
         Route("/v1/rollouts", listed, methods=["GET"]),
         Route("/v1/rollouts/{name}/end", end, methods=["POST"]),
+        Route("/v1/rollouts/{name}/promote", promote, methods=["POST"]),
     ]
 
 

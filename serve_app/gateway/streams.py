@@ -67,19 +67,15 @@ async def _events(
     writer: answers.Stream,
     body: wire.GenerateRequest,
 ) -> AsyncIterator[str]:
-    """Choices as their pieces come; what ends a choice names the version that answered.
-
-    Which version answers is known once the engine has admitted the request, so the first events
-    carry what was asked for.
-    """
+    """Choices as their pieces come; every event of one names the version that answers it."""
     choices = [_Choice(i, envelopes[i].model, writer, body.offered) for i in range(len(walks))]
     finished: list[Generation] = []
     # Each write to the connection is a system call: what follows at once waits for its neighbour.
     waiting: list[str] = []
-    if writer.chat:
-        waiting += [writer.opening(choice.index, choice.asked) for choice in choices]
     async with aclosing(_merged(walks)) as items:
         async for index, item in items:
+            if (used := envelopes[index].usage) is not None:
+                choices[index].model = used.version
             if isinstance(item, Piece):
                 waiting += choices[index].push(item)
                 if waiting:
@@ -99,28 +95,31 @@ class _Choice:
     """Writes one choice; holds back what may turn out to be a tool call."""
 
     def __init__(
-        self, index: int, asked: str, writer: answers.Stream, offer: wire.Offer | None
+        self, index: int, model: str, writer: answers.Stream, offer: wire.Offer | None
     ) -> None:
-        self.index, self.asked = index, asked
+        self.index, self.model = index, model
+        """What was asked for, until the engine has admitted the request to a version."""
         self._writer, self._offer = writer, offer
+        self._opened = not writer.chat
         self._held: list[Piece] = []
         self._holding = offer is not None
 
     def push(self, piece: Piece) -> list[str]:
         """The events a new piece makes possible."""
+        opening = self._opening()
         if not self._holding:
-            return [self._piece(piece)]
+            return [*opening, self._piece(piece)]
         assert self._offer is not None
         self._held.append(piece)
         text = self._text()
         if self._offer.choice != "auto" or OPEN in text or may_be_call(text):
-            return []
+            return opening
         self._holding = False
-        return [self._piece(held) for held in self._held]
+        return [*opening, *(self._piece(held) for held in self._held)]
 
     def finish(self, generation: Generation) -> list[str]:
         """The last events."""
-        reason, last = generation.finish_reason, list[str]()
+        reason, last = generation.finish_reason, self._opening()
         if self._holding and self._offer is not None:
             words, calls = self._offer.read(self._text())
             tokens = [token for piece in self._held for token in piece.tokens]
@@ -128,15 +127,22 @@ class _Choice:
                 last.append(self._piece(Piece(words, () if calls else tuple(tokens))))
             if calls:
                 reason = "tool_calls"
-                last.append(self._writer.calls(self.index, self.asked, calls))
+                last.append(self._writer.calls(self.index, self.model, calls))
         return [*last, self._writer.closing(self.index, generation.version, reason)]
+
+    def _opening(self) -> list[str]:
+        """The event that names the role, before any other of a chat."""
+        if self._opened:
+            return []
+        self._opened = True
+        return [self._writer.opening(self.index, self.model)]
 
     def _text(self) -> str:
         return "".join(piece.text for piece in self._held)
 
     def _piece(self, piece: Piece) -> str:
         tokens: Sequence[TokenLogprob] = piece.tokens
-        return self._writer.piece(self.index, self.asked, piece.text, tokens)
+        return self._writer.piece(self.index, self.model, piece.text, tokens)
 
 
 async def _merged(walks: list[Items]) -> AsyncGenerator[tuple[int, Piece | Envelope], None]:

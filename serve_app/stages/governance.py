@@ -82,7 +82,7 @@ class StreamGuard:
     """
 
     def __init__(self, vault: dict[str, str], max_discount: int | None) -> None:
-        self._vault = vault
+        self._vault, self._leaked = vault, Vault()
         self._max_discount = max_discount
         self._held = ""
         self.shown = 0
@@ -113,7 +113,8 @@ class StreamGuard:
         return self._clean(ready)
 
     def _clean(self, text: str) -> str:
-        clean = restore(cap_discounts(mask(text, Vault()), self._max_discount), self._vault)
+        masked = mask(text, self._leaked)
+        clean = restore(cap_discounts(masked, self._max_discount), self._vault)
         self.shown += len(text)
         self.changed = self.changed or clean != text
         return clean

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.cli.main import main
+from cluster.cli.main import _parser, main
 
 
 def _free_port() -> int:
@@ -53,6 +53,9 @@ def test_down_without_a_cluster_says_so(tmp_path: Path, capsys: pytest.CaptureFi
         (["rollout", "start", "care@2", "--plan", "nowhere.yaml"], "does not exist"),
         (["kill", "care", "--reason", "x"], "no cluster runs"),
         (["events", "--json"], "no cluster runs"),
+        (["keys", "--json"], "no cluster runs"),
+        (["rollout"], "no cluster runs"),
+        (["rollout", "promote", "care"], "no cluster runs"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(
@@ -63,3 +66,15 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert message in told
     assert told.startswith("headrace: ")
     assert len(told.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("keys", "list"), ("rollout", "status"), ("adapters", "card x@1"), ("usage", "limit")],
+)
+def test_an_option_counts_before_and_after_an_action(before: str, after: str) -> None:
+    given = ["--json", "--workdir", "/elsewhere"]
+    for arguments in ([before, *given, *after.split()], [before, *after.split(), *given]):
+        options = _parser().parse_args(arguments)
+        assert (options.json, options.workdir) == (True, Path("/elsewhere"))
+    assert _parser().parse_args([before, *after.split()]).json is False

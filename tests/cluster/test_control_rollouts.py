@@ -14,7 +14,7 @@ from cluster.rollout.outcomes import Side
 from cluster.rollout.plan import Phase, RolloutPlan
 from cluster.rollout.state import Report, Status
 from cluster.types import AdapterVersion, VersionState
-from tests.cluster.test_control import ACME, BASE, BY, V1, V2, _live_v1, _passed_v2
+from tests.cluster.test_control import ACME, BASE, BY, OPEN, V1, V2, _live_v1, _passed_v2
 from tests.fakes.fleet import FakeFleet
 
 PLAN = RolloutPlan(phases=(Phase(percent=50, min_requests=50, min_seconds=0),))
@@ -149,6 +149,50 @@ async def test_one_rollout_of_an_adapter_at_a_time(control: ControlPlane) -> Non
         await control.end_rollout("inventory", "enough", "ann")
     [found] = await control.rollouts(1)
     assert found.reason == "ann: enough"
+
+
+async def test_a_plan_may_wait_for_a_person(control: ControlPlane, fleet: FakeFleet) -> None:
+    rollout = await control.start_rollout(V2, PLAN.model_copy(update={"at_end": "wait"}), BY)
+    with pytest.raises(ConflictError, match="no rollout"):
+        await control.promote_rollout("inventory", "ann")  # it is not proved yet
+    await _tick(control)
+    with pytest.raises(ConflictError, match="0 of 50 requests"):
+        await control.promote_rollout("inventory", "ann")
+    await control.report([_seen(rollout.id)])
+    await _tick(control)
+    assert (await control.table()).live["inventory"].label == "inventory@1", "it waits"
+    await control.promote_rollout("inventory", "ann")
+    table = await control.table()
+    assert (table.live["inventory"].label, table.splits) == ("inventory@2", {})
+    await _tick(control)
+    assert fleet.calls[-2:] == ["drain 1", "remove 1"]
+    [found] = await control.rollouts(1)
+    assert found.status == Status.PROMOTED
+    assert found.reason.startswith("ann: ")
+    with pytest.raises(ConflictError, match="no rollout"):
+        await control.promote_rollout("inventory", "ann")
+
+
+async def test_a_person_cannot_promote_what_fails(control: ControlPlane) -> None:
+    rollout = await control.start_rollout(V2, PLAN.model_copy(update={"at_end": "wait"}), BY)
+    await _tick(control)
+    await control.report([_seen(rollout.id, failed=80)])
+    with pytest.raises(ConflictError, match="error rate"):
+        await control.promote_rollout("inventory", "ann")
+    await control.kill("inventory", "stop", BY)
+    with pytest.raises(ConflictError, match="revive it first"):
+        await control.promote_rollout("inventory", "ann")
+
+
+async def test_a_first_version_has_nothing_to_be_rolled_out_beside(
+    start: Callable[[], ControlPlane], make_adapter: Callable[..., Path]
+) -> None:
+    control = start()
+    await control.serve_base(BASE, BY)
+    await control.register_candidate(str(make_adapter()), "acme", BY)
+    await control.gate(V1, OPEN, BY)
+    with pytest.raises(ConflictError, match="promote inventory@1 itself"):
+        await control.start_rollout(V1, PLAN, BY)
 
 
 async def test_only_a_passed_version_is_rolled_out(control: ControlPlane) -> None:

@@ -192,6 +192,7 @@ async def test_another_tenants_things_do_not_exist(
         ("POST", "/v1/adapters/inventory/grant", {"tenant": "rival"}),
         ("POST", "/v1/rollouts", {"version": "inventory@1"}),
         ("POST", "/v1/rollouts/inventory/end", {"reason": "x"}),
+        ("POST", "/v1/rollouts/inventory/promote", None),
     ):
         refused = await admin("rival", method, path, body)
         assert refused.status_code == 404, (path, refused.text)
@@ -239,6 +240,8 @@ async def test_adapters_are_switched_granted_and_rolled_out(
     assert listed["seen"]["baseline"]["rating"] is None
     assert listed["verdict"] is None
     assert (await admin("rival", "GET", "/v1/rollouts")).json() == {"data": []}
+    early = await admin("admin", "POST", "/v1/rollouts/inventory/promote")
+    assert early.status_code == 409, "it has shown nothing yet"
     ended = await admin("admin", "POST", "/v1/rollouts/inventory/end", {"reason": "no"})
     assert ended.json() == {"adapter": "inventory", "ended": True}
 

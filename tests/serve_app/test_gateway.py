@@ -181,7 +181,8 @@ async def test_a_stream_is_openai_shaped(client: httpx.AsyncClient, world: World
     content = [c["delta"].get("content", "") for k in chunks for c in k["choices"]]
     assert "".join(content) == world.engine.answer
     assert chunks[-2]["choices"][0]["finish_reason"] == "stop"
-    assert chunks[-2]["model"] == "inventory@1"
+    assert {chunk["model"] for chunk in chunks} == {"inventory@1"}
+    assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
     assert chunks[-1]["usage"]["total_tokens"] == 12
     assert len(world.audited) == 1
 

@@ -6,6 +6,7 @@ import itertools
 import random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from vllm.lora.layers import LoRAMapping
@@ -80,24 +81,15 @@ def batches() -> list[Any]:
 
 
 @pytest.mark.parametrize("slots", batches(), ids=lambda slots: f"{len(slots)} rows")
-@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("wide", [RANK, 400], ids=["few ranks", "many ranks"])
-def test_every_row_is_multiplied_once_with_its_own_slot(
-    slots: list[int | None], threads: int, wide: int
-) -> None:
+def test_every_row_is_multiplied_once_with_its_own_slot(slots: list[int | None], wide: int) -> None:
     found = plan(slots, [wide] * SLOTS)
     assert planned(found) == [(row, s) for row, s in enumerate(slots) if s is not None]
     a, b = made = weights()
     x, y = torch.randn(len(slots), IN), torch.randn(len(slots), OUT)
     expected = row_by_row(slots, y, x, made)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    kernel.use_threads(threads)
-    try:
-        if not found.empty:
-            add_layer(y, x, found, StackedA.of(a), StackedB.of(b))
-    finally:
-        torch.set_num_threads(before)
+    if not found.empty:
+        add_layer(y, x, found, StackedA.of(a), StackedB.of(b))
     torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -151,12 +143,14 @@ def test_a_layer_reads_what_vllm_gives_it_and_nothing_that_was_there(
     for one in (*a, *b):
         one[3] = float("nan")  # of an adapter that was here before
     layer = Layer(a, b)
-    _write_in_place(layer)  # type: ignore[arg-type]
+    highest = np.zeros(SLOTS, np.int64)
+    _write_in_place(layer, highest)
     down: Given = [None if n in missing else torch.randn(rank, IN) for n in range(3)]
     up: Given = [None if n in missing else torch.randn(o, rank) for n, o in enumerate(OUTS)]
     if rank > 1 and not missing:  # and one of a lower rank
         down[1], up[1] = torch.randn(1, IN), torch.randn(8, 1)
     layer.set_lora(3, down, up)
+    assert highest[3] == rank
     assert layer.cleared == [], "nothing is cleared that is not read"
     x = torch.randn(2, IN)
     parts = [
@@ -172,7 +166,7 @@ def test_a_layer_reads_what_vllm_gives_it_and_nothing_that_was_there(
 def test_a_layer_for_which_an_adapter_has_nothing_adds_nothing() -> None:
     a, b = weights()
     layer = Layer(a, b)
-    _write_in_place(layer)  # type: ignore[arg-type]
+    _write_in_place(layer, np.zeros(SLOTS, np.int64))
     layer.reset_lora(2)
     for own in (1, 400):
         y = torch.zeros(2, OUT)
@@ -195,7 +189,7 @@ def test_what_is_of_another_shape_is_left_to_vllm(
     down: tuple[int, int], up: tuple[int, int] | None
 ) -> None:
     layer = Layer(*weights())
-    _write_in_place(layer)  # type: ignore[arg-type]
+    _write_in_place(layer, np.zeros(SLOTS, np.int64))
     before = layer.lora_a_stacked.whole.clone()
     layer.reset_lora(1)
     upper = None if up is None else torch.zeros(up)
@@ -291,7 +285,7 @@ def test_half_precision_is_multiplied_in_full() -> None:
 
 
 @pytest.mark.parametrize("spoiled", [float("inf"), float("nan")])
-@pytest.mark.parametrize("times", [1, 9])
+@pytest.mark.parametrize("times", [1, 400])
 def test_an_adapter_that_overflows_spoils_its_own_rows_only(spoiled: float, times: int) -> None:
     a, b = made = weights()
     for one in a:

@@ -131,13 +131,17 @@ async def test_a_stream_carries_several_choices(world: World, client: openai.Asy
         model="auto", messages=ASK, n=3, stream=True, stream_options={"include_usage": True}
     )
     texts, reasons = ["", "", ""], list[str]()
+    opened = list[int]()
     async for chunk in stream:
+        assert chunk.model == "inventory@1"
         for choice in chunk.choices:
+            opened += [choice.index] if choice.delta.role else []
             texts[choice.index] += choice.delta.content or ""
             reasons += [choice.finish_reason] if choice.finish_reason else []
         usage = chunk.usage
     assert texts == [world.engine.answer] * 3
     assert reasons == ["stop"] * 3
+    assert sorted(opened) == [0, 1, 2]
     assert len(world.audited) == 3
     assert usage is not None
     assert (usage.prompt_tokens, usage.completion_tokens) == (5, 21)
