@@ -167,7 +167,7 @@ class ControlPlane(Books):
         return verdict
 
     async def promote(self, version: AdapterVersion, actor: str) -> SwapReport:
-        """Swap a passed version in while the others keep serving.
+        """Swap a passed version in, or one that served before, while the others keep serving.
 
         Raises:
             ConflictError: the version has not passed the gate, or its adapter is switched off.
@@ -175,7 +175,7 @@ class ControlPlane(Books):
             SwapError: it was not proved on every replica.
         """
         async with self._changing:
-            record = self._passed(version)
+            record = self._passed(version, VersionState.RETIRED)
             self._refuse_killed(version.name)
             return await self._bring_in(record, self._table.live.get(version.name), actor)
 
@@ -345,11 +345,11 @@ class ControlPlane(Books):
         if any(step >= _SHARE_STEP for step in moved):
             self._publish(shares=shares)
 
-    def _passed(self, version: AdapterVersion) -> AdapterRecord:
+    def _passed(self, version: AdapterVersion, *also: VersionState) -> AdapterRecord:
         with Session(self._engine) as tx:
             record = versions.get(tx, version)
             bases.require_serving(tx, record.manifest.base_digest)
-        if record.state != VersionState.PASSED:
+        if record.state not in (VersionState.PASSED, *also):
             raise ConflictError(f"{version} is {record.state}: only a passed version is promoted")
         if self._rollouts.of(version.name) is not None:
             raise ConflictError(f"a rollout of {version.name} is under way: end it first")

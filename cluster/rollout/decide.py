@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from cluster.rollout.evidence import Evidence
 from cluster.rollout.plan import Guardrails, RolloutPlan
-from cluster.rollout.sequential import difference
+from cluster.rollout.sequential import difference, radius
 from cluster.rollout.trial import verdict
 
 
@@ -90,7 +90,7 @@ def decide(
 
 
 def _worse(limits: Guardrails, seen: Evidence) -> list[_Worse]:
-    """Each measure of which both versions have something to show."""
+    """Each measure of which both versions have something to show, and errors in any case."""
     old, new = seen.baseline, seen.candidate
     alpha = limits.alpha / 5
     errors = difference(old.errors, new.errors, alpha, within=(0, 1))
@@ -110,6 +110,9 @@ def _worse(limits: Guardrails, seen: Evidence) -> list[_Worse]:
         for ours, theirs, what, low, allowed in rows
         if ours.n and theirs.n
     ]
+    if new.errors.n and not old.errors.n:  # all users have the candidate: what fails is its own
+        failing = new.errors.mean - radius(new.errors, alpha, within=(0, 1))
+        found.append(_Worse("error rate", failing, new.errors.mean, limits.error_rate))
     if old.confidence.n and new.confidence.n:
         lost = old.confidence.mean - new.confidence.mean
         found.append(_Worse("confidence", -surer.high, lost, limits.confidence))

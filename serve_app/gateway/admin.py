@@ -157,7 +157,7 @@ class _Door:
         self._authenticate, self.plane = authenticate, plane
 
     async def admit(self, request: Request, role: Role = Role.ADMIN) -> Principal:
-        return await self._authenticate(request.headers.get("authorization"), role)
+        return await self._authenticate.admit(request, role)
 
     def tenant(self, principal: Principal, wanted: str | None) -> str:
         """The tenant that is asked about: the caller's own, or an operator's choice."""

@@ -69,7 +69,7 @@ def create_app(
         )
 
     async def models(request: Request) -> Response:
-        principal = await authenticate(request.headers.get("authorization"), Role.INFERENCE)
+        principal = await authenticate.admit(request, Role.INFERENCE)
         return JSONResponse({"object": "list", "data": _models(table(), principal, base_model)})
 
     busy: dict[str, Handler] = {

@@ -6,6 +6,8 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 
+from starlette.requests import Request
+
 from cluster.registry.keys import PREFIX, digest
 from cluster.types import Principal, Role
 from serve_app.gateway.errors import Refused
@@ -54,6 +56,12 @@ class Authenticator:
                 Block(403, "access_denied", f"this API key lacks the role {role.value!r}"),
                 principal=principal,
             )
+        return principal
+
+    async def admit(self, request: Request, role: Role) -> Principal:
+        """The principal behind a request; what it is refused from now on is on their record."""
+        principal = await self(request.headers.get("authorization"), role)
+        request.state.principal = principal
         return principal
 
     async def _lookup(self, key_digest: str) -> Principal | None:

@@ -1,8 +1,8 @@
 """Who was refused, on record: a wrong key, a model out of reach, a path that is not there.
 
-Everything a known key was refused is recorded. What nobody can be named for, and what was over a
-bound, is recorded up to a rate, and counted above it: neither strangers nor a client that does not
-wait must be able to fill the log.
+Everything a known key was denied is recorded. What nobody can be named for, what was over a bound
+and what was no proper request is recorded up to a rate, and counted above it: neither strangers nor
+a client that does not wait must be able to fill the log.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from serve_app.gateway.errors import Refused
 from serve_app.protocol import Envelope, Sampling
 
 _DENIED = frozenset({401, 403, 404, 405, 429})
+#: Of a known key: a name too long to be one, another tenant's trace, a body that means something
+#: else may be attempts too.
+_IMPROPER = frozenset({400, 409, 413})
 _BOUNDED_A_SECOND = 20
 _LONGEST = 256
 
@@ -33,11 +36,12 @@ class Denials:
 
     async def __call__(self, error: Refused, path: str) -> str | None:
         """The trace of a refusal, or None where it was not a denial or was only counted."""
-        if error.block.status not in _DENIED:
-            return None
         now, principal = self._now(), error.principal
+        improper = principal is not None and error.block.status in _IMPROPER
+        if error.block.status not in _DENIED and not improper:
+            return None
         metadata = {"path": path[:_LONGEST]}
-        if principal is None or error.block.status == 429:
+        if principal is None or improper or error.block.status == 429:
             if not self._room(int(now)):
                 self._unrecorded += 1
                 return None

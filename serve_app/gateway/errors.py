@@ -80,14 +80,6 @@ def invalid(error: ValidationError) -> Block:
     return Block(400, code, f"{where or 'body'}: {first['msg']}", where or None)
 
 
-async def _conflict(_request: Request, error: Exception) -> Response:
-    return respond(Block(409, "conflict", str(error)))
-
-
-async def _user(_request: Request, error: Exception) -> Response:
-    return respond(Block(400, "invalid_value", str(error)))
-
-
 async def _fault(_request: Request, _error: Exception) -> Response:
     """Ours, not the client's: the server logs it, the client gets no detail."""
     return respond(Block(500, "internal_error", "an internal error; the request was not answered"))
@@ -98,6 +90,7 @@ def handlers(recorded: Callable[[Refused, str], Awaitable[str | None]]) -> Handl
 
     async def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, Refused)
+        error.principal = error.principal or getattr(request.state, "principal", None)
         trace_id = error.trace_id or await recorded(error, request.url.path)
         return respond(error.block, trace_id)
 
@@ -106,11 +99,17 @@ def handlers(recorded: Callable[[Refused, str], Awaitable[str | None]]) -> Handl
         block = Block(error.status_code, "http_error", str(error.detail))
         return await refused(request, Refused(block))
 
+    async def conflict(request: Request, error: Exception) -> Response:
+        return await refused(request, Refused(Block(409, "conflict", str(error))))
+
+    async def user(request: Request, error: Exception) -> Response:
+        return await refused(request, Refused(Block(400, "invalid_value", str(error))))
+
     return {
         Exception: _fault,
         Refused: refused,
-        ConflictError: _conflict,
-        UserError: _user,
+        ConflictError: conflict,
+        UserError: user,
         HTTPException: http,
     }
 

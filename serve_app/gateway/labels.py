@@ -43,19 +43,19 @@ def label_routes(authenticate: Authenticator, labels: LabelQueue) -> list[Route]
     limit = 4 << 20
 
     async def claim(request: Request) -> Response:
-        principal = await authenticate(request.headers.get("authorization"), Role.LABEL)
+        principal = await authenticate.admit(request, Role.LABEL)
         body = await parse(request, ClaimRequest, limit)
         tasks = await labels.claim_labels(principal.tenant, body.annotator, body.limit)
         return JSONResponse({"tasks": [task.model_dump(mode="json") for task in tasks]})
 
     async def submit(request: Request) -> Response:
-        principal = await authenticate(request.headers.get("authorization"), Role.LABEL)
+        principal = await authenticate.admit(request, Role.LABEL)
         body = await parse(request, SubmitRequest, limit)
         accepted = await labels.submit_labels(principal.tenant, body.labels)
         return JSONResponse({"accepted": accepted})
 
     async def counts(request: Request) -> Response:
-        principal = await authenticate(request.headers.get("authorization"), Role.LABEL)
+        principal = await authenticate.admit(request, Role.LABEL)
         return JSONResponse({"counts": await labels.label_counts(principal.tenant)})
 
     return [

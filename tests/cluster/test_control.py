@@ -135,6 +135,19 @@ async def test_an_evaluation_against_another_version_does_not_count(
         await control.gate(V2, OPEN, BY)
 
 
+async def test_a_version_that_served_before_may_serve_again(
+    control: ControlPlane, make_adapter: Callable[..., Path], evaluation: Evaluation
+) -> None:
+    await _live_v1(control, make_adapter)
+    await _passed_v2(control, make_adapter, evaluation)
+    await control.promote(V2, BY)
+    report = await control.promote(V1, BY)
+    assert (report.previous, report.current) == ("inventory@2", "inventory@1")
+    assert (await control.table()).live["inventory"].label == "inventory@1"
+    states = {str(r.id): r.state for r in await control.adapter_versions()}
+    assert states == {"inventory@1": "live", "inventory@2": "retired"}
+
+
 async def test_altered_files_are_not_promoted(
     control: ControlPlane, make_adapter: Callable[..., Path]
 ) -> None:

@@ -114,8 +114,12 @@ def test_it_holds_until_enough_was_seen() -> None:
     assert _decide(doubtful, waited=1001.0)[0] is Action.ROLL_BACK
 
 
-def test_a_first_version_has_nothing_to_be_compared_with() -> None:
-    assert _decide(Evidence(Arm(), _arm(500, 400)))[0] is Action.ADVANCE
+def test_a_candidate_that_has_all_users_must_not_fail_either() -> None:
+    action, reason = _decide(Evidence(Arm(), _arm(500, 400)))
+    assert action is Action.ROLL_BACK
+    assert "error rate" in reason
+    assert _decide(Evidence(Arm(), _arm(500, 8)))[0] is Action.HOLD, "too many, but not surely"
+    assert _decide(Evidence(Arm(), _arm(500, 1, ms=900.0)))[0] is Action.ADVANCE
 
 
 def _running() -> Rollout:

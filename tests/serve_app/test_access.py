@@ -57,14 +57,16 @@ async def test_a_model_out_of_reach_is_one_that_does_not_exist(
     world: World, client: httpx.AsyncClient, key: str, model: str
 ) -> None:
     response = await client.post(CHAT, json={**GOOD, "model": model}, headers=_as(key))
-    assert response.status_code in (400, 404)
-    if response.status_code == 404:
-        error = response.json()["error"]
-        assert error["code"] == "model_not_found"
+    error = response.json()["error"]
+    [recorded] = world.audited
+    assert recorded.key_id == {"hr-rival": "k3"}.get(key, "k4")
+    assert response.headers["x-headrace-trace-id"] == recorded.trace_id
+    if len(model) > 128:
+        assert (response.status_code, error["param"]) == (400, "model")
+    else:
+        assert (response.status_code, error["code"]) == (404, "model_not_found")
         assert "inventory" not in error["message"].replace(repr(model[:64]), "")
-        [recorded] = world.audited
-        assert (recorded.model, recorded.key_id) == (model[:256], {"hr-rival": "k3"}.get(key, "k4"))
-        assert response.headers["x-headrace-trace-id"] == recorded.trace_id
+        assert recorded.model == model[:256]
     assert not world.engine.requests
 
 
@@ -181,6 +183,13 @@ async def test_strangers_cannot_fill_the_log() -> None:
     await denials(unknown, "/y")
     assert recorded[-1].metadata == {"path": "/y", "unrecorded_before": str(1000 - strangers)}
     assert await denials(Refused(Block(400, "invalid_value", "no")), "/z") is None
+    now[0] += 1
+    before = len(recorded)
+    for status in (400, 409, 413) * 100:
+        improper = Refused(Block(status, "x", "no"), principal=known.principal)
+        await denials(improper, "/v1/labels")
+    assert before < len(recorded) < before + 50
+    assert recorded[-1].tenant == "acme"
 
 
 async def test_what_is_remembered_of_a_key_ends_with_it() -> None:
