@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -150,8 +150,29 @@ def read_traces(directory: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
-def read_chains(directory: Path) -> Iterator[tuple[str, Iterator[dict[str, Any]]]]:
-    """Each writer under `directory` with its traces, the first of them in place 0 of its chain."""
+@dataclass(frozen=True)
+class Place:
+    """How far a writer's traces were read."""
+
+    traces: int = 0
+    offset: int = 0
+    """In bytes."""
+
+
+def read_chains(
+    directory: Path, begun: Mapping[str, Place]
+) -> Iterator[tuple[str, list[dict[str, Any]], Place]]:
+    """Each writer under `directory` with its whole traces from where `begun` says on, the first of
+    a chain where it says nothing, and the place after them."""
     for path in sorted(directory.glob("traces-*.jsonl")):
-        lines = _read_lines(path)
-        yield path.stem.removeprefix("traces-"), (json.loads(line) for line in lines)
+        writer = path.stem.removeprefix("traces-")
+        start = begun.get(writer, Place())
+        if path.stat().st_size <= start.offset:
+            continue
+        with path.open("rb") as file:
+            file.seek(start.offset)
+            whole = file.read()
+        whole = whole[: whole.rfind(b"\n") + 1]  # the last may be being written
+        traces = [json.loads(line) for line in whole.splitlines()]
+        after = Place(start.traces + len(traces), start.offset + len(whole))
+        yield writer, traces, after

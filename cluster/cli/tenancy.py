@@ -57,7 +57,6 @@ def add_usage(verbs: Verbs) -> list[argparse.ArgumentParser]:
     usage.add_argument("--tenant", help="whose bill")
     usage.add_argument("--since", default="30d", help="how far back: 90s, 15m, 12h, 30d")
     usage.add_argument("--prices", type=Path, help="YAML price book to reckon with instead")
-    usage.add_argument("--settle", action="store_true", help="first enter what only the log has")
     usage.set_defaults(run=_bill)
     actions = usage.add_subparsers(metavar="ACTION")
     limit = actions.add_parser("limit", help="bound what a tenant may use; without bounds: show")
@@ -200,7 +199,6 @@ def _bill(options: argparse.Namespace) -> int:
         raise UserError(str(error)) from error
     prices = load(PriceBook, options.prices) if options.prices else None
     control, now = client(options), time.time()
-    settled = control.settle() if options.settle else 0
     bill = control.bill(options.tenant, now - since, now + 1, prices)
     lines = [
         f"{line['version']:<24} {line['requests']:8d} requests ({line['cached']} cached)  "
@@ -212,6 +210,4 @@ def _bill(options: argparse.Namespace) -> int:
         f"{bill['adapter_hours']:.2f} adapter hours, {bill['training_seconds']:.0f} s of training, "
         f"{bill['labels']} labels; {bill['usd']:.4f} $ in all"
     )
-    if options.settle:
-        lines.append(f"{settled} rows were in the log only and are entered now")
-    return say(options, {**bill, "settled": settled}, lines)
+    return say(options, bill, lines)

@@ -7,6 +7,7 @@ gateways at once goes through `_keys_changed`.
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 import uuid
 from abc import ABC, abstractmethod
@@ -16,7 +17,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from cluster.audit import CONTROL, ChainWriter
+from cluster.audit import CONTROL, ChainWriter, Place
 from cluster.budget.exchange import Reservation, Settlement
 from cluster.budget.ledger import Refusal, Room
 from cluster.budget.limits import Limits, key_scope
@@ -42,6 +43,9 @@ from cluster.registry.versions import AdapterRecord
 from cluster.storage import require_stable
 from cluster.types import AdapterVersion, Principal
 
+#: To enter what was read from the log, while gateways tell of it too.
+_TRIES = 3
+
 
 class Books(ABC):
     """The registry, its audit chain and the till."""
@@ -53,6 +57,8 @@ class Books(ABC):
         self._audit = audit
         self._till = Till(lambda: Session(self._engine))
         self._traffic = Traffic()
+        self._read: dict[str, Place] = {}
+        self._settling = threading.Lock()
 
     def _change(self) -> AbstractContextManager[Session]:
         return events.recorded(self._engine, self._chain)
@@ -167,26 +173,33 @@ class Books(ABC):
         with Session(self._engine) as tx, tx.begin():
             return usage.tell(tx, uses)
 
-    async def settle(self) -> int:
-        """Enter what the audit log has and the meter does not; returns the rows that were new."""
-        # The whole log is read: in a thread, gateways' questions are answered meanwhile.
-        return await asyncio.to_thread(self._settle)
-
-    def _settle(self) -> int:
-        with Session(self._engine) as tx:
-            found = usage.untold(tx, self._audit)
-        with Session(self._engine) as tx, tx.begin():
-            return usage.tell(tx, found)
+    def _settle(self) -> None:
+        """Enter what the audit log has and the meter does not."""
+        for _ in range(_TRIES):
+            with Session(self._engine) as tx:
+                found, read = usage.untold(tx, self._audit, self._read)
+            with Session(self._engine) as tx, tx.begin():
+                told = usage.tell(tx, found)
+            if told == len(found):
+                self._read = read
+                return
+            # A gateway told some of it meanwhile, and what overlaps was left out whole.
 
     async def bill(
         self, tenant: str, start: float, end: float, prices: PriceBook | None
     ) -> dict[str, Any]:
-        """What a tenant used and what it costs, at the prices in force or at `prices`."""
+        """What a tenant used and what it costs, at the prices in force or at `prices`.
+
+        All that is in the audit log by now is in it.
+        """
 
         def reckon() -> dict[str, Any]:
+            with self._settling:
+                self._settle()
             with Session(self._engine) as tx:
                 return usage.bill(tx, tenant, start, end, prices)
 
+        # The log is read: in a thread, gateways' questions are answered meanwhile.
         return await asyncio.to_thread(reckon)
 
     async def card(self, version: AdapterVersion) -> str:

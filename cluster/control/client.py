@@ -180,10 +180,6 @@ class ControlClient:
         result: dict[str, Any] = self._get(asked)
         return result
 
-    def settle(self) -> int:
-        """Enter what the audit log has and the meter does not."""
-        return int(self._get(self._actor.settle.remote()))
-
     def card(self, version: AdapterVersion) -> str:
         """The model card of a version, as Markdown."""
         return str(self._get(self._actor.card.remote(version)))

@@ -7,7 +7,7 @@ that was never told is found by reading the log, so that bill and log agree to t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
 
-from cluster.audit import read_chains
+from cluster.audit import Place, read_chains
 from cluster.budget.prices import PriceBook
 from cluster.registry import events, residency
 from cluster.registry.schema import PriceRow, TokenRow, WorkRow
@@ -202,31 +202,38 @@ def _amount(tx: Session, kind: str, tenant: str, start: float, end: float) -> fl
     return float(tx.scalar(select(func.sum(WorkRow.amount)).where(*mine)) or 0.0)
 
 
-def untold(tx: Session, audit: Path) -> list[TokenUse]:
+def untold(
+    tx: Session, audit: Path, begun: Mapping[str, Place]
+) -> tuple[list[TokenUse], dict[str, Place]]:
     """What the log has and the meter does not: stretches that were lost on their way here.
 
-    Each is dated when it was recorded, and cut where the price book changed.
+    Each is dated when it was recorded, and cut where the price book changed. Of each writer's chain
+    the log is read from where `begun` says on; the second is how far it was read, which is where
+    to begin once the first is told.
     """
     found: list[TokenUse] = []
     changes = [at for at, _ in books(tx)[1:]]
-    for writer, traces in read_chains(audit):
-        told = select(TokenRow.first, TokenRow.after).where(TokenRow.writer == writer).distinct()
-        covered = {place for first, after in tx.execute(told) for place in range(first, after)}
+    ends = dict(begun)
+    for writer, traces, after in read_chains(audit, begun):
+        ends[writer], start = after, after.traces - len(traces)
+        mine = (TokenRow.writer == writer, TokenRow.after > start)
+        told = tx.execute(select(TokenRow.first, TokenRow.after).where(*mine).distinct())
+        covered = {place for first, end in told for place in range(max(first, start), end)}
         tally: Tally | None = None
-        begun = 0.0
-        for place, trace in enumerate(traces):
+        since = 0.0
+        for place, trace in enumerate(traces, start):
             at = float(trace["recorded_at"])
             missing = place not in covered and trace["usage"] is not None
-            if tally is not None and (not missing or _apart(begun, at, changes)):
-                found += tally.uses(begun)
+            if tally is not None and (not missing or _apart(since, at, changes)):
+                found += tally.uses(since)
                 tally = None
             if missing:
                 if tally is None:
-                    tally, begun = Tally(writer, place), at
+                    tally, since = Tally(writer, place), at
                 tally.add(trace)
         if tally is not None:
-            found += tally.uses(begun)
-    return found
+            found += tally.uses(since)
+    return found, ends
 
 
 def _apart(first: float, at: float, changes: list[float]) -> bool:

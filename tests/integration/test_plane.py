@@ -148,7 +148,7 @@ def test_a_bill_agrees_with_the_audit_log_to_the_token(wheel: Wheel) -> None:
     wheel.openai.chat.completions.create(
         model="auto", messages=[{"role": "user", "content": "what does this cost"}]
     )
-    bill = wheel.do("usage", "--tenant", "demo", "--settle")
+    bill = wheel.do("usage", "--tenant", "demo")
     traces = [trace["usage"] for trace in _traces(wheel, "demo") if trace["usage"]]
     lines = bill["lines"]
     assert sum(line["requests"] for line in lines) == len(traces)
@@ -218,7 +218,7 @@ def wait_for_bill(wheel: Wheel, tenant: str, *, requests: int) -> Any:
     found: list[Any] = []
 
     def there() -> bool:
-        found[:] = [wheel.do("usage", "--tenant", tenant, "--settle")]
+        found[:] = [wheel.do("usage", "--tenant", tenant)]
         return sum(line["requests"] for line in found[0]["lines"]) >= requests
 
     wait_for(there)
