@@ -7,6 +7,7 @@ HeadraceError
     ArtifactError               an adapter directory that cannot be trusted
   ConflictError                 the state does not allow this now
   SwapError                     a version could not be proved on every replica
+  DiskFullError                 there is no room for what is published
 """
 
 from __future__ import annotations
@@ -34,6 +35,10 @@ class ArtifactError(UserError):
 
 class ConflictError(HeadraceError):
     """The request is well formed, but the present state does not allow it."""
+
+
+class DiskFullError(HeadraceError):
+    """The disk has no room for what is published; nothing of it was."""
 
 
 class SwapError(HeadraceError):

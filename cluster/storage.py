@@ -5,6 +5,7 @@ A directory is published by rename, its `STABLE` marker in it; nothing rewrites 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cluster.errors import ArtifactError, ConflictError, DataError
+from cluster.errors import ArtifactError, ConflictError, DataError, DiskFullError
 
 STABLE = "STABLE"
 _CHUNK = 1 << 20
@@ -32,14 +33,26 @@ def publishing(final: Path) -> Iterator[Path]:
 
     Raises:
         ConflictError: `final` is already there; published directories are immutable.
+        DiskFullError: there is no room for it.
     """
     staged = staging(final)
     try:
         yield staged
         publish(staged, final)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(staged, ignore_errors=True)
+        if _disk_is_full(error):
+            raise DiskFullError(
+                f"no space left for {final}: nothing was published; make room, then run this again"
+            ) from error
         raise
+
+
+def _disk_is_full(error: BaseException) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    # safetensors and pyarrow have errors of their own, which name the system's.
+    return isinstance(error, Exception) and f"os error {errno.ENOSPC}" in str(error)
 
 
 def publish(source: Path, final: Path) -> str:

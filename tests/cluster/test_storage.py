@@ -4,9 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from cluster import storage
-from cluster.errors import ArtifactError, ConflictError
+from cluster.errors import ArtifactError, ConflictError, DiskFullError
 
 
 def _published(tmp_path: Path) -> Path:
@@ -74,8 +76,12 @@ def small_disk() -> Iterator[Path]:
 
 def test_a_full_disk_leaves_nothing_published_and_nothing_behind(small_disk: Path) -> None:
     final = small_disk / "care" / "1"
-    with pytest.raises(OSError, match="No space left"), storage.publishing(final) as staged:
-        (staged / "weights").write_bytes(b"x" * (1 << 20))
+    with pytest.raises(DiskFullError, match="nothing was published"):
+        with storage.publishing(final) as staged:
+            (staged / "weights").write_bytes(b"x" * (1 << 20))
+    assert list(final.parent.iterdir()) == []
+    with pytest.raises(DiskFullError, match="make room"), storage.publishing(final) as staged:
+        save_file({"w": torch.zeros(1 << 18)}, staged / "adapter.safetensors")
     assert list(final.parent.iterdir()) == []
     with storage.publishing(final) as staged:
         (staged / "weights").write_bytes(b"x" * 1024)
