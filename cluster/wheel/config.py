@@ -36,6 +36,9 @@ class WheelConfig(ConfigModel):
 
     base_model: BaseModelRef
     """Change this line to stand the adapters on another model."""
+    database: str = ""
+    """Of the registry, postgresql://...; where empty, SQLite in the working folder. An empty one:
+    a turn begins with the first version of each adapter."""
     serve: str
     train: str
     data: str

@@ -95,7 +95,7 @@ class Turn:
     def deploy(self) -> None:
         """The control plane, then the serving graph; its engine starts while version 1 trains."""
         self.site.narrator.step("Deploy the graph: gateway, seven stages, vLLM engine")
-        database = f"sqlite:///{self.site.path('registry.db')}"
+        database = self.site.config.database or f"sqlite:///{self.site.path('registry.db')}"
         chained = Path(self.site.path("state", "audit"))
         runtime.start_control(database, max_rank=32, audit=chained)
         self._control = ControlClient()
