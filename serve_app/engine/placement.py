@@ -62,8 +62,15 @@ class Placement:
                 ready.append(by_name[replica])
             elif len(wanted) > 1:
                 self._ask(by_name[replica], adapter)
+        if ready:
+            return ready
+        home = by_name[wanted[0]]
+        for replica in order[len(wanted) :]:
+            if self._held.get((replica, adapter.int_id)):  # since it had more of the load, say
+                self._ask(home, adapter)
+                return [by_name[replica]]
         # Where nobody is known to hold it, the first loads it for its first request.
-        return ready or [by_name[wanted[0]]]
+        return [home]
 
     def answered(self, replica: str, adapter: ServedAdapter) -> None:
         """`replica` has answered a request of `adapter`, and so holds it."""

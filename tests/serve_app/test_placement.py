@@ -72,6 +72,19 @@ async def test_a_cold_adapter_goes_to_one_replica_from_every_gateway() -> None:
     assert all(not replica.asked for replica in fleet)
 
 
+async def test_a_new_home_is_asked_while_the_former_one_answers() -> None:
+    fleet, care = _fleet(), _adapter("care")
+    home, former = ranked("care", REPLICAS)[:2]
+    smaller = [one for one in fleet if one.address.replica != home]
+    placement = Placement(lambda _name: 0.0)
+    assert _names(placement.of(care, smaller)) == {former}
+    placement.answered(former, care)
+    assert _names(placement.of(care, fleet)) == {former}, "the new one does not hold it yet"
+    await asyncio.sleep(0.01)
+    assert _names(placement.of(care, fleet)) == {home}
+    assert {one.address.replica for one in fleet if one.asked} == {home}
+
+
 async def test_a_replica_gets_requests_once_it_holds_the_adapter() -> None:
     fleet, share = _fleet(), {"care": 0.0}
     placement = Placement(lambda name: share[name])
