@@ -36,15 +36,23 @@ def completion(
     chat: bool,
     offer: Offer | None = None,
 ) -> dict[str, Any]:
-    """A whole answer's body; `model` is the concrete version that answered."""
+    """A whole answer's body; `model` is the concrete version that answered.
+
+    Where several did, of several prompts or because one was swapped in between, each choice has its
+    own `model`.
+    """
     generations = [generation for generation, _ in answers]
+    several = len({generation.version for generation in generations}) > 1
     return {
         "id": trace_id,
         "object": "chat.completion" if chat else "text_completion",
         "created": created,
         "model": generations[0].version,
         "choices": [
-            _choice(index, generation, text, chat=chat, offer=offer)
+            {
+                **_choice(index, generation, text, chat=chat, offer=offer),
+                **({"model": generation.version} if several else {}),
+            }
             for index, (generation, text) in enumerate(answers)
         ],
         "usage": usage(generations, choices),

@@ -9,6 +9,8 @@ import httpx
 import openai
 import pytest
 
+from serve_app.gateway import answers
+from serve_app.protocol import Generation
 from tests.serve_app.test_gateway import World
 
 SCHEMA: dict[str, Any] = {
@@ -90,6 +92,19 @@ async def test_texts_are_continued_as_they_stand(world: World, client: openai.As
     assert all(not request.chat for request in world.engine.requests)
     assert answer.usage is not None
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (10, 28)
+
+
+def test_every_choice_names_its_version_where_several_answered() -> None:
+    def found(*versions: str) -> Any:
+        answered = [
+            (Generation("a", v, 1, 1, "stop", 0.0, 0.0, None, 1.0, "r"), "a") for v in versions
+        ]
+        return answers.completion("tr-1", 1, answered, len(versions), chat=True)
+
+    body = found("care@1", "care@2")
+    assert body["model"] == "care@1"
+    assert [choice["model"] for choice in body["choices"]] == ["care@1", "care@2"]
+    assert all("model" not in choice for choice in found("care@1", "care@1")["choices"])
 
 
 async def test_text_streams_have_text(world: World, client: openai.AsyncOpenAI) -> None:
