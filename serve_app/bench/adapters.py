@@ -3,7 +3,8 @@
 One adapter is swapped again and again while clients ask for it and for others that stay. Blocks of
 swaps and of rest alternate, so that the cost of a swap is told from the machine's own moods. Swaps
 begin at a pace: were each to begin when the last has ended, faster ones would be more of them, and
-would seem to cost the others more. The last block is without it, and is told apart.
+would seem to cost the others more. The last block is without it, and is told apart. Then the
+adapter is switched off and on again, a few times, while clients ask for it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -34,6 +36,7 @@ HOT = "hot"
 _OTHERS = ("steady-a", "steady-b", "steady-c")
 _MAKE_S = 1800.0
 _TIMEOUT_S = 60.0
+_AFTER_ERROR_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ class Plan:
     """The last of the swaps at least, each begun when the one before has ended."""
     clients: int = 4
     """That ask for the others, and as many that ask for the adapter that is swapped."""
+    kills: int = 10
+    """Times that the adapter is switched off, and revived."""
     watchers: int = 2
     """That ask the adapter that is swapped for one token, again and again."""
     max_tokens: int = 16
@@ -81,6 +86,18 @@ class Swap:
 
 
 @dataclass
+class Kill:
+    """Once switched off: when that was asked for and when it returned, what it reported, and when
+    it was asked to be revived."""
+
+    asked: float
+    returned: float
+    aborted: int
+    confirmed: bool
+    revived: float = 0.0
+
+
+@dataclass
 class Spans:
     """When versions were swapped and when not, as (begin, end); the load's start is in none."""
 
@@ -102,9 +119,12 @@ def run(folder: Path, plan: Plan, narrator: Narrator) -> dict[str, Any]:
         clients = 2 * plan.clients + plan.watchers
         narrator.step(f"{plan.swaps} swaps in {plan.blocks} blocks and a last, {clients} clients")
         answers, swaps, spans = asyncio.run(_under_load(system, plan, offline["prompts"], narrator))
+        narrator.step(f"Switch it off and on again, {plan.kills} times, {plan.clients} clients")
+        asked, kills = asyncio.run(_switched(system, plan, offline["prompts"]))
     return {
         "plan": {**asdict(plan), "config": plan.config.name},
         **judged(answers, swaps, spans, offline["answers"]),
+        "kill": judged_kills(asked, kills),
         "swap_rows": [asdict(swap) for swap in swaps],
     }
 
@@ -154,10 +174,7 @@ async def _under_load(
     system: System, plan: Plan, prompts: list[str], narrator: Narrator
 ) -> tuple[list[Answer], list[Swap], Spans]:
     answers, swaps, spans = list[Answer](), list[Swap](), Spans()
-    timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)
-    headers = {"Authorization": f"Bearer {system.key}"}
-    async with aiohttp.ClientSession(timeout=timeout, headers=headers) as session:
-        client = _Client(session, system.url.replace("/chat/", "/"), prompts)
+    async with _client(system, prompts) as client:
         asked = [
             (name, plan.max_tokens)
             for number in range(plan.clients)
@@ -199,6 +216,39 @@ async def _block(
     return began, time.monotonic()
 
 
+async def _switched(
+    system: System, plan: Plan, prompts: list[str]
+) -> tuple[list[Answer], list[Kill]]:
+    from cluster.control.client import ControlClient
+
+    control = ControlClient("benchmark")
+    answers, kills = list[Answer](), list[Kill]()
+    async with _client(system, prompts) as client:
+        asking = [
+            asyncio.create_task(client.ask(HOT, number, answers, plan.max_tokens))
+            for number in range(plan.clients)
+        ]
+        for _ in range(plan.kills):
+            await asyncio.sleep(plan.every_s)
+            asked = time.monotonic()
+            report = await asyncio.to_thread(control.kill, HOT, "the benchmark")
+            kills.append(Kill(asked, time.monotonic(), report.aborted, report.confirmed))
+            await asyncio.sleep(plan.every_s)
+            kills[-1].revived = time.monotonic()
+            await asyncio.to_thread(control.revive, HOT)
+        client.stopped = True
+        await asyncio.gather(*asking)
+    return answers, kills
+
+
+@asynccontextmanager
+async def _client(system: System, prompts: list[str]) -> AsyncIterator[_Client]:
+    timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)
+    headers = {"Authorization": f"Bearer {system.key}"}
+    async with aiohttp.ClientSession(timeout=timeout, headers=headers) as session:
+        yield _Client(session, system.url.replace("/chat/", "/"), prompts)
+
+
 async def _rest(seconds: float) -> tuple[float, float]:
     began = time.monotonic()
     await asyncio.sleep(seconds)
@@ -223,6 +273,8 @@ class _Client:
         while not self.stopped:
             number += 1
             answers.append(await self._one(model, number % len(self._prompts), max_tokens))
+            if answers[-1].error:
+                await asyncio.sleep(_AFTER_ERROR_S)
 
     async def _one(self, model: str, prompt: int, max_tokens: int) -> Answer:
         body = {
@@ -313,6 +365,31 @@ def judged(
         "others_p99_ratio": round(_quantile(during, 0.99) / _quantile(resting, 0.99), 3),
         "others_p99_ratio_hurried": round(_quantile(hurried, 0.99) / _quantile(resting, 0.99), 3),
         "worst_proof": max(swap.report["proof_difference"] for swap in swaps),
+    }
+
+
+def judged_kills(answers: list[Answer], kills: list[Kill]) -> dict[str, Any]:
+    """How soon nobody was answered any more, and whether anybody was after all was said to be off.
+
+    `last_answer_ms` is from asking to the end of the last whole answer that the client got before
+    the adapter was revived; 0 where there was none.
+    """
+    whole = [a for a in answers if not a.error]
+    ended = [[a for a in whole if kill.asked < a.done <= kill.revived] for kill in kills]
+    last = [
+        max((a.done - kill.asked for a in found), default=0.0)
+        for kill, found in zip(kills, ended, strict=True)
+    ]
+    after = sum(
+        a.sent > kill.returned for kill, found in zip(kills, ended, strict=True) for a in found
+    )
+    return {
+        "kills": len(kills),
+        "confirmed": sum(kill.confirmed for kill in kills),
+        "cut_off": sum(kill.aborted for kill in kills),
+        "kill_ms": _spread([kill.returned - kill.asked for kill in kills]),
+        "last_answer_ms": _spread(last),
+        "answered_after": after,
     }
 
 

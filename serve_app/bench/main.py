@@ -170,6 +170,11 @@ def _adapters(options: argparse.Namespace) -> dict[str, Any]:
         f"{found['others_p99_ratio']} x the p99 at rest, of adapters that stay, with a swap every "
         f"{plan.every_s:g} s; {found['others_p99_ratio_hurried']} x with one after another"
     )
+    kill = found["kill"]
+    narrator.say(
+        f"{kill['kills']} kills: confirmed after p99 {kill['kill_ms']['p99']} ms, the last answer "
+        f"after {kill['last_answer_ms']['p99']} ms; {kill['answered_after']} answered afterwards"
+    )
     if not options.no_crowd:
         found["crowd"] = _measure_crowd(options.workdir, crowds.Plan())
     return found

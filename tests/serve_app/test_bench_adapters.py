@@ -3,7 +3,7 @@
 import itertools
 from collections import Counter
 
-from serve_app.bench.adapters import Answer, Spans, Swap, judged
+from serve_app.bench.adapters import Answer, Kill, Spans, Swap, judged, judged_kills
 from serve_app.bench.crowd import draws
 from serve_app.bench.crowds import ratios
 
@@ -47,6 +47,22 @@ def test_answers_are_held_against_the_version_they_name() -> None:
     assert found["promote_to_first_token_ms"] == {"n": 1, "p50": 350.0, "p99": 350.0}
     assert found["others_p99_ratio"] == 3.0
     assert found["others_p99_ratio_hurried"] == 5.0
+
+
+def test_a_kill_is_over_with_the_last_whole_answer() -> None:
+    kills = [Kill(10.0, 10.2, 3, True, 12.0), Kill(20.0, 20.1, 0, False, 22.0)]
+    answers = [
+        _answer("hot@1", "one", 0, 9.0, done=9.5),
+        _answer("hot@1", "one", 0, 9.9, done=10.1),
+        _answer("", "", 0, 9.9, done=10.15, error="403"),
+        _answer("hot@1", "one", 0, 11.0, done=11.5),  # it should not have been
+        _answer("hot@1", "one", 0, 12.5, done=13.0),
+    ]
+    found = judged_kills(answers, kills)
+    assert (found["kills"], found["confirmed"], found["cut_off"]) == (2, 1, 3)
+    assert found["kill_ms"] == {"n": 2, "p50": 200.0, "p99": 200.0}
+    assert found["last_answer_ms"] == {"n": 2, "p50": 1500.0, "p99": 1500.0}
+    assert found["answered_after"] == 1
 
 
 def test_crowds_are_compared_round_by_round_in_one_engine_and_by_medians_between_two() -> None:
