@@ -24,6 +24,7 @@ WEIGHTS = "adapter_model.safetensors"
 PEFT_CONFIG = "adapter_config.json"
 _ALLOWED = {MANIFEST, WEIGHTS, PEFT_CONFIG, storage.STABLE, "README.md"}
 _MAX_HEADER = 16 << 20
+_DOWN, _UP = ".lora_A.", ".lora_B."
 
 
 class _Tensor(BaseModel):
@@ -115,7 +116,7 @@ def inspect(path: Path, *, max_rank: int) -> AdapterManifest:
         )
     # PEFT lets single layers have a rank of their own; none may be over the engine's.
     ranks = {manifest.rank} if not peft.get("rank_pattern") else set(range(1, max_rank + 1))
-    check_tensors(path / WEIGHTS, ranks)
+    _require_pairs(path, check_tensors(path / WEIGHTS, ranks))
     if not manifest.golden:
         raise ArtifactError(f"{path}: no golden probes, so a swap could not be proved")
     for probe in manifest.golden:
@@ -125,6 +126,17 @@ def inspect(path: Path, *, max_rank: int) -> AdapterManifest:
                 f"{path}: a golden probe has no prompt, answer or log-probabilities"
             )
     return manifest
+
+
+def _require_pairs(path: Path, names: set[str]) -> None:
+    """Raise ArtifactError unless something is a LoRA layer, and each of them whole."""
+    halves = {name for name in names if _DOWN in name or _UP in name}
+    if not halves:
+        raise ArtifactError(f"{path}: no tensor of it is of a LoRA layer")
+    for name in sorted(halves):
+        other = name.replace(_DOWN, _UP) if _DOWN in name else name.replace(_UP, _DOWN)
+        if other not in halves:
+            raise ArtifactError(f"{path}: tensor {name} has no {other} beside it")
 
 
 @dataclass(frozen=True)
@@ -170,7 +182,7 @@ def check_tensors(path: Path, ranks: set[int]) -> set[str]:
     content = np.memmap(path, np.uint8, "r", offset=8 + length) if size > 8 + length else None
     for name, item in tensors.items():
         _check_tensor(f"{path}: tensor {name}", item, content)
-        side = 0 if ".lora_A." in name else 1 if ".lora_B." in name else None
+        side = 0 if _DOWN in name else 1 if _UP in name else None
         if side is not None and (len(item.shape) != 2 or item.shape[side] not in ranks):
             raise ArtifactError(
                 f"{path}: tensor {name} has shape {item.shape}, not the rank stated"

@@ -6,7 +6,8 @@ HeadraceError
     DataError                   a data file, a dataset or a manifest
     ArtifactError               an adapter directory that cannot be trusted
   ConflictError                 the state does not allow this now
-  SwapError                     a version could not be proved on every replica
+  SwapError                     a version could not be brought into service
+    NotProvedError              what a replica holds is not what the trainer made
   DiskFullError                 there is no room for what is published
 """
 
@@ -43,3 +44,7 @@ class DiskFullError(HeadraceError):
 
 class SwapError(HeadraceError):
     """A new version was not proved on every replica; the serving version is untouched."""
+
+
+class NotProvedError(SwapError):
+    """A replica has loaded it and says other things than the trainer's model did."""

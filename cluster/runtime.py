@@ -227,7 +227,9 @@ def require_cluster(workdir: Path) -> LocalCluster:
     """
     cluster = running(workdir)
     if cluster is None:
-        raise ConfigError(f"no cluster runs from {workdir}: start one with ./scripts/demo --serve")
+        raise ConfigError(
+            f"no cluster runs from {workdir}: start one with ./scripts/demo --serve or headrace up"
+        )
     return cluster
 
 

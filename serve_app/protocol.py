@@ -160,6 +160,8 @@ class Envelope:
     stream: bool = False
     chat: bool = True
     """Whether the messages are a conversation, or one text to be continued as it stands."""
+    choice: int = 0
+    """Which answer to the same prompt it is for; the prompt counts with the first."""
 
     vault: dict[str, str] = field(default_factory=dict)
     masked: dict[str, int] = field(default_factory=dict)

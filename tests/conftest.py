@@ -51,9 +51,13 @@ def make_adapter(tmp_path: Path, evaluation: Evaluation) -> Callable[..., Path]:
         ).model_copy(update=changes)
         final = tmp_path / "adapters" / name / str(version)
         staged = storage.staging(final)
-        header = json.dumps({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).encode()
+        tensors = {
+            "q.lora_A.weight": {"dtype": "F32", "shape": [8, 1], "data_offsets": [0, 32]},
+            "q.lora_B.weight": {"dtype": "F32", "shape": [1, 8], "data_offsets": [32, 64]},
+        }
+        header = json.dumps(tensors).encode()
         (staged / "adapter_model.safetensors").write_bytes(
-            struct.pack("<Q", len(header)) + header + b"\0" * 8
+            struct.pack("<Q", len(header)) + header + b"\0" * 64
         )
         (staged / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 8}))
         (staged / "headrace.json").write_text(manifest.model_dump_json())

@@ -43,6 +43,8 @@ PROBES = {
     '.venv/bin/headrace kill insurance --reason "wrong refunds"': _asked("kill"),
     ".venv/bin/headrace revive insurance": _asked("revive"),
     ".venv/bin/headrace events": _asked("events"),
+    ".venv/bin/headrace tenants suspend acme": _asked("tenants", "suspend"),
+    ".venv/bin/headrace up": _asked("up"),
     "scripts/train-base-model": [".venv/bin/python", "scripts/train-base-model", "--help"],
     "./scripts/bench": [".venv/bin/python", "-m", "serve_app.bench.main", "--help"],
     "./scripts/test": ["bash", "-n", "scripts/test"],

@@ -95,6 +95,7 @@ def adopt(config: AdoptConfig) -> Path:
                 f"{theirs.id} stands on {theirs.base_model} ({theirs.base_digest[:12]}), not on "
                 f"the base model that serves here ({base_digest[:12]})"
             )
+        _say_other_base(config, peft)
         _require_fit(config, clean)
         manifest = _manifested(config, clean, theirs, peft.r, base_digest)
         return publish_adapter(clean, manifest, Path(config.out))
@@ -119,6 +120,7 @@ class _PeftConfig(BaseModel):
     use_dora: bool | None = Field(default=False)
     modules_to_save: list[str] | None = Field(default=None, max_length=0)
     fan_in_fan_out: bool = False
+    base_model_name_or_path: str | None = None
 
 
 def _copy_checked(source: Path, clean: Path, max_rank: int) -> _PeftConfig:
@@ -143,6 +145,15 @@ def _copy_checked(source: Path, clean: Path, max_rank: int) -> _PeftConfig:
     kept["use_dora"], kept["task_type"], kept["inference_mode"] = False, "CAUSAL_LM", True
     (clean / PEFT_CONFIG).write_text(json.dumps(kept), encoding="utf-8")
     return peft
+
+
+def _say_other_base(config: AdoptConfig, peft: _PeftConfig) -> None:
+    """Warn where the folder names another base: shapes may fit that weights do not. A name proves
+    nothing, so what decides is the evaluation on held-out turns."""
+    stated = Path(peft.base_model_name_or_path or "").name
+    ours = Path(config.base_model.path).name
+    if stated and stated != ours:
+        logger.warning("the adapter says it was fitted on %s; %s serves here", stated[:128], ours)
 
 
 def _manifest(path: Path) -> AdapterManifest:

@@ -61,12 +61,14 @@ def _export(options: argparse.Namespace) -> int:
     record = control.adapter_version(version)
     base = control.base_model(record.manifest.base_digest)
     key = signing.own_key(_signing_key(options))
+    fingerprint = signing.fingerprint(signing.public_pem(key))
     source = Source(record, base, control.card(version))
+    # Before it is written: a crash leaves an entry for what did not come to pass, not the reverse.
+    control.exported(version, fingerprint)
     # What the libraries print on standard output is no part of the answer.
     with redirect_stdout(sys.stderr):
         export(source, out, key, options.dtype, lambda line: print(f"  {line}", file=sys.stderr))
     manifest = BundleManifest.model_validate(read_json(out / "bundle.json"))
-    fingerprint = signing.fingerprint(signing.public_pem(key))
     found = {"bundle": str(out), "signed_by": fingerprint, **manifest.model_dump()}
     lines = [
         f"{version} is in {out}, signed by {fingerprint}",

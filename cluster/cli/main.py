@@ -39,7 +39,11 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--port", type=int, default=8000, help="HTTP port of the gateway")
     demo.add_argument("--config", type=Path, default=_CONFIG)
     demo.set_defaults(run=_demo)
-    down = verbs.add_parser("down", help="stop the cluster that a demo left up")
+    up = verbs.add_parser("up", help="serve what an earlier run made, until it is stopped")
+    up.add_argument("--port", type=int, default=8000, help="HTTP port of the gateway")
+    up.add_argument("--config", type=Path, default=_CONFIG)
+    up.set_defaults(run=_up)
+    down = verbs.add_parser("down", help="stop the cluster that `demo --serve` or `up` left up")
     down.set_defaults(run=_down)
     verify = verbs.add_parser("verify", help="verify an audit log offline")
     verify.add_argument("folder", type=Path, nargs="?", default=_WORKDIR / "state" / "audit")
@@ -47,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     verify.set_defaults(run=_verify)
     parser.set_defaults(json=False, workdir=_WORKDIR)
     plane.add_verbs(verbs)
-    for verb in (demo, down):
+    for verb in (demo, up, down):
         verb.add_argument("--workdir", type=Path, default=_WORKDIR)
     return parser
 
@@ -63,6 +67,12 @@ def _demo(options: argparse.Namespace) -> int:
         report=options.report,
         serve=options.serve,
     )
+
+
+def _up(options: argparse.Namespace) -> int:
+    from cluster.wheel.up import run
+
+    return run(config=options.config, workdir=options.workdir, port=options.port)
 
 
 def _down(options: argparse.Namespace) -> int:

@@ -21,6 +21,7 @@ def add_verbs(verbs: Verbs) -> None:
     """Add these verbs to the command's, which has defaults for `--json` and `--workdir`."""
     for parser in (
         *tenancy.add_keys(verbs),
+        *tenancy.add_tenants(verbs),
         *_adapters(verbs),
         *_rollout(verbs),
         *_switch(verbs),

@@ -44,6 +44,25 @@ def add_keys(verbs: Verbs) -> list[argparse.ArgumentParser]:
     return [keys, issue, listed, revoke, limit]
 
 
+def add_tenants(verbs: Verbs) -> list[argparse.ArgumentParser]:
+    """`tenants` and its actions."""
+    tenants = verbs.add_parser("tenants", help="suspend a tenant, or let it in again")
+    actions = tenants.add_subparsers(metavar="ACTION", required=True)
+    suspend = actions.add_parser("suspend", help="let none of its keys through, at once")
+    resume = actions.add_parser("resume", help="let its keys through again")
+    for parser, suspended in ((suspend, True), (resume, False)):
+        parser.add_argument("tenant")
+        parser.set_defaults(run=_suspend, suspended=suspended)
+    return [tenants, suspend, resume]
+
+
+def _suspend(options: argparse.Namespace) -> int:
+    client(options).suspend_tenant(options.tenant, suspended=options.suspended)
+    found = {"tenant": options.tenant, "suspended": options.suspended}
+    said = "suspended: none of its keys is let through" if options.suspended else "let in again"
+    return say(options, found, [f"{options.tenant} is {said}"])
+
+
 def _add_limits(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rpm", type=int, help="requests in any minute")
     parser.add_argument("--tpm", type=int, help="tokens, read and written, in any minute")

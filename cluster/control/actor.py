@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ class ControlPlane(Books):
         self._store = RolloutStore(lambda: Session(self._engine), self._change)
         self._rollouts = RolloutController(self._store, fleet, self._refresh)
         self._ticking: asyncio.Task[None] | None = None
+        self._moving: dict[int, asyncio.Task[None]] = {}
         # Later than whatever a control plane before this one has told the gateways.
         start = int(time.time() * 1000)
         self._table = RoutingTable(start, keys=start)
@@ -332,9 +334,16 @@ class ControlPlane(Books):
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(_TICK_S)
-            async with self._changing:
-                await self._rollouts.tick(time.time())
+            # Side by side: what one waits for, such as a drain, holds up no other.
+            for rollout in self._rollouts.active:
+                if rollout.id not in self._moving:
+                    move = asyncio.ensure_future(self._rollouts.move(rollout, time.time()))
+                    self._moving[rollout.id] = move
+                    move.add_done_callback(partial(self._moved, rollout.id))
             self._share_out()
+
+    def _moved(self, rollout: int, _move: asyncio.Task[None]) -> None:
+        del self._moving[rollout]
 
     def _share_out(self) -> None:
         """Tell the gateways how the load is shared, where that has changed enough to matter."""

@@ -84,6 +84,12 @@ class Books(ABC):
         self._till.reopen(key_scope(key_id))
         self._keys_changed()
 
+    async def change_key(self, key_id: str, wanted: keys.KeyChange, actor: str) -> None:
+        """Give a key another alias, other adapters or another end, on every gateway at once."""
+        with self._change() as tx:
+            keys.change(tx, key_id, wanted, actor=actor, now=time.time())
+        self._keys_changed()
+
     async def set_limits(self, scope: str, bounds: Limits, actor: str) -> None:
         """Bound what a tenant or a key may use, or no longer."""
         with self._change() as tx:
@@ -201,6 +207,18 @@ class Books(ABC):
 
         # The log is read: in a thread, gateways' questions are answered meanwhile.
         return await asyncio.to_thread(reckon)
+
+    async def key_spend(self, key_id: str) -> float:
+        """US dollars that a key has spent on tokens, as far as the meter knows by now."""
+        with Session(self._engine) as tx:
+            return usage.spent(tx, key_id, time.time() + 1)
+
+    async def exported(self, version: AdapterVersion, signed_by: str, actor: str) -> None:
+        """Record that `version` left the cluster in a bundle."""
+        with self._change() as tx:
+            record = versions.get(tx, version)
+            detail = {"digest": record.digest, "signed_by": signed_by}
+            events.note(tx, "version.exported", str(version), detail, actor=actor, now=time.time())
 
     async def card(self, version: AdapterVersion) -> str:
         """The model card of a version, as Markdown."""

@@ -20,7 +20,7 @@ from cluster.control.protocol import (
 )
 from cluster.dataset import DatasetManifest
 from cluster.registry.bases import BaseModelInfo
-from cluster.registry.keys import IssuedKey, KeyRecord, KeyRequest
+from cluster.registry.keys import IssuedKey, KeyChange, KeyRecord, KeyRequest
 from cluster.registry.labels import GivenLabel, LabelTask
 from cluster.registry.usage import TokenUse
 from cluster.registry.versions import AdapterRecord
@@ -180,6 +180,10 @@ class ControlClient:
         result: dict[str, Any] = self._get(asked)
         return result
 
+    def exported(self, version: AdapterVersion, signed_by: str) -> None:
+        """Record that `version` left the cluster in a bundle."""
+        self._get(self._actor.exported.remote(version, signed_by, self._name))
+
     def card(self, version: AdapterVersion) -> str:
         """The model card of a version, as Markdown."""
         return str(self._get(self._actor.card.remote(version)))
@@ -301,6 +305,14 @@ class AsyncControlClient:
         """What may be known of every key, or of a tenant's."""
         result: list[KeyRecord] = await self._call("listed_keys", tenant)
         return result
+
+    async def change_key(self, key_id: str, wanted: KeyChange, actor: str) -> None:
+        """Give a key another alias, other adapters or another end."""
+        await self._call("change_key", key_id, wanted, actor)
+
+    async def key_spend(self, key_id: str) -> float:
+        """US dollars that a key has spent on tokens."""
+        return float(await self._call("key_spend", key_id))
 
     async def set_limits(self, scope: str, bounds: Limits, actor: str) -> None:
         """Bound what a tenant or a key may use."""

@@ -58,7 +58,7 @@ class RolloutStore:
     ) -> Rollout:
         """Enter a new rollout; the caller sees to it that the adapter has no other."""
         with self._change() as tx:
-            draft = Rollout(0, candidate, baseline, plan)
+            draft = Rollout(0, candidate, baseline, plan, phase_started=now)
             row = RolloutRow(
                 adapter=candidate.name,
                 candidate=versions.get(tx, candidate).int_id,
@@ -87,10 +87,11 @@ class RolloutStore:
             return [_STATE.validate_python(row.state) for row in tx.scalars(newest)]
 
     def save(self, rollout: Rollout) -> None:
-        """Keep `rollout`; one that is withdrawn takes its candidate out of the running."""
+        """Keep `rollout`; one that is withdrawn for a fault of its candidate has that refused."""
         now = time.time()
         with self._change() as tx:
-            if self._write(tx, rollout, now) and rollout.status == Status.WITHDRAWING:
+            moved = self._write(tx, rollout, now)
+            if moved and rollout.status == Status.WITHDRAWING and rollout.at_fault:
                 candidate, rejected = rollout.candidate, VersionState.REJECTED
                 versions.set_state(
                     tx, candidate, rejected, rollout.reason, actor=_CONTROLLER, now=now

@@ -13,8 +13,8 @@ from typing import Protocol
 
 from cluster.control.protocol import Fleet, ServedAdapter, Split
 from cluster.control.swap import check_proofs
-from cluster.errors import ConflictError
-from cluster.rollout.decide import Action
+from cluster.errors import ArtifactError, ConflictError, NotProvedError
+from cluster.rollout.decide import Action, Decision
 from cluster.rollout.evidence import Arm, Evidence
 from cluster.rollout.outcomes import Outcomes, Side
 from cluster.rollout.state import Report, Rollout, Status
@@ -35,7 +35,7 @@ class Store(Protocol):
         ...
 
     def save(self, rollout: Rollout) -> None:
-        """Keep `rollout` as it is. One that is withdrawn takes its candidate out of the running."""
+        """Keep `rollout`; one that is withdrawn for a fault of its candidate has that refused."""
         ...
 
     def promote(self, rollout: Rollout) -> None:
@@ -120,11 +120,12 @@ class RolloutController:
         return True
 
     def withdraw(self, adapter: str, reason: str) -> bool:
-        """End the adapter's rollout, durably; whether there was one to end."""
+        """End the adapter's rollout, durably; whether there was one to end. Its candidate may be
+        tried again."""
         rollout = self.of(adapter)
         if rollout is None or rollout.status not in (Status.PREPARING, Status.RUNNING):
             return False
-        self._keep(rollout.withdrawn(reason))
+        self._keep(rollout.withdrawn(reason, at_fault=False))
         self._publish()
         return True
 
@@ -140,18 +141,19 @@ class RolloutController:
         decision = rollout.agreed(now)
         if decision.action is not Action.PROMOTE:
             raise ConflictError(f"{rollout.candidate} is not to be promoted yet: {decision.reason}")
-        following = rollout.after(replace(decision, reason=f"{who}: {decision.reason}"), now)
-        self._store.promote(following)
-        self._active[following.id] = following
-        self._publish()
+        self._carry_out(rollout, replace(decision, reason=f"{who}: {decision.reason}"), now)
 
     async def tick(self, now: float) -> None:
-        """Move each rollout on by what it needs; a fault of one is no matter to the others."""
+        """Move each rollout on by what it needs, one after another."""
         for rollout in self.active:
-            try:
-                await self._move(rollout, now)
-            except Exception:  # tried again with the next tick, from the state it is in
-                logger.exception("rollout %d of %s is stuck", rollout.id, rollout.candidate)
+            await self.move(rollout, now)
+
+    async def move(self, rollout: Rollout, now: float) -> None:
+        """Move one rollout on by what it needs; its faults are no matter to the others."""
+        try:
+            await self._move(rollout, now)
+        except Exception:  # tried again with the next tick, from the state it is in
+            logger.exception("rollout %d of %s is stuck", rollout.id, rollout.candidate)
 
     async def _move(self, rollout: Rollout, now: float) -> None:
         held = (Status.PREPARING, Status.RUNNING)
@@ -170,14 +172,16 @@ class RolloutController:
             check_proofs(candidate, await self._fleet.prepare(candidate))
         except Exception as error:  # whatever the fleet met, the live version serves on
             if self._still(rollout):
-                self._keep(rollout.withdrawn(f"not proved on every replica: {error}"[:500]))
+                self._keep(_unproved(rollout, error, now))
             return
         if self._still(rollout):
             self._keep(rollout.begun(now))
             self._publish()
 
     def _judge(self, rollout: Rollout, now: float) -> None:
-        decision = rollout.decided(now)
+        self._carry_out(rollout, rollout.decided(now), now)
+
+    def _carry_out(self, rollout: Rollout, decision: Decision, now: float) -> None:
         following = rollout.after(decision, now)
         if decision.action is Action.PROMOTE:
             self._store.promote(following)
@@ -211,3 +215,14 @@ class RolloutController:
     def _keep(self, rollout: Rollout) -> None:
         self._store.save(rollout)
         self._active[rollout.id] = rollout
+
+
+def _unproved(rollout: Rollout, error: Exception, now: float) -> Rollout:
+    """A rollout whose candidate is not held by every replica yet: it is refused where it is not
+    what its trainer made, and tried again where a replica restarts, say, or has no room."""
+    said = f"not proved on every replica: {error}"[:500]
+    if isinstance(error, (NotProvedError, ArtifactError)):
+        return rollout.withdrawn(said, at_fault=True)
+    if now - rollout.phase_started > rollout.plan.give_up_s:
+        return rollout.withdrawn(said, at_fault=False)
+    return replace(rollout, reason=f"tried again: {said}")

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 
 from cluster.control.protocol import Fleet, Proof, ServedAdapter, SwapReport
-from cluster.errors import SwapError
+from cluster.errors import NotProvedError, SwapError
 
 logger = logging.getLogger(__name__)
 
@@ -24,15 +24,18 @@ def check_proofs(adapter: ServedAdapter, proofs: list[Proof]) -> float:
     """The worst difference shown.
 
     Raises:
-        SwapError: no replica answered, or one holds other weights than the trainer's.
+        NotProvedError: a replica holds other weights than the trainer's.
+        SwapError: no replica answered.
     """
     if not proofs:
         raise SwapError(f"no engine replica answered for {adapter.label}")
     for proof in proofs:
         if proof.digest != adapter.digest:
-            raise SwapError(f"replica {proof.replica} read other files than {adapter.label} has")
+            raise NotProvedError(
+                f"replica {proof.replica} read other files than {adapter.label} has"
+            )
         if not proof.mean_difference <= MAX_DIFFERENCE:
-            raise SwapError(
+            raise NotProvedError(
                 f"replica {proof.replica}: {adapter.label} is {proof.mean_difference:.3f} nats a "
                 f"token away from its trainer (at most {MAX_DIFFERENCE})"
             )

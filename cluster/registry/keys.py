@@ -46,6 +46,21 @@ class KeyRequest(ConfigModel):
         return tuple(checked_name(model) for model in models)
 
 
+class KeyChange(ConfigModel):
+    """What of a key is to be otherwise; what is not named stays."""
+
+    alias: str | None = Field(default=None, max_length=63)
+    models: tuple[str, ...] | None = Field(default=None, max_length=1000)
+    """The adapters it reaches; empty is all that the tenant reaches."""
+    lasts_s: float | None = Field(default=None, gt=0)
+    """Seconds until it expires, from now; None, where it is named, is never."""
+
+    @field_validator("models")
+    @classmethod
+    def _adapters(cls, models: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return models and tuple(checked_name(model) for model in models)
+
+
 @dataclass(frozen=True)
 class IssuedKey:
     """A new key. The secret cannot be read again."""
@@ -100,6 +115,25 @@ def issue(tx: Session, request: KeyRequest, *, actor: str, now: float) -> Issued
         tx.flush()
         limits.put(tx, key_scope(issued.key_id), request.limits, actor=actor, now=now)
     return issued
+
+
+def change(tx: Session, key_id: str, wanted: KeyChange, *, actor: str, now: float) -> None:
+    """Give a key another alias, other adapters or another end.
+
+    Raises:
+        ConflictError: there is no such key, or it was revoked.
+    """
+    row = tx.get(ApiKey, key_id)
+    if row is None or row.revoked_at is not None:
+        raise ConflictError(f"there is no key {key_id[:64]!r} in use")
+    if wanted.alias is not None:
+        row.alias = wanted.alias
+    if wanted.models is not None:
+        row.models = sorted(wanted.models)
+    if "lasts_s" in wanted.model_fields_set:
+        row.expires_at = None if wanted.lasts_s is None else now + wanted.lasts_s
+    detail = wanted.model_dump(mode="json", exclude_unset=True)
+    events.note(tx, "key.changed", key_id, detail, actor=actor, now=now)
 
 
 def revoke(tx: Session, key_id: str, *, actor: str, now: float) -> None:

@@ -158,6 +158,11 @@ def lines(
     return sorted(found.values(), key=lambda line: line.version)
 
 
+def spent(tx: Session, key_id: str, end: float) -> float:
+    """US dollars for the tokens that one key used until before `end`."""
+    return sum(line.usd for line in lines(tx, TokenRow.key_id == key_id, 0.0, end))
+
+
 def _slices(
     tx: Session, start: float, end: float, prices: PriceBook | None
 ) -> Iterator[tuple[float, float, PriceBook]]:

@@ -26,6 +26,8 @@ class Decision:
 
     action: Action
     reason: str
+    at_fault: bool = False
+    """Whether a candidate that is rolled back has shown itself to be worse."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ def decide(
                 Action.ROLL_BACK,
                 f"{found.what}: worse by at least {found.at_least:.3g}, "
                 f"{found.allowed:.3g} allowed",
+                at_fault=True,
             )
     requests, waited = seen.candidate.errors.n, now - phase_started
     if requests < phase.min_requests or waited < phase.min_seconds:
@@ -70,7 +73,8 @@ def decide(
     for found in judged:
         if found.estimate > found.allowed:
             if waited > plan.give_up_s:
-                return Decision(Action.ROLL_BACK, f"{found.what}: it does not come right")
+                reason = f"{found.what}: it does not come right"
+                return Decision(Action.ROLL_BACK, reason, at_fault=True)
             return Decision(Action.HOLD, f"{found.what}: looks worse by {found.estimate:.3g}")
     shown = f"{requests} requests within the guardrails"
     if phase.trial is not None:
@@ -80,7 +84,7 @@ def decide(
             return Decision(Action.HOLD, str(test))
         given_up = test.says == "undecided" and phase.trial.undecided == "roll back"
         if test.says == "worse" or given_up:
-            return Decision(Action.ROLL_BACK, str(test))
+            return Decision(Action.ROLL_BACK, str(test), at_fault=test.says == "worse")
         shown = str(test)
     if number + 1 < len(plan.phases):
         return Decision(Action.ADVANCE, shown)

@@ -60,6 +60,7 @@ class Rollout:
     status: Status = Status.PREPARING
     phase: int = 0
     phase_started: float = 0.0
+    """When it was asked for, until its first phase."""
     seen: Evidence = field(default_factory=Evidence)
     """Of this phase."""
     whole: Evidence = field(default_factory=Evidence)
@@ -67,6 +68,9 @@ class Rollout:
     taken: dict[str, int] = field(default_factory=dict)
     """The number of the last report of each source."""
     reason: str = ""
+    at_fault: bool = True
+    """Of one that is withdrawn: whether its candidate is refused for good. What a person ends, or
+    a fault of something else, may be begun again."""
 
     @property
     def adapter(self) -> str:
@@ -75,7 +79,7 @@ class Rollout:
 
     def begun(self, now: float) -> Rollout:
         """In its first phase: the candidate was proved."""
-        return replace(self, status=Status.RUNNING, phase=0, phase_started=now)
+        return replace(self, status=Status.RUNNING, phase=0, phase_started=now, reason="")
 
     def with_report(self, report: Report) -> Rollout:
         """With what a gateway saw; unchanged by a report that was taken before or is of another."""
@@ -140,7 +144,7 @@ class Rollout:
     def after(self, decision: Decision, now: float) -> Rollout:
         """Where `decision` takes a running rollout."""
         if decision.action is Action.ROLL_BACK:
-            return self.withdrawn(decision.reason)
+            return self.withdrawn(decision.reason, at_fault=decision.at_fault)
         if decision.action is Action.PROMOTE:
             return replace(self, status=Status.DRAINING, reason=decision.reason)
         if decision.action is Action.HOLD:
@@ -156,9 +160,9 @@ class Rollout:
             whole=self.whole if alike else Evidence(),
         )
 
-    def withdrawn(self, reason: str) -> Rollout:
-        """On its way out."""
-        return replace(self, status=Status.WITHDRAWING, reason=reason)
+    def withdrawn(self, reason: str, *, at_fault: bool) -> Rollout:
+        """On its way out; `at_fault`: for good."""
+        return replace(self, status=Status.WITHDRAWING, reason=reason, at_fault=at_fault)
 
     def finished(self) -> Rollout:
         """Over, the way it was going."""

@@ -5,17 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-import sys
 import time
 from contextlib import redirect_stdout
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from cluster import runtime
 from cluster.storage import write_atomic
 from cluster.wheel.narrator import Narrator
 from cluster.wheel.site import Site
+from cluster.wheel.up import disconnect, interrupt
 
 if TYPE_CHECKING:
     from cluster.wheel.turn import Turn
@@ -47,7 +46,7 @@ def _run(site: Site, *, data: str | None, port: int, report: Path | None, serve:
         narrator.step("Start a Ray cluster (token auth on; gateway and dashboard on loopback)")
         cluster = site.start_cluster()
         # After Ray, which installs a handler of its own that would skip the clean-up below.
-        signal.signal(signal.SIGTERM, _interrupt)
+        signal.signal(signal.SIGTERM, interrupt)
         narrator.say(f"Ray at {cluster.address}, dashboard {cluster.dashboard}")
         # Ray reads its authentication settings when it is imported: after the cluster is up.
         from cluster.wheel.turn import Turn
@@ -61,7 +60,7 @@ def _run(site: Site, *, data: str | None, port: int, report: Path | None, serve:
         narrator.say("interrupted; stopping what was started")
         return 130
     finally:
-        _disconnect()
+        disconnect()
         runtime.stop(workdir)
     good = not found["requests"]["failed"] and found["audit"]["verified"]
     return 0 if good and found["audit"]["records"] == found["requests"]["total"] else 1
@@ -117,14 +116,3 @@ def _serve(turn: Turn, narrator: Narrator) -> None:
     )
     while runtime.running(turn.site.workdir) is not None:
         time.sleep(0.5)
-
-
-def _disconnect() -> None:
-    if "ray" in sys.modules:
-        import ray
-
-        ray.shutdown()
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

@@ -19,6 +19,8 @@ from cluster.wheel.narrator import Narrator
 REPOSITORY = Path(__file__).resolve().parents[2]
 _MIN_FREE_BYTES = 2 << 30
 _CHECK_S = 60
+#: What the graph reads of a run's folder.
+ROUTER, INDEX = ("workload", "router"), ("workload", "index")
 
 
 @dataclass
@@ -40,17 +42,36 @@ class Site:
             ConflictError: an earlier run from this folder still serves, or the disk is full.
         """
         config = load(WheelConfig, config_path)
-        if running(workdir) is not None:
-            raise ConflictError(f"a cluster from {workdir} is still up: run ./scripts/down first")
+        _require_stopped(workdir)
         if workdir.exists():
             shutil.rmtree(workdir)
         workdir.mkdir(parents=True)
+        return cls(config, workdir, narrator)._with_room()
+
+    @classmethod
+    def existing(cls, config_path: Path, workdir: Path, narrator: Narrator) -> Site:
+        """The working folder of an earlier run, with all that is in it.
+
+        Raises:
+            ConfigError: there is none.
+            ConflictError: it still serves, or the disk is full.
+        """
+        config = load(WheelConfig, config_path)
+        _require_stopped(workdir)
+        for part in (ROUTER, INDEX):
+            if not workdir.joinpath(*part).is_dir():
+                path = workdir.joinpath(*part)
+                raise ConfigError(f"{path} is missing: ./scripts/demo makes it, once")
+        return cls(config, workdir, narrator)._with_room()
+
+    def _with_room(self) -> Site:
+        workdir = self.workdir
         free = shutil.disk_usage(workdir).free
         if free < _MIN_FREE_BYTES:
             raise ConflictError(
                 f"{workdir} has {free >> 20} MiB free; the run needs {_MIN_FREE_BYTES >> 20}"
             )
-        return cls(config, workdir, narrator)
+        return self
 
     def start_cluster(self) -> LocalCluster:
         """Start Ray and connect this process to it."""
@@ -108,3 +129,8 @@ class Site:
         relay = jobs.own_lines(package, lambda line: self.narrator.say(f"  {label}: {line}"))
         job.wait(timeout_s, relay)
         return job_id
+
+
+def _require_stopped(workdir: Path) -> None:
+    if running(workdir) is not None:
+        raise ConflictError(f"a cluster from {workdir} is still up: run ./scripts/down first")

@@ -8,24 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import random
-import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx
-
-from cluster import audit, runtime
+from cluster import audit
 from cluster.control.client import ControlClient
 from cluster.control.protocol import SwapReport
 from cluster.errors import HeadraceError
-from cluster.registry.bases import describe
 from cluster.registry.keys import KeyRequest
 from cluster.registry.versions import AdapterRecord
 from cluster.types import AdapterVersion, Role, VersionState
 from cluster.wheel import report
 from cluster.wheel.annotator import NAME, annotate
+from cluster.wheel.deployment import Deployment
 from cluster.wheel.load import LoadGenerator, Outcome, Shot, Tally
 from cluster.wheel.site import Site
 from cluster.workload import WorkloadSummary, read_summary, read_turns
@@ -33,7 +30,6 @@ from cluster.workload import WorkloadSummary, read_summary, read_turns
 #: Whose traffic, keys and adapters the demonstration's are.
 TENANT = "demo"
 
-_READY_S = 240.0
 _SHUFFLE_SEED = 13
 
 
@@ -45,14 +41,14 @@ class Turn:
         self.say = site.narrator.say
         self.data = data
         self.port = port
-        self.base_url = f"http://127.0.0.1:{port}/v1"
+        self._deployment = Deployment(site, port)
+        self.base_url = self._deployment.base_url
         self.key = ""
         self.tally = Tally()
         self.started = time.monotonic()
         self.swap: dict[str, Any] = {}
         self.labels = 0
         self.end_to_end: dict[str, float] = {}
-        self._deploying: subprocess.Popen[bytes] | None = None
         self._control: ControlClient | None = None
         self._workload: WorkloadSummary | None = None
 
@@ -95,30 +91,13 @@ class Turn:
     def deploy(self) -> None:
         """The control plane, then the serving graph; its engine starts while version 1 trains."""
         self.site.narrator.step("Deploy the graph: gateway, seven stages, vLLM engine")
-        database = self.site.config.database or f"sqlite:///{self.site.path('registry.db')}"
-        chained = Path(self.site.path("state", "audit"))
-        runtime.start_control(database, max_rank=32, audit=chained)
-        self._control = ControlClient()
-        self.control.serve_base(describe(Path(self.site.base_model)))
+        self._control = self._deployment.start()
         wanted = KeyRequest(
             tenant=TENANT,
             roles=(Role.INFERENCE, Role.LABEL),
             attributes={"vouches_for_users": "true"},
         )
         self.key = self.control.issue_key(wanted).secret
-        settings = {
-            "base_model.path": self.site.base_model,
-            "state": self.site.path("state"),
-            "routing.artefact": self.site.path("workload", "router"),
-            "context.index": self.site.path("workload", "index"),
-            "gateway.port": self.port,
-        }
-        command = self.site.module_command("serve_app.main", self.site.config.serve, settings)
-        log = (self.site.workdir / "deploy.log").open("wb")
-        self._deploying = subprocess.Popen(  # noqa: S603 - our own command line, no shell
-            [*command, "--workdir", str(self.site.workdir)], stdout=log, stderr=subprocess.STDOUT
-        )
-        log.close()
 
     def await_serving(self) -> None:
         """Block until the gateway answers.
@@ -126,22 +105,8 @@ class Turn:
         Raises:
             HeadraceError: the deployment failed or is not up in time.
         """
-        assert self._deploying is not None
-        deadline = time.monotonic() + _READY_S
-        while self._deploying.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.3)
-        if self._deploying.poll() is None:
-            self._deploying.kill()
-            self._deploying.wait()
-        self._check_deploying()
-        health = httpx.get(f"http://127.0.0.1:{self.port}/health", timeout=30).raise_for_status()
-        self.say(f"serving on {self.base_url}: stages {', '.join(health.json()['stages'])}")
-
-    def _check_deploying(self) -> None:
-        """Raise as soon as the deployment is known to have failed."""
-        if self._deploying is not None and self._deploying.poll() not in {None, 0}:
-            tail = (self.site.workdir / "deploy.log").read_text(errors="replace")[-2000:]
-            raise HeadraceError(f"the serving graph did not come up:\n{tail}")
+        stages = self._deployment.await_serving()
+        self.say(f"serving on {self.base_url}: stages {', '.join(stages)}")
 
     # -- 2. version 1 -----------------------------------------------------------------------
 
@@ -165,7 +130,7 @@ class Turn:
     def _first_version(self, domain: str) -> AdapterRecord:
         history = self.site.path("workload", "history", f"{domain}.jsonl")
         dataset = self.build_dataset(domain, 1, history=history)
-        self._check_deploying()
+        self._deployment.check()
         return self.train(domain, 1, dataset)
 
     def build_dataset(self, domain: str, version: int, **settings: object) -> str:

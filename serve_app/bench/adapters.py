@@ -12,9 +12,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import shutil
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -28,7 +25,7 @@ import aiohttp
 from cluster.errors import HeadraceError
 from cluster.types import AdapterVersion
 from cluster.wheel.narrator import Narrator
-from serve_app.bench import systems
+from serve_app.bench import systems, versions
 from serve_app.bench.systems import System
 from serve_app.bench.versions import DTYPE
 
@@ -37,6 +34,7 @@ _OTHERS = ("steady-a", "steady-b", "steady-c")
 _MAKE_S = 1800.0
 _TIMEOUT_S = 60.0
 _AFTER_ERROR_S = 0.02
+_BASE = systems.REPOSITORY / "cluster/models/headrace-mini"
 
 
 @dataclass(frozen=True)
@@ -131,16 +129,8 @@ def run(folder: Path, plan: Plan, narrator: Narrator) -> dict[str, Any]:
 
 def _versions(folder: Path, plan: Plan) -> Path:
     """Published versions of every adapter; made once in a benchmark's folder."""
-    made = folder / f"versions-{DTYPE}-{plan.swaps}"
-    if not (made / "offline.json").exists():
-        shutil.rmtree(made, ignore_errors=True)
-        base = systems.REPOSITORY / "cluster/models/headrace-mini"
-        names = [f"{HOT}:{plan.swaps + 1}", *(f"{name}:1" for name in _OTHERS)]
-        command = [sys.executable, "-m", "serve_app.bench.versions", "--base", str(base)]
-        subprocess.run(  # noqa: S603 - our own command line, no shell
-            [*command, "--out", str(made), *names], check=True, timeout=_MAKE_S, capture_output=True
-        )
-    return made
+    names = [f"{HOT}:{plan.swaps + 1}", *(f"{name}:1" for name in _OTHERS)]
+    return versions.made(_BASE, folder, names, _MAKE_S)
 
 
 def _register(made: Path, plan: Plan) -> None:
@@ -148,7 +138,7 @@ def _register(made: Path, plan: Plan) -> None:
     from cluster.registry.bases import describe
 
     control = ControlClient("benchmark")
-    control.serve_base(describe(systems.REPOSITORY / "cluster/models/headrace-mini"))
+    control.serve_base(describe(_BASE))
     for name in (*_OTHERS, HOT):
         for version in range(1, plan.swaps + 2 if name == HOT else 2):
             control.register_candidate(str(made / name / str(version)), systems.TENANT)
@@ -186,17 +176,17 @@ async def _under_load(
             for number, (name, tokens) in enumerate(asked)
         ]
         await asyncio.sleep(3.0)
-        versions = (AdapterVersion(HOT, number) for number in itertools.count(2))
+        following = (AdapterVersion(HOT, number) for number in itertools.count(2))
         paced = plan.swaps - plan.hurried
         each = paced // plan.blocks
         for block in range(plan.blocks):
             spans.rest.append(await _rest(each * plan.every_s))
-            spans.swap.append(await _block(islice(versions, each), swaps, plan.every_s))
+            spans.swap.append(await _block(islice(following, each), swaps, plan.every_s))
             took = spans.swap[-1][1] - spans.swap[-1][0]
             narrator.say(f"block {block + 1}: {each} swaps in {took:.1f} s")
         spans.rest.append(await _rest(each * plan.every_s))
         rest = plan.swaps - len(swaps)
-        spans.hurried.append(await _block(islice(versions, rest), swaps, 0.0))
+        spans.hurried.append(await _block(islice(following, rest), swaps, 0.0))
         took = spans.hurried[0][1] - spans.hurried[0][0]
         narrator.say(f"{rest} swaps, one after another, in {took:.1f} s")
         await asyncio.sleep(1.0)
@@ -206,11 +196,11 @@ async def _under_load(
 
 
 async def _block(
-    versions: Iterable[AdapterVersion], swaps: list[Swap], every_s: float
+    following: Iterable[AdapterVersion], swaps: list[Swap], every_s: float
 ) -> tuple[float, float]:
     """Swap these in, one every so many seconds; when it began and ended."""
     began = time.monotonic()
-    for number, version in enumerate(versions):
+    for number, version in enumerate(following):
         await asyncio.sleep(began + number * every_s - time.monotonic())
         swaps.append(await _swap(version))
     return began, time.monotonic()

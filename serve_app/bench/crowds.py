@@ -6,7 +6,6 @@ Each engine runs in a process of its own (`serve_app.bench.crowd`), one after an
 from __future__ import annotations
 
 import json
-import shutil
 import statistics
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.wheel.narrator import Narrator
+from serve_app.bench import versions
 from serve_app.bench.systems import REPOSITORY
 
 _NAME = "crowd"
@@ -40,7 +40,7 @@ def run(folder: Path, plan: Plan, narrator: Narrator) -> dict[str, Any]:
     """Make the adapters, measure, and compare medians of the rounds."""
     folder.mkdir(parents=True, exist_ok=True)
     narrator.step(f"Make {plan.adapters} adapters and their offline answers (once a machine)")
-    made = _made(folder, plan.adapters)
+    made = versions.made(_MODEL, folder, [f"{_NAME}:{plan.adapters}"], _MAKE_S)
     merged = _merged(folder, made)
     rows: list[dict[str, Any]] = []
 
@@ -112,20 +112,6 @@ def _crowd(made: Path, plan: Plan, arguments: tuple[str, ...]) -> list[dict[str,
     )
     found: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
     return found
-
-
-def _made(folder: Path, adapters: int) -> Path:
-    made = folder / f"crowd-{adapters}"
-    if not (made / "offline.json").exists():
-        shutil.rmtree(made, ignore_errors=True)
-        command = [sys.executable, "-m", "serve_app.bench.versions", "--base", str(_MODEL)]
-        subprocess.run(  # noqa: S603 - our own command line, no shell
-            [*command, "--out", str(made), f"{_NAME}:{adapters}"],
-            check=True,
-            timeout=_MAKE_S,
-            capture_output=True,
-        )
-    return made
 
 
 def _merged(folder: Path, made: Path) -> Path:

@@ -8,8 +8,12 @@ fitted ones here: what is measured is whether the right ones answer, and when.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import shutil
+import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +53,19 @@ def main(arguments: list[str] | None = None) -> int:
     found = {"prompts": maker.prompts, "answers": offline}
     storage.write_atomic(options.out / "offline.json", json.dumps(found))
     return 0
+
+
+def made(base: Path, folder: Path, names: Sequence[str], limit_s: float) -> Path:
+    """The folder of these versions of `base`, made once in a benchmark's folder."""
+    wanted = f"{storage.tree_digest(base)} {DTYPE} {' '.join(names)}"
+    out = folder / f"versions-{hashlib.sha256(wanted.encode()).hexdigest()[:12]}"
+    if not (out / "offline.json").exists():
+        shutil.rmtree(out, ignore_errors=True)
+        command = [sys.executable, "-m", "serve_app.bench.versions", "--base", str(base)]
+        subprocess.run(  # noqa: S603 - our own command line, no shell
+            [*command, "--out", str(out), *names], check=True, timeout=limit_s, capture_output=True
+        )
+    return out
 
 
 class Maker:

@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 #: How long a version that nobody wants is not asked about again.
 _MISSED_S = 1.0
+#: How long an adapter waits for one of those held to be idle, where there is room for no more.
+_ROOM_S = 10.0
 
 
 class AdapterEngine(Protocol):
@@ -144,10 +146,10 @@ class Loader:
     async def _make_room(self, adapter: ServedAdapter) -> None:
         residents = self._engine.residents
         while len(residents.held) >= self._capacity and not residents.holds(adapter.int_id):
-            idle = residents.longest_idle()
+            idle = await residents.until_one_is_idle(_ROOM_S)
             if idle is None:
                 raise SwapError(
-                    f"no room for {adapter.label}: all {self._capacity} adapters held are in use; "
-                    "raise engine.max_cpu_loras"
+                    f"no room for {adapter.label}: all {self._capacity} adapters held have been "
+                    f"in use for {_ROOM_S:g} s; raise engine.max_cpu_loras"
                 )
             await self._engine.unload(idle)

@@ -21,6 +21,7 @@ class Residents:
         self._draining: set[int] = set()
         self._killed: set[int] = set()
         self._idle = asyncio.Condition()
+        self._wanting_room = 0
         self._kills: dict[str, int] = {}
 
     def kills(self, name: str) -> int:
@@ -43,6 +44,18 @@ class Residents:
     def longest_idle(self) -> int | None:
         """The version that has had nothing in flight for longest; None where all are in use."""
         return next((key for key in self._held if not self._in_flight.get(key)), None)
+
+    async def until_one_is_idle(self, timeout_s: float) -> int | None:
+        """`longest_idle` as soon as there is one; None where all are in use for `timeout_s`."""
+        self._wanting_room += 1
+        try:
+            async with asyncio.timeout(timeout_s), self._idle:
+                await self._idle.wait_for(lambda: self.longest_idle() is not None)
+        except TimeoutError:
+            return None
+        finally:
+            self._wanting_room -= 1
+        return self.longest_idle()
 
     def add(self, adapter: ServedAdapter) -> None:
         """Take requests for `adapter` from now on."""
@@ -84,7 +97,7 @@ class Residents:
             self._in_flight[key].remove(task)
             if not self._in_flight[key]:
                 del self._in_flight[key]
-                if key in self._draining:
+                if key in self._draining or self._wanting_room:
                     asyncio.ensure_future(self._notify())  # noqa: RUF006 - awaits only the lock
 
     async def _notify(self) -> None:

@@ -22,7 +22,14 @@ from cluster.budget.limits import Limits, key_scope, tenant_scope
 from cluster.budget.prices import PriceBook
 from cluster.control.protocol import KillReport, RoutingTable, SwapReport
 from cluster.errors import UserError
-from cluster.registry.keys import PREFIX, IssuedKey, KeyRecord, KeyRequest, digest
+from cluster.registry.keys import (
+    PREFIX,
+    IssuedKey,
+    KeyChange,
+    KeyRecord,
+    KeyRequest,
+    digest,
+)
 from cluster.registry.versions import AdapterRecord
 from cluster.rollout.evidence import Arm
 from cluster.rollout.plan import RolloutPlan
@@ -44,6 +51,8 @@ class Plane(Protocol):
     async def issue_key(self, request: KeyRequest, actor: str) -> IssuedKey: ...
     async def revoke_key(self, key_id: str, actor: str) -> None: ...
     async def resolve_key(self, digest: str) -> Principal | None: ...
+    async def change_key(self, key_id: str, wanted: KeyChange, actor: str) -> None: ...
+    async def key_spend(self, key_id: str) -> float: ...
     async def keys(self, tenant: str | None) -> list[KeyRecord]: ...
     async def set_limits(self, scope: str, bounds: Limits, actor: str) -> None: ...
     async def limits(self, scope: str) -> Limits: ...
@@ -109,6 +118,18 @@ class UpdateKey(_Bounds):
     """`POST /key/update`: what is named changes, the rest stays."""
 
     key: str = Field(min_length=1, max_length=256)
+    key_alias: str | None = None
+    duration: str | None = None
+    """Until it expires, from now; none is never."""
+    models: list[str] | None = Field(default=None, max_length=1000)
+
+    def change(self) -> KeyChange | None:
+        """What is not a bound and is to be otherwise; None where nothing is."""
+        names = {"key_alias": "alias", "models": "models"}
+        given = {names[name]: getattr(self, name) for name in self.model_fields_set & names.keys()}
+        if "duration" in self.model_fields_set:
+            given["lasts_s"] = _lasting(self.duration)
+        return KeyChange.model_validate(given) if given else None
 
 
 class DeleteKeys(_Body):
@@ -228,7 +249,13 @@ def _checked(error: ValueError) -> Refused:
 def admin_routes(authenticate: Authenticator, plane: Plane) -> list[Route]:
     """Every route of the admin API."""
     door = _Door(authenticate, plane)
-    return [*_key_routes(door), *_adapter_routes(door), *_rollout_routes(door), *_bills(door)]
+    return [
+        *_key_routes(door),
+        *_change_routes(door),
+        *_adapter_routes(door),
+        *_rollout_routes(door),
+        *_bills(door),
+    ]
 
 
 def _key_routes(door: _Door) -> list[Route]:
@@ -260,17 +287,6 @@ def _key_routes(door: _Door) -> list[Route]:
         record = await door.key(principal, issued.key_id)
         return JSONResponse({"key": issued.secret, **_told(record)})
 
-    async def update(request: Request) -> Response:
-        principal = await door.admit(request)
-        body = await parse(request, UpdateKey, _LIMIT)
-        record = await door.key(principal, body.key)
-        try:
-            limits = body.limits(record.limits)
-        except ValueError as error:
-            raise _checked(error) from error
-        await door.plane.set_limits(key_scope(record.key_id), limits, _who(principal))
-        return JSONResponse(_told(await door.key(principal, record.key_id)))
-
     async def delete(request: Request) -> Response:
         principal = await door.admit(request)
         body = await parse(request, DeleteKeys, _LIMIT)
@@ -279,12 +295,6 @@ def _key_routes(door: _Door) -> list[Route]:
         for record in found:
             await door.plane.revoke_key(record.key_id, _who(principal))
         return JSONResponse({"deleted_keys": [record.key_id for record in found]})
-
-    async def info(request: Request) -> Response:
-        named = request.query_params.get("key")
-        principal = await door.admit(request, Role.ADMIN if named else Role.INFERENCE)
-        record = await door.key(principal, named or principal.key_id)
-        return JSONResponse({"key": record.key_id, "info": _told(record)})
 
     async def listed(request: Request) -> Response:
         principal = await door.admit(request)
@@ -295,6 +305,35 @@ def _key_routes(door: _Door) -> list[Route]:
             found = [key for key in found if Role.OPERATOR not in key.roles]
         keys = [_told(key) if whole else key.key_id for key in found]
         return JSONResponse({"keys": keys, "total_count": len(keys)})
+
+    return [
+        Route("/key/generate", generate, methods=["POST"]),
+        Route("/key/delete", delete, methods=["POST"]),
+        Route("/key/list", listed, methods=["GET"]),
+    ]
+
+
+def _change_routes(door: _Door) -> list[Route]:
+    async def update(request: Request) -> Response:
+        principal = await door.admit(request)
+        body = await parse(request, UpdateKey, _LIMIT)
+        record = await door.key(principal, body.key)
+        try:
+            limits, wanted = body.limits(record.limits), body.change()
+        except ValueError as error:
+            raise _checked(error) from error
+        if wanted is not None:
+            await door.plane.change_key(record.key_id, wanted, _who(principal))
+        if limits != record.limits:
+            await door.plane.set_limits(key_scope(record.key_id), limits, _who(principal))
+        return JSONResponse(_told(await door.key(principal, record.key_id)))
+
+    async def info(request: Request) -> Response:
+        named = request.query_params.get("key")
+        principal = await door.admit(request, Role.ADMIN if named else Role.INFERENCE)
+        record = await door.key(principal, named or principal.key_id)
+        spend = round(await door.plane.key_spend(record.key_id), 6)
+        return JSONResponse({"key": record.key_id, "info": {**_told(record), "spend": spend}})
 
     async def limit_tenant(request: Request) -> Response:
         principal = await door.admit(request, Role.OPERATOR)
@@ -307,11 +346,8 @@ def _key_routes(door: _Door) -> list[Route]:
         return JSONResponse({"team_id": body.team_id, **_told_limits(limits)})
 
     return [
-        Route("/key/generate", generate, methods=["POST"]),
         Route("/key/update", update, methods=["POST"]),
-        Route("/key/delete", delete, methods=["POST"]),
         Route("/key/info", info, methods=["GET"]),
-        Route("/key/list", listed, methods=["GET"]),
         Route("/team/update", limit_tenant, methods=["POST"]),
     ]
 

@@ -138,6 +138,7 @@ class Completions:
                 metadata=body.metadata or {},
                 stream=body.stream,
                 chat=isinstance(body, wire.ChatRequest),
+                choice=choice,
             )
             for messages in body.conversations
             for choice in range(body.n)

@@ -319,11 +319,11 @@ class Road:
             envelope.usage = Usage(found.version, 0, 0)
         return slot, found
 
-    def _most_used(self, request: GenerationRequest, written: int) -> Usage:
+    def _most_used(self, envelope: Envelope, request: GenerationRequest, written: int) -> Usage:
         """What the engine may have done of `request` by the time nobody waits for it any more."""
         version = request.adapter.label if request.adapter else self._base
         read = most_read(request.messages, request.sampling, self._window)
-        return Usage(version, read, min(written, self._window), exact=False)
+        return replace(_usage(envelope, version, read, min(written, self._window)), exact=False)
 
     async def _generate(self, envelope: Envelope) -> Generation | None:
         patience = _NEWS_S
@@ -343,12 +343,12 @@ class Road:
                 patience = await self._newer(known, patience)
                 continue
             except asyncio.CancelledError:
-                envelope.usage = self._most_used(request, request.sampling.max_tokens)
+                envelope.usage = self._most_used(envelope, request, request.sampling.max_tokens)
                 raise
             except Exception as error:  # its fault costs this request, which is still recorded
                 self._faulted(envelope, request, error)
                 return None
-            envelope.usage = Usage(found.version, found.prompt_tokens, found.completion_tokens)
+            _used(envelope, found.version, found)
             self.trials.saw(request, found)
             if slot is not None:
                 self._cache.put(slot, found, time.monotonic())
@@ -386,7 +386,7 @@ class Road:
                 patience = await self._newer(known, patience)
                 continue
             except (asyncio.CancelledError, GeneratorExit):
-                envelope.usage = envelope.usage or self._most_used(request, 0)
+                envelope.usage = envelope.usage or self._most_used(envelope, request, 0)
                 raise
             except Exception as error:  # as above; what was streamed is followed by the error
                 self._faulted(envelope, request, error)
@@ -461,9 +461,14 @@ def _withhold_unchecked(envelope: Envelope) -> None:
 def _used(envelope: Envelope, version: str, item: Delta | Generation) -> None:
     """Note what the engine has done by now."""
     if isinstance(item, Generation):
-        envelope.usage = Usage(version, item.prompt_tokens, item.completion_tokens)
+        envelope.usage = _usage(envelope, version, item.prompt_tokens, item.completion_tokens)
     else:
-        envelope.usage = Usage(version, item.read, item.written)
+        envelope.usage = _usage(envelope, version, item.read, item.written)
+
+
+def _usage(envelope: Envelope, version: str, read: int, written: int) -> Usage:
+    """What is counted: a prompt once, however many answers to it were asked for."""
+    return Usage(version, read if envelope.choice == 0 else 0, written)
 
 
 def _span(envelope: Envelope, started: float) -> None:

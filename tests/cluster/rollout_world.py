@@ -109,7 +109,7 @@ class Store:
     def save(self, rollout: Rollout) -> None:
         def change() -> None:
             self._world.durable.rollouts[rollout.id] = rollout
-            if rollout.status == Status.WITHDRAWING:
+            if rollout.status == Status.WITHDRAWING and rollout.at_fault:
                 self._world.durable.states[rollout.candidate.version] = VersionState.REJECTED
 
         self._write(change)
@@ -280,23 +280,30 @@ class World:
         self._publish()
 
     def _begin(self) -> None:
-        """A new candidate passes the gate and is rolled out; the actor allows one at a time."""
+        """A new candidate passes the gate and is rolled out, or one whose rollout was ended for
+        nothing of its own; the actor allows one at a time."""
         assert self.controller is not None
         if self.controller.of(NAME) is not None or NAME in self.durable.killed:
             return
-        number = max(self.durable.states) + 1
-        if self.random.random() < 0.2:
-            self.corrupt.add(number)
-        elif self.random.random() < 0.4:
-            self.bad.add(number)
-        self.resolves[number] = self.random.choice((_LESS, _RESOLVED, _MORE))
+        states = self.durable.states
+        again = [number for number, state in states.items() if state == VersionState.PASSED]
+        if again and self.random.random() < 0.7:
+            number = again[-1]
+        else:
+            number = max(states) + 1
+            if self.random.random() < 0.2:
+                self.corrupt.add(number)
+            elif self.random.random() < 0.4:
+                self.bad.add(number)
+            self.resolves[number] = self.random.choice((_LESS, _RESOLVED, _MORE))
+            states[number] = VersionState.PASSED
         live = self.durable.live
-        self.durable.states[number] = VersionState.PASSED
         rollout = Rollout(
             len(self.durable.rollouts) + 1,
             AdapterVersion(NAME, number),
             AdapterVersion(NAME, live) if live else None,
             self.random.choice((PLAN, PLAN, AB_TEST)),
+            phase_started=self.now,
         )
         self.durable.rollouts[rollout.id] = rollout
         self.controller.add(rollout)
@@ -382,7 +389,8 @@ class World:
                 if rollout.plan == AB_TEST:
                     assert self.resolves[number] == _MORE, f"promoted {number}: {rollout.reason}"
             if rollout.status in (Status.ROLLED_BACK, Status.WITHDRAWING):
-                assert durable.states[number] == VersionState.REJECTED
+                refused = durable.states[number] == VersionState.REJECTED
+                assert refused or not rollout.at_fault, "what was at fault may be begun again"
 
     def _settle(self) -> None:
         """Without faults every rollout comes to its end, and engines hold what is wanted."""

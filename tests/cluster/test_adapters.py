@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cluster import storage
-from cluster.adapters import GoldenProbe, inspect
+from cluster.adapters import GoldenProbe, check_tensors, inspect
 from cluster.errors import ArtifactError
 from cluster.types import AdapterVersion
 
@@ -75,7 +75,7 @@ def test_weights_that_are_no_numbers_are_refused(
 ) -> None:
     path = make_adapter()
     _weights(path, dtype, [2], good)
-    inspect(path, max_rank=32)
+    assert check_tensors(path / "adapter_model.safetensors", {8}) == {"w"}
     _weights(path, dtype, [2], wrong)
     with pytest.raises(ArtifactError, match="not finite"):
         inspect(path, max_rank=32)
@@ -103,9 +103,26 @@ def test_weights_of_another_rank_than_stated_are_refused(make_adapter: Callable[
     path = make_adapter()
     name = "base_model.model.q_proj.lora_A.weight"
     _weights(path, "F32", [8, 2], b"\0" * 64, name)
-    inspect(path, max_rank=32)
+    check_tensors(path / "adapter_model.safetensors", {8})
     _weights(path, "F32", [4, 4], b"\0" * 64, name)
     with pytest.raises(ArtifactError, match="rank"):
+        inspect(path, max_rank=32)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("base_model.model.q_proj.lora_A.weight", [8, 2], "has no .*lora_B.weight beside it"),
+        ("base_model.model.q_proj.lora_B.weight", [2, 8], "has no .*lora_A.weight beside it"),
+        ("base_model.model.q_proj.weight", [4, 4], "no tensor of it is of a LoRA layer"),
+    ],
+)
+def test_weights_that_are_no_whole_lora_layer_are_refused(
+    make_adapter: Callable[..., Path], name: str, shape: list[int], message: str
+) -> None:
+    path = make_adapter()
+    _weights(path, "F32", shape, b"\0" * 64, name)
+    with pytest.raises(ArtifactError, match=message):
         inspect(path, max_rank=32)
 
 

@@ -1,7 +1,7 @@
-"""The control plane as a plain object: real SQLite, a fake fleet."""
+"""The control plane as a plain object: real SQLite and PostgreSQL, a fake fleet."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -31,15 +31,11 @@ def fleet() -> FakeFleet:
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'registry.db'}"
-
-
-@pytest.fixture
-async def control(database: str, fleet: FakeFleet, tmp_path: Path) -> ControlPlane:
-    plane = ControlPlane(database, fleet, max_rank=32, audit=tmp_path / "audit")
+async def control(url: str, fleet: FakeFleet, tmp_path: Path) -> AsyncIterator[ControlPlane]:
+    plane = ControlPlane(url, fleet, max_rank=32, audit=tmp_path / "audit")
     await plane.serve_base(BASE, BY)
-    return plane
+    yield plane
+    plane._engine.dispose()
 
 
 async def _live_v1(control: ControlPlane, make_adapter: Callable[..., Path]) -> None:
@@ -160,10 +156,10 @@ async def test_altered_files_are_not_promoted(
 
 
 async def test_a_restarted_control_plane_serves_the_same_table(
-    control: ControlPlane, database: str, make_adapter: Callable[..., Path], tmp_path: Path
+    control: ControlPlane, url: str, make_adapter: Callable[..., Path], tmp_path: Path
 ) -> None:
     await _live_v1(control, make_adapter)
-    again = ControlPlane(database, FakeFleet(), max_rank=32, audit=tmp_path / "audit")
+    again = ControlPlane(url, FakeFleet(), max_rank=32, audit=tmp_path / "audit")
     assert (await again.table()).live == (await control.table()).live
 
 
@@ -183,7 +179,7 @@ async def test_watchers_hear_of_a_flip(
 async def test_a_killed_adapter_is_off_at_once_and_stays_off(
     control: ControlPlane,
     fleet: FakeFleet,
-    database: str,
+    url: str,
     make_adapter: Callable[..., Path],
     evaluation: Evaluation,
     tmp_path: Path,
@@ -198,7 +194,7 @@ async def test_a_killed_adapter_is_off_at_once_and_stays_off(
     assert await control.desired() == []
     with pytest.raises(ConflictError, match="revive it first"):
         await control.promote(V2, BY)
-    again = ControlPlane(database, FakeFleet(), max_rank=32, audit=tmp_path / "audit")
+    again = ControlPlane(url, FakeFleet(), max_rank=32, audit=tmp_path / "audit")
     assert (await again.table()).killed == {"inventory"}
     assert (await again.table()).generation > table.generation
     newest = (await control.newest_events(1))[0]

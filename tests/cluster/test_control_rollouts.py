@@ -1,6 +1,7 @@
 """Rollouts through the control plane: real SQLite, a fake fleet, the test's own ticks."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -149,6 +150,77 @@ async def test_one_rollout_of_an_adapter_at_a_time(control: ControlPlane) -> Non
         await control.end_rollout("inventory", "enough", "ann")
     [found] = await control.rollouts(1)
     assert found.reason == "ann: enough"
+
+
+async def test_what_a_person_ended_may_be_begun_again(control: ControlPlane) -> None:
+    await control.start_rollout(V2, PLAN, BY)
+    await _tick(control)
+    await control.end_rollout("inventory", "not this week", "ann")
+    await _tick(control)
+    assert (await _states(control))["inventory@2"] == "passed"
+    again = await control.start_rollout(V2, PLAN, BY)
+    await _tick(control)
+    assert (await control.table()).splits["inventory"].rollout == again.id
+
+
+async def test_a_replica_that_restarts_costs_a_candidate_nothing(
+    control: ControlPlane, fleet: FakeFleet
+) -> None:
+    rollout = await control.start_rollout(V2, PLAN, BY)
+    fleet.fail_on = "prepare"
+    await _tick(control)
+    [found] = await control.rollouts(1)
+    assert (found.status, found.reason) == (
+        Status.PREPARING,
+        "tried again: not proved on every replica: prepare inventory@2 failed",
+    )
+    assert (await control.table()).splits == {}
+    fleet.fail_on = ""
+    await _tick(control)
+    [found] = await control.rollouts(1)
+    assert (found.status, found.reason) == (Status.RUNNING, "")
+    # Not for ever: and then too it may be begun again.
+    await control.end_rollout("inventory", "enough", BY)
+    await _tick(control)
+    await control.start_rollout(V2, PLAN, BY)
+    fleet.fail_on = "prepare"
+    await control._rollouts.tick(time.time() + PLAN.give_up_s + 60)
+    [found, _] = await control.rollouts(2)
+    assert (found.status, found.id) == (Status.WITHDRAWING, rollout.id + 1)
+    assert (await _states(control))["inventory@2"] == "passed"
+
+
+async def test_a_long_drain_holds_up_no_other_rollout(
+    control: ControlPlane,
+    fleet: FakeFleet,
+    make_adapter: Callable[..., Path],
+    evaluation: Evaluation,
+) -> None:
+    other = AdapterVersion("returns", 1)
+    await control.register_candidate(str(make_adapter(name="returns")), "acme", BY)
+    await control.gate(other, OPEN, BY)
+    await control.promote(other, BY)
+    newer = evaluation.model_copy(update={"previous": "returns@1", "previous_accuracy": 0.5})
+    path = make_adapter(name="returns", version=2, evaluation=newer)
+    await control.register_candidate(str(path), "acme", BY)
+    await control.gate(AdapterVersion("returns", 2), OPEN, BY)
+    first = await control.start_rollout(V2, PLAN, BY)
+    await _tick(control)
+    fleet.goes_on = asyncio.Event()
+    await control.report([_seen(first.id)])
+    try:
+        async with asyncio.timeout(20):
+            table = await control.table()
+            while table.live["inventory"].version != 2:
+                table = await control.watch(table.generation, 1.0)
+            await control.start_rollout(AdapterVersion("returns", 2), PLAN, BY)
+            table = await control.table()
+            while "returns" not in table.splits:
+                table = await control.watch(table.generation, 1.0)
+        [_, draining] = await control.rollouts(2)
+        assert draining.status == Status.DRAINING
+    finally:
+        fleet.goes_on.set()
 
 
 async def test_a_plan_may_wait_for_a_person(control: ControlPlane, fleet: FakeFleet) -> None:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
 from cluster import adapters, audit
@@ -23,32 +23,11 @@ from cluster.registry.db import open_database
 from cluster.registry.keys import KeyRequest, digest
 from cluster.registry.schema import Table
 from cluster.types import AdapterVersion, Role, VersionState
-from tests.cluster import postgres
 
 Change = Callable[[], AbstractContextManager[Session]]
 ONE = BaseModelInfo(name="one", path="/one", digest="0" * 64, licence="apache-2.0")
 TWO = BaseModelInfo(name="two", path="/two", digest="2" * 64)
 BY = {"actor": "test", "now": 100.0}
-
-
-@pytest.fixture(scope="module")
-def postgresql() -> Iterator[str]:
-    programs = postgres.binaries()
-    if programs is None:
-        pytest.skip("PostgreSQL's server is not installed: apt-get install postgresql")
-    with postgres.server(programs) as url:
-        yield url
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'made' / 'registry.db'}"
-    found: str = request.getfixturevalue("postgresql")
-    with create_engine(found.replace("postgresql:", "postgresql+psycopg:")).begin() as connection:
-        connection.execute(text("DROP SCHEMA public CASCADE"))
-        connection.execute(text("CREATE SCHEMA public"))
-    return found
 
 
 @pytest.fixture

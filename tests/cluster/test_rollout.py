@@ -135,7 +135,7 @@ def test_a_report_counts_once_and_only_where_it_belongs() -> None:
     assert counted.with_report(report) is counted
     assert counted.with_report(replace(report, source="g2")).seen.candidate.errors.n == 20
     assert rollout.with_report(replace(report, phase=1)) is rollout, "a phase yet to come"
-    assert rollout.withdrawn("x").with_report(report).seen == Evidence()
+    assert rollout.withdrawn("x", at_fault=False).with_report(report).seen == Evidence()
     # The shadow's late report is no part of what the canary is judged by.
     canary = replace(counted, phase=1, seen=Evidence(), whole=Evidence())
     late = canary.with_report(replace(report, number=2))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from cluster.control.protocol import Proof, ServedAdapter
 
 
@@ -14,6 +16,8 @@ class FakeFleet:
         self.calls: list[str] = []
         self.fail_on = ""
         self.drains = True
+        self.goes_on: asyncio.Event | None = None
+        """What a drain waits for, where it is to take long."""
 
     def _record(self, call: str) -> None:
         self.calls.append(call)
@@ -27,6 +31,8 @@ class FakeFleet:
 
     async def drain(self, int_id: int, timeout_s: float) -> bool:
         self._record(f"drain {int_id}")
+        if self.goes_on is not None:
+            await self.goes_on.wait()
         return self.drains
 
     async def remove(self, int_id: int) -> bool:

@@ -47,7 +47,6 @@ def test_tenants_are_kept_apart(wheel: Wheel) -> None:
     assert answers(focus) == f"{focus}@2"
     wheel.do("adapters", "withdraw", focus, "rival")
     wait_for(lambda: focus not in {model.id for model in client.models.list()})
-    wheel.do("keys", "revoke", key["key_id"])
 
     def over() -> bool:
         try:
@@ -56,9 +55,17 @@ def test_tenants_are_kept_apart(wheel: Wheel) -> None:
             return True
         return False
 
+    wheel.do("tenants", "suspend", "rival")
+    wait_for(over)
+    wheel.do("tenants", "resume", "rival")
+    wait_for(lambda: not over())
+    wheel.do("keys", "revoke", key["key_id"])
     wait_for(over)
     kinds = [event["kind"] for event in wheel.do("events")]
-    assert kinds[:4] == ["key.revoked", "adapter.withdrawn", "adapter.granted", "key.issued"]
+    assert kinds[:6] == [
+        *("key.revoked", "tenant.resumed", "tenant.suspended"),
+        *("adapter.withdrawn", "adapter.granted", "key.issued"),
+    ]
 
 
 def test_a_killed_adapter_is_refused_everywhere_and_comes_back(wheel: Wheel) -> None:

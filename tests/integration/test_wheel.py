@@ -22,6 +22,7 @@ import pytest
 from cluster.audit import verify
 from tests.conftest import REPOSITORY
 from tests.integration.conftest import Wheel, free_port
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.integration
 
@@ -252,7 +253,7 @@ def test_a_second_demo_does_not_disturb_the_first(wheel: Wheel) -> None:
 
 
 def test_down_stops_everything(wheel: Wheel) -> None:
-    """Last in this file: nothing of the run is left, and its port is free."""
+    """After all the others: nothing of the run is left, and its port is free."""
     down = subprocess.run(
         ["./scripts/down", "--workdir", str(wheel.workdir)],
         cwd=REPOSITORY,
@@ -275,3 +276,35 @@ def test_down_stops_everything(wheel: Wheel) -> None:
             except OSError:
                 continue
     assert left == []
+
+
+def test_up_serves_again_what_the_run_made(wheel: Wheel, tmp_path: Path) -> None:
+    """After `down`, from the same folder: the same keys, the same live versions, the same log."""
+    folder, output = str(wheel.workdir), tmp_path / "up.txt"
+    with output.open("wb") as written:
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "cluster.cli.main", "up", "--workdir", folder),
+                *("--config", "tests/integration/smoke/demo.yaml", "--port", str(wheel.port)),
+            ],
+            cwd=REPOSITORY,
+            stdout=written,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        wait_for(lambda: process.poll() is not None or "base URL" in output.read_text(), 300)
+        assert process.poll() is None, output.read_text()
+        focus = wheel.report["swap"]["adapter"]
+        assert f"{focus}@2" in output.read_text()
+        answer = wheel.openai.chat.completions.create(
+            model=focus, messages=[{"role": "user", "content": "thank you"}]
+        )
+        assert answer.model == f"{focus}@2"
+        assert wheel.command("down", "--workdir", folder).stdout == "stopped\n"
+        assert process.wait(60) == 0
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(60)
+    assert verify(wheel.workdir / "state" / "audit").verified

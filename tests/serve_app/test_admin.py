@@ -115,7 +115,15 @@ async def test_a_key_is_made_used_bounded_and_ended(admin: Admin) -> None:
     updated = await admin("admin", "POST", "/key/update", {"key": key["key"], "rpm_limit": 5})
     assert (updated.json()["rpm_limit"], updated.json()["max_budget"]) == (5, 2.5)
     told = (await admin("admin", "GET", f"/key/info?key={key['token_id']}")).json()
-    assert told["info"] == updated.json()
+    assert told["info"] == {**updated.json(), "spend": 0.0}
+    other = {"key": key["key"], "key_alias": "till", "models": ["care"], "duration": "2d"}
+    changed = (await admin("admin", "POST", "/key/update", other)).json()
+    assert (changed["key_alias"], changed["models"], changed["rpm_limit"]) == ("till", ["care"], 5)
+    assert changed["expires"] is not None
+    for_ever = await admin("admin", "POST", "/key/update", {"key": key["key"], "duration": None})
+    assert (for_ever.json()["expires"], for_ever.json()["models"]) == (None, ["care"])
+    wrong = await admin("admin", "POST", "/key/update", {"key": key["key"], "models": ["../x"]})
+    assert wrong.status_code == 400
     assert key["key"] not in str(told)
     listed = (await admin("admin", "GET", "/key/list?return_full_object=true")).json()
     assert key["token_id"] in {one["token_id"] for one in listed["keys"]}

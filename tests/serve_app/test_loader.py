@@ -123,7 +123,10 @@ async def test_those_idle_longest_make_room_and_are_not_proved_again(world: Worl
     assert world.engine.most == 2
 
 
-async def test_what_is_in_use_is_never_dropped(world: World) -> None:
+async def test_what_is_in_use_is_never_dropped(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve_app.engine.loader._ROOM_S", 0.05)
     one, two, three = (world.add(number) for number in (1, 2, 3))
     loader = world.loader(eager=0)
     await loader.hold(one)
@@ -133,6 +136,20 @@ async def test_what_is_in_use_is_never_dropped(world: World) -> None:
         with pytest.raises(SwapError, match="max_cpu_loras"):
             await loader.prepare(three)
         assert world.held == [1, 2]
+
+
+async def test_who_finds_no_room_waits_for_the_first_that_is_idle(world: World) -> None:
+    one, two, three = (world.add(number) for number in (1, 2, 3))
+    loader = world.loader(eager=0)
+    await loader.hold(one)
+    await loader.hold(two)
+    with world.engine.residents.using(one):
+        with world.engine.residents.using(two):
+            waiting = asyncio.ensure_future(loader.hold(three))
+            await asyncio.sleep(0.05)
+            assert not waiting.done()
+        await waiting
+        assert world.held == [1, 3]
 
 
 async def test_files_that_changed_since_they_were_proved_are_not_loaded_again(

@@ -43,6 +43,9 @@ async def test_each_choice_walks_the_road_and_has_its_own_seed(
     assert len(world.audited) == 3
     assert answer.usage is not None
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (5, 21)
+    counted = [envelope.usage for envelope in world.audited]
+    assert sum(used.prompt_tokens for used in counted if used) == 5, "the prompt is billed once"
+    assert sum(used.completion_tokens for used in counted if used) == 21
 
 
 async def test_logprobs_are_told_by_token(client: openai.AsyncOpenAI) -> None:

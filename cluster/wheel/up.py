@@ -1,0 +1,68 @@
+"""Runs `headrace up`: serves what a working folder has made before, until it is told to stop."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from contextlib import redirect_stdout
+from pathlib import Path
+from types import FrameType
+
+from cluster import runtime
+from cluster.wheel.narrator import Narrator
+from cluster.wheel.site import Site
+
+
+def run(*, config: Path, workdir: Path, port: int) -> int:
+    """Serve from `workdir` until Ctrl-C, `headrace down`, or the end of the cluster."""
+    narrator = Narrator()
+    workdir = workdir.resolve()
+    runtime.require_free_port(port)
+    site = Site.existing(config, workdir, narrator)
+    with (workdir / "driver.log").open("a", encoding="utf-8") as log, redirect_stdout(log):
+        try:
+            _serve(site, port)
+        except KeyboardInterrupt:
+            narrator.say("interrupted; stopping what was started")
+        finally:
+            disconnect()
+            runtime.stop(workdir)
+    return 0
+
+
+def _serve(site: Site, port: int) -> None:
+    narrator = site.narrator
+    narrator.step(f"Start a Ray cluster on {site.workdir} (token auth on, loopback only)")
+    cluster = site.start_cluster()
+    # After Ray, which installs a handler of its own that would skip the clean-up above.
+    signal.signal(signal.SIGTERM, interrupt)
+    narrator.say(f"Ray at {cluster.address}, dashboard {cluster.dashboard}")
+    # Ray reads its authentication settings when it is imported: after the cluster is up.
+    from cluster.wheel.deployment import Deployment
+
+    deployment = Deployment(site, port)
+    narrator.step("Deploy the graph: gateway, seven stages, vLLM engine")
+    control = deployment.start()
+    deployment.await_serving()
+    live = sorted(adapter.label for adapter in control.table().live.values())
+    narrator.say(f"live: {', '.join(live) or 'nothing yet'}")
+    narrator.step("Serving; Ctrl-C or ./scripts/down stops it")
+    narrator.say(f"base URL  {deployment.base_url}")
+    narrator.say("API key   those issued before hold; another: headrace keys issue --tenant NAME")
+    narrator.say(f"dashboard {cluster.dashboard}")
+    while runtime.running(site.workdir) is not None:
+        time.sleep(0.5)
+
+
+def disconnect() -> None:
+    """Leave the cluster, where this process has come to one."""
+    if "ray" in sys.modules:
+        import ray
+
+        ray.shutdown()
+
+
+def interrupt(_number: int, _frame: FrameType | None) -> None:
+    """A signal's handler: what Ctrl-C does."""
+    raise KeyboardInterrupt
