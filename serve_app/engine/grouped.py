@@ -21,6 +21,7 @@ from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
 from vllm.platforms import current_platform
 from vllm.v1.worker.cpu_worker import CPUWorker
 
+from serve_app.engine.checkpoint import Checkpoints
 from serve_app.engine.norms import use_kernels
 from serve_app.engine.rows import (
     Indices,
@@ -186,3 +187,4 @@ class GroupedWorker(CPUWorker):  # type: ignore[misc]
                 _write_in_place(layer, highest)
         warm()
         _find_at_once(self.model_runner.lora_manager)
+        self.model_runner.lora_manager._lora_model_cls = Checkpoints()

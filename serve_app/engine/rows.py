@@ -144,14 +144,17 @@ def fill(
             or len(down) > stacked_a.shape[2]
         ):
             return False
-    for (down, up), stacked_a, stacked_b in zip(slices, a, b, strict=True):
+    most = a.array.shape[1] // len(a)
+    for number, (down, up) in enumerate(slices):
         used = 0 if down is None else len(down)
+        into_a = a.array[slot, number * most : number * most + rank]
+        into_b = b.array[slot, :rank, b.outs[number] : b.outs[number + 1]]
         if down is not None and up is not None:
-            stacked_a[slot, 0, :used] = down
-            stacked_b[slot, 0, :, :used] = up
+            into_a[:used] = down.float().numpy()
+            into_b[:used] = up.float().numpy().T
         # What is multiplied with nothing must still be a number.
-        stacked_a[slot, 0, used:rank] = 0.0
-        stacked_b[slot, 0, :, used:rank] = 0.0
+        into_a[used:] = 0.0
+        into_b[used:] = 0.0
     a.ranks[slot] = rank
     return True
 
