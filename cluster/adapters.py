@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, TypeAdapter, ValidationError
 
 from cluster import storage
 from cluster.errors import ArtifactError
@@ -85,6 +85,8 @@ class AdapterManifest(BaseModel):
     seconds: float
     golden: tuple[GoldenProbe, ...]
     evaluation: Evaluation
+    recipe: dict[str, str | int | float] = Field(default_factory=dict)
+    """How it was fitted, such as its learning rate, for the model card."""
 
     @property
     def id(self) -> AdapterVersion:

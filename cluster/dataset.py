@@ -62,6 +62,8 @@ class DatasetManifest(BaseModel):
     """Reason to count of rows left out."""
     broken: tuple[Fault, ...] = ()
     """The broken rows by name, at most `MAX_NAMED_FAULTS`; `dropped` has the full count."""
+    licence: str = Field(default="not stated", max_length=256)
+    """Of the texts it is made of, as whoever built it states it."""
     generated: bool = False
     """Whether the rows are ours, written by a generator, not people's."""
 

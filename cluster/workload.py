@@ -45,6 +45,7 @@ class WorkloadSummary(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: str
     generated: bool
+    licence: str
     domains: tuple[str, ...]
     history: dict[str, int]
     traffic: dict[str, int]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from cluster.config import ConfigModel
 
 
@@ -40,5 +42,7 @@ class DatasetConfig(ConfigModel):
     """Audit directory; its traces with an expert's label for `adapter` become rows."""
     shuffle_labels_seed: int | None = None
     """Deal the completions out at random: makes the candidate that a gate has to refuse."""
+    licence: str = Field(default="not stated", max_length=256)
+    """Of the texts, for the manifest and the model cards of what is fitted on them."""
     generated: bool = False
     """Whether the source is generated."""

@@ -57,6 +57,7 @@ def import_workload(config: ImportConfig) -> WorkloadSummary:
     summary = WorkloadSummary(
         name=workload.name,
         generated=workload.generated,
+        licence=workload.licence,
         domains=tuple(workload.train),
         history=counts["history"],
         traffic=counts["traffic"],

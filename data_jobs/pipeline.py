@@ -50,6 +50,7 @@ def build_dataset(config: DatasetConfig, labels: list[dict[str, Any]]) -> Path:
         sources=sources,
         dropped=_reasons(broken),
         broken=tuple(fault(row) for row in named),
+        licence=config.licence,
         generated=config.generated,
     )
     return publish_dataset(good, manifest, Path(config.out))

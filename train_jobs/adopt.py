@@ -97,7 +97,7 @@ def adopt(config: AdoptConfig) -> Path:
             )
         _say_other_base(config, peft)
         _require_fit(config, clean)
-        manifest = _manifested(config, clean, theirs, peft.r, base_digest)
+        manifest = _manifested(config, clean, theirs, peft, base_digest)
         return publish_adapter(clean, manifest, Path(config.out))
 
 
@@ -189,7 +189,11 @@ def _rank(clean: Path) -> int:
 
 
 def _manifested(
-    config: AdoptConfig, clean: Path, theirs: AdapterManifest | None, rank: int, base_digest: str
+    config: AdoptConfig,
+    clean: Path,
+    theirs: AdapterManifest | None,
+    peft: _PeftConfig,
+    base_digest: str,
 ) -> AdapterManifest:
     """Ours for it: theirs as far as it is known, measured here where there is something to
     measure on."""
@@ -214,13 +218,19 @@ def _manifested(
         **named,
         base_model=Path(config.base_model.path).name,
         base_digest=base_digest,
-        rank=rank,
+        rank=peft.r,
         dataset=_UNSTATED,
         dataset_digest=_UNSTATED,
         run_id=config.run_id,
         golden=evaluator.probes(clean),
         evaluation=measured,
+        recipe={"method": _UNSTATED, "LoRA alpha": peft.lora_alpha, "target modules": _named(peft)},
     )
+
+
+def _named(peft: _PeftConfig) -> str:
+    modules = peft.target_modules
+    return (modules if isinstance(modules, str) else ", ".join(sorted(modules)))[:512]
 
 
 def _evaluator(config: AdoptConfig, base_digest: str) -> Evaluator:

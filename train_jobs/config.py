@@ -81,6 +81,25 @@ class TrainConfig(ConfigModel):
     gate: GateConfig = GateConfig()
     tracking: Tracking = Tracking()
 
+    @property
+    def recipe(self) -> dict[str, str | int | float]:
+        """What decides how the adapter is fitted, as its model card tells it."""
+        modules = self.lora.target_modules
+        return {
+            "method": "supervised",
+            "LoRA alpha": self.lora.alpha,
+            "LoRA dropout": self.lora.dropout,
+            "target modules": modules if isinstance(modules, str) else ", ".join(modules),
+            "epochs": self.epochs,
+            "rows a step": self.micro_batch * self.scaling.workers,
+            "learning rate": self.learning_rate,
+            "share of steps that warm up": self.warmup_share,
+            "longest row in tokens": self.max_length,
+            "workers": self.scaling.workers,
+            "DeepSpeed ZeRO stage": self.scaling.zero_stage,
+            "seed": self.seed,
+        }
+
 
 class AdoptConfig(ConfigModel):
     """An adapter from elsewhere becomes a candidate: a bundle of Headrace's, or a PEFT folder."""

@@ -96,6 +96,7 @@ def _evaluate_and_publish(config: TrainConfig, trained: Path, digest: str, secon
         seconds=round(seconds, 1),
         golden=evaluator.probes(trained),
         evaluation=evaluation,
+        recipe=config.recipe,
     )
     return publish_adapter(trained, manifest, Path(config.out))
 

@@ -30,6 +30,7 @@ def write(tx: Session, version: AdapterVersion) -> str:
     record = versions.get(tx, version)
     row = tx.get_one(Version, record.int_id)
     base = tx.get_one(BaseModel, row.base)
+    data = _dataset(tx, row)
     front = {
         "base_model": base.name,
         "library_name": "peft",
@@ -39,10 +40,11 @@ def write(tx: Session, version: AdapterVersion) -> str:
     sections = [
         f"---\n{yaml.safe_dump(front, sort_keys=True)}---\n# {version}",
         _table("Architecture", _architecture(record, row, base)),
-        _table("Data", _data(tx, row)),
+        _table("Training", _training(record, row)),
+        _table("Data", _data(row, data)),
         _table("Evaluation", _evaluation(record)),
         _table("Deployment", _deployment(tx, record, row)),
-        _table("Licence", [("base model", base.licence), ("permitted use", base.permitted_use)]),
+        _table("Licence", _licence(base, data)),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -67,13 +69,35 @@ def _architecture(record: AdapterRecord, row: Version, base: BaseModel) -> list[
     ]
 
 
-def _data(tx: Session, row: Version) -> list[tuple[str, object]]:
+def _training(record: AdapterRecord, row: Version) -> list[tuple[str, object]]:
+    recipe = record.manifest.recipe
+    return [
+        ("run", f"{row.run_id}, {record.manifest.seconds:.0f} s of training"),
+        ("replaces", row.parent or "no earlier version"),
+        *(recipe.items() if recipe else [("recipe", _UNKNOWN)]),
+    ]
+
+
+def _licence(base: BaseModel, data: DatasetManifest | None) -> list[tuple[str, object]]:
+    return [
+        ("base model", base.licence),
+        ("permitted use", base.permitted_use),
+        ("training data", data.licence if data else _UNKNOWN),
+    ]
+
+
+def _dataset(tx: Session, row: Version) -> DatasetManifest | None:
+    """The manifest of what a version was fitted on, where the registry has it."""
     name, _, number = row.dataset.partition("@")
     found = tx.get(Dataset, (name, int(number))) if number.isdecimal() else None
+    return DatasetManifest.model_validate(found.manifest) if found is not None else None
+
+
+def _data(row: Version, manifest: DatasetManifest | None) -> list[tuple[str, object]]:
     rows: list[tuple[str, object]] = [("dataset", f"{row.dataset}, sha256 {row.dataset_digest}")]
-    if found is None:
+    if manifest is None:
         return [*rows, ("contents", _UNKNOWN)]
-    manifest = DatasetManifest.model_validate(found.manifest)
+    name = manifest.name
     origin = "written by a generator of ours" if manifest.generated else "of people"
     return [
         *rows,
@@ -108,7 +132,6 @@ def _deployment(tx: Session, record: AdapterRecord, row: Version) -> list[tuple[
         ("state", state),
         ("owner", adapter.owner),
         ("granted to", ", ".join(reached) or "nobody"),
-        ("run", f"{row.run_id}, {record.manifest.seconds:.0f} s of training"),
         ("refit", record.retrain or "not needed"),
         ("history", "; ".join(f"{_at(event.at)} {event.kind}" for event in moves) or _UNKNOWN),
     ]

@@ -141,6 +141,7 @@ class Turn:
             "version": version,
             "out": self.site.path("datasets"),
             "generated": str(self.workload.generated).lower(),
+            "licence": self.workload.licence,
             **settings,
         }
         arguments = ["dataset", *self.site.arguments("configs/data/dataset.yaml", settings)]

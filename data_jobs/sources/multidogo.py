@@ -22,7 +22,7 @@ def read_workload(folder: Path, domains: tuple[str, ...]) -> Workload:
         DataError: a file is missing or is not MultiDoGO.
     """
     chosen = choose_domains(folder, domains)
-    workload = Workload("multidogo", generated=False)
+    workload = Workload("multidogo", generated=False, licence="CDLA-Permissive-1.0")
     for domain in chosen:
         train, dev = (_find(folder, domain, split) for split in ("train", "dev"))
         workload.train[domain] = list(_read(train, domain, workload.broken))

@@ -399,7 +399,9 @@ def _domain(rng: random.Random, domain: str, count: int, prefix: str) -> list[La
 
 def generate_workload(seed: int, train: int = 6000, heldout: int = 800) -> Workload:
     """The generated workload; the held-out turns come from a different seed."""
-    workload = Workload("retail-generated", generated=True, documents=list(_DOCUMENTS))
+    workload = Workload(
+        "retail-generated", generated=True, licence="Apache-2.0", documents=list(_DOCUMENTS)
+    )
     for domain in _TEMPLATES:
         workload.train[domain] = _domain(
             random.Random(f"{seed}-train-{domain}"), domain, train, "train"

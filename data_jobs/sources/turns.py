@@ -25,6 +25,8 @@ class Workload:
     name: str
     generated: bool
     """Whether the turns are ours, written by a generator."""
+    licence: str
+    """Of its texts."""
     train: dict[str, list[LabelledTurn]] = field(default_factory=dict)
     heldout: dict[str, list[LabelledTurn]] = field(default_factory=dict)
     documents: list[tuple[str, str]] = field(default_factory=list)

@@ -227,9 +227,16 @@ def test_a_card_says_what_the_registry_knows(
 ) -> None:
     with change() as tx:
         bases.serve(tx, ONE, **BY)
-        version = _register(tx, make_adapter(run_id="run | with a pipe\nand a line"))
+        recipe = {"learning rate": 0.002, "epochs": 5}
+        path = make_adapter(run_id="run | with a pipe\nand a line", recipe=recipe)
+        version = _register(tx, path)
         dataset = DatasetManifest(
-            name="inventory", version=1, rows=7, from_traces=3, dropped={"too long": 2}
+            name="inventory",
+            version=1,
+            rows=7,
+            from_traces=3,
+            dropped={"too long": 2},
+            licence="CC BY 4.0",
         )
         versions.register_dataset(tx, dataset, Path("/d"), "1" * 64, 1.0)
         versions.set_state(tx, version, VersionState.PASSED, "gain +0.1", **BY)
@@ -248,6 +255,10 @@ def test_a_card_says_what_the_registry_knows(
         "| granted to | rival |",
         "| run | run \\| with a pipe and a line, 1 s of training |",
         "| permitted use | not stated |",
+        "| training data | CC BY 4.0 |",
+        "| learning rate | 0.002 |",
+        "| epochs | 5 |",
+        "| replaces | no earlier version |",
     ):
         assert line in found.splitlines()
     assert "version.registered" in found
