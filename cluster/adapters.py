@@ -25,6 +25,7 @@ PEFT_CONFIG = "adapter_config.json"
 _ALLOWED = {MANIFEST, WEIGHTS, PEFT_CONFIG, storage.STABLE, "README.md"}
 _MAX_HEADER = 16 << 20
 _DOWN, _UP = ".lora_A.", ".lora_B."
+_HALVES = {_DOWN: _UP, ".lora_embedding_A": ".lora_embedding_B"}
 
 
 class _Tensor(BaseModel):
@@ -132,12 +133,14 @@ def inspect(path: Path, *, max_rank: int) -> AdapterManifest:
 
 def _require_pairs(path: Path, names: set[str]) -> None:
     """Raise ArtifactError unless something is a LoRA layer, and each of them whole."""
-    halves = {name for name in names if _DOWN in name or _UP in name}
-    if not halves:
+    both = {**_HALVES, **{up: down for down, up in _HALVES.items()}}
+    others = {
+        name: name.replace(part, both[part]) for name in names for part in both if part in name
+    }
+    if not others:
         raise ArtifactError(f"{path}: no tensor of it is of a LoRA layer")
-    for name in sorted(halves):
-        other = name.replace(_DOWN, _UP) if _DOWN in name else name.replace(_UP, _DOWN)
-        if other not in halves:
+    for name, other in sorted(others.items()):
+        if other not in names:
             raise ArtifactError(f"{path}: tensor {name} has no {other} beside it")
 
 

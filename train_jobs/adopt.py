@@ -153,7 +153,7 @@ def _say_other_base(config: AdoptConfig, peft: _PeftConfig) -> None:
     stated = Path(peft.base_model_name_or_path or "").name
     ours = Path(config.base_model.path).name
     if stated and stated != ours:
-        logger.warning("the adapter says it was fitted on %s; %s serves here", stated[:128], ours)
+        logger.warning("the adapter says it was fitted on %r; %s serves here", stated[:128], ours)
 
 
 def _manifest(path: Path) -> AdapterManifest:

@@ -337,7 +337,7 @@ class ControlPlane(Books):
             # Side by side: what one waits for, such as a drain, holds up no other.
             for rollout in self._rollouts.active:
                 if rollout.id not in self._moving:
-                    move = asyncio.ensure_future(self._rollouts.move(rollout, time.time()))
+                    move = asyncio.ensure_future(self._rollouts.move(rollout.id, time.time()))
                     self._moving[rollout.id] = move
                     move.add_done_callback(partial(self._moved, rollout.id))
             self._share_out()

@@ -210,8 +210,13 @@ class Books(ABC):
 
     async def key_spend(self, key_id: str) -> float:
         """US dollars that a key has spent on tokens, as far as the meter knows by now."""
-        with Session(self._engine) as tx:
-            return usage.spent(tx, key_id, time.time() + 1)
+
+        def reckon() -> float:
+            with Session(self._engine) as tx:
+                return usage.spent(tx, key_id, time.time() + 1)
+
+        # It may be long: in a thread, as a bill.
+        return await asyncio.to_thread(reckon)
 
     async def exported(self, version: AdapterVersion, signed_by: str, actor: str) -> None:
         """Record that `version` left the cluster in a bundle."""

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from cluster.control.protocol import Fleet, ServedAdapter, Split
 from cluster.control.swap import check_proofs
-from cluster.errors import ArtifactError, ConflictError, NotProvedError
+from cluster.errors import ConflictError, NotProvedError
 from cluster.rollout.decide import Action, Decision
 from cluster.rollout.evidence import Arm, Evidence
 from cluster.rollout.outcomes import Outcomes, Side
@@ -23,6 +23,9 @@ from cluster.types import AdapterVersion
 logger = logging.getLogger(__name__)
 
 _DRAIN_S = 30.0
+_AGAIN_S, _AGAIN_AT_MOST_S = 1.0, 60.0
+#: For how long a candidate is tried again that a replica could not say anything of.
+_PREPARING_S = 900.0
 _FEEDBACK = "feedback"
 """The source of reports that are made here, of what users said."""
 
@@ -58,6 +61,9 @@ class RolloutController:
         self._store, self._fleet, self._publish = store, fleet, publish
         self._active = {rollout.id: rollout for rollout in store.active()}
         self._outcomes = Outcomes()
+        self._again: dict[int, tuple[float, float]] = {}
+        """When a candidate that was not proved is tried again, and how long that is after the last
+        time: loading it holds engines up."""
 
     @property
     def active(self) -> list[Rollout]:
@@ -146,10 +152,14 @@ class RolloutController:
     async def tick(self, now: float) -> None:
         """Move each rollout on by what it needs, one after another."""
         for rollout in self.active:
-            await self.move(rollout, now)
+            await self.move(rollout.id, now)
 
-    async def move(self, rollout: Rollout, now: float) -> None:
+    async def move(self, number: int, now: float) -> None:
         """Move one rollout on by what it needs; its faults are no matter to the others."""
+        # As it is now: it may have been ended since it was listed.
+        rollout = self._active.get(number)
+        if rollout is None:
+            return
         try:
             await self._move(rollout, now)
         except Exception:  # tried again with the next tick, from the state it is in
@@ -167,11 +177,16 @@ class RolloutController:
             await self._clear(rollout)
 
     async def _prepare(self, rollout: Rollout, now: float) -> None:
+        if now < self._again.get(rollout.id, (0.0, 0.0))[0]:
+            return
         candidate = self._store.served(rollout.candidate)
         try:
             check_proofs(candidate, await self._fleet.prepare(candidate))
         except Exception as error:  # whatever the fleet met, the live version serves on
             if self._still(rollout):
+                _, waited = self._again.get(rollout.id, (0.0, 0.0))
+                wait = min(max(2 * waited, _AGAIN_S), _AGAIN_AT_MOST_S)
+                self._again[rollout.id] = (now + wait, wait)
                 self._keep(_unproved(rollout, error, now))
             return
         if self._still(rollout):
@@ -205,6 +220,7 @@ class RolloutController:
         finished = rollout.finished()
         self._store.save(finished)
         del self._active[finished.id]
+        self._again.pop(finished.id, None)
         self._outcomes.forget(finished.id)
 
     def _still(self, rollout: Rollout) -> bool:
@@ -219,10 +235,11 @@ class RolloutController:
 
 def _unproved(rollout: Rollout, error: Exception, now: float) -> Rollout:
     """A rollout whose candidate is not held by every replica yet: it is refused where it is not
-    what its trainer made, and tried again where a replica restarts, say, or has no room."""
+    what its trainer made, and tried again where a replica restarts, has no room, or does not see
+    its files."""
     said = f"not proved on every replica: {error}"[:500]
-    if isinstance(error, (NotProvedError, ArtifactError)):
+    if isinstance(error, NotProvedError):
         return rollout.withdrawn(said, at_fault=True)
-    if now - rollout.phase_started > rollout.plan.give_up_s:
+    if now - rollout.phase_started > min(_PREPARING_S, rollout.plan.give_up_s):
         return rollout.withdrawn(said, at_fault=False)
     return replace(rollout, reason=f"tried again: {said}")

@@ -66,8 +66,8 @@ def _front_matter(card: Path) -> dict[str, object]:
 def serve(tx: Session, info: BaseModelInfo, *, actor: str, now: float) -> list[str]:
     """Make `info` the base that serves; the versions that stood on another are to be refitted.
 
-    Those that were on their way to the users or before them are retired: on other weights they are
-    not what was evaluated. Returns their labels.
+    Those that are live are retired: on other weights they are not what was evaluated. What stands
+    on this base is as good as it was. Returns the labels of the others.
     """
     row = tx.get(BaseModel, info.digest)
     if row is None:
@@ -84,9 +84,10 @@ def serve(tx: Session, info: BaseModelInfo, *, actor: str, now: float) -> list[s
         if version.state == VersionState.LIVE:
             reason = {"reason": version.retrain}
             events.note(tx, f"version.{VersionState.RETIRED}", label, reason, actor=actor, now=now)
-        if version.state != VersionState.REJECTED:
             version.state = VersionState.RETIRED
         marked.append(label)
+    for version in tx.scalars(select(Version).where(Version.base == info.digest)):
+        version.retrain = ""
     if changed or marked:
         detail = {"digest": info.digest, "licence": info.licence, "retrain": marked}
         events.note(tx, "base.served", info.name, detail, actor=actor, now=now)

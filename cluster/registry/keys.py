@@ -55,6 +55,11 @@ class KeyChange(ConfigModel):
     lasts_s: float | None = Field(default=None, gt=0)
     """Seconds until it expires, from now; None, where it is named, is never."""
 
+    @property
+    def widens(self) -> bool:
+        """Whether it may last longer, or reach more."""
+        return self.models is not None or "lasts_s" in self.model_fields_set
+
     @field_validator("models")
     @classmethod
     def _adapters(cls, models: tuple[str, ...] | None) -> tuple[str, ...] | None:
@@ -83,6 +88,7 @@ class KeyRecord:
     expires_at: float | None
     revoked_at: float | None
     limits: Limits
+    attributes: dict[str, str]
 
 
 def digest(secret: str) -> str:
@@ -121,10 +127,11 @@ def change(tx: Session, key_id: str, wanted: KeyChange, *, actor: str, now: floa
     """Give a key another alias, other adapters or another end.
 
     Raises:
-        ConflictError: there is no such key, or it was revoked.
+        ConflictError: there is no such key, or it was revoked, or has expired.
     """
     row = tx.get(ApiKey, key_id)
-    if row is None or row.revoked_at is not None:
+    over = row is not None and row.expires_at is not None and row.expires_at <= now
+    if row is None or row.revoked_at is not None or over:
         raise ConflictError(f"there is no key {key_id[:64]!r} in use")
     if wanted.alias is not None:
         row.alias = wanted.alias
@@ -197,6 +204,7 @@ def listed(tx: Session, tenant: str | None = None) -> list[KeyRecord]:
             row.expires_at,
             row.revoked_at,
             bounded.get(key_scope(row.key_id), Limits()),
+            dict(row.attributes),
         )
         for row, name in tx.execute(query.order_by(ApiKey.created_at, ApiKey.key_id))
     ]

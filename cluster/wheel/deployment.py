@@ -13,8 +13,8 @@ import httpx
 
 from cluster import runtime
 from cluster.control.client import ControlClient
-from cluster.errors import HeadraceError
-from cluster.registry.bases import describe
+from cluster.errors import ConflictError, HeadraceError
+from cluster.registry.bases import BaseModelInfo, describe
 from cluster.wheel.site import INDEX, ROUTER, Site
 
 _READY_S = 240.0
@@ -37,12 +37,17 @@ class Deployment:
         """Bring the control plane up and begin to deploy the graph; `await_serving` waits for it.
 
         What the folder's registry says is live is served again.
+
+        Raises:
+            ConflictError: its adapters stand on another base model than the configuration names.
         """
         site = self._site
         database = site.config.database or f"sqlite:///{site.path('registry.db')}"
         runtime.start_control(database, max_rank=_MAX_RANK, audit=Path(site.path("state", "audit")))
         control = ControlClient()
-        control.serve_base(describe(Path(site.base_model)))
+        info = describe(Path(site.base_model))
+        _require_same(control, info)
+        control.serve_base(info)
         settings: dict[str, object] = {
             "base_model.path": site.base_model,
             "state": site.path("state"),
@@ -83,3 +88,15 @@ class Deployment:
         self.check()
         health = httpx.get(f"http://127.0.0.1:{self._port}/health", timeout=30).raise_for_status()
         return [str(stage) for stage in health.json()["stages"]]
+
+
+def _require_same(control: ControlClient, wanted: BaseModelInfo) -> None:
+    """Raise where adapters would be retired: whoever only means to serve again, means that."""
+    if not control.adapter_versions():
+        return
+    served = control.base_model()
+    if served.digest != wanted.digest:
+        raise ConflictError(
+            f"this folder's adapters stand on {served.name} ({served.digest[:12]}, {served.path}), "
+            f"not on {wanted.path} ({wanted.digest[:12]}): name theirs in --config"
+        )

@@ -27,7 +27,8 @@ def run(*, config: Path, workdir: Path, port: int) -> int:
             narrator.say("interrupted; stopping what was started")
         finally:
             disconnect()
-            runtime.stop(workdir)
+            if site.cluster is not None:  # else another's, that came up first
+                runtime.stop(workdir)
     return 0
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import load
 from vllm.lora.lora_model import LoRAModel
 from vllm.lora.lora_weights import LoRALayerWeights
 from vllm.lora.peft_helper import PEFTHelper
-from vllm.lora.utils import parse_fine_tuned_lora_name
+from vllm.lora.utils import is_base_embedding_weights, parse_fine_tuned_lora_name
 
 from cluster.adapters import WEIGHTS
 
@@ -74,9 +74,9 @@ class Checkpoints:
             **named,
         )
         if plain and not any("lora_embedding" in name for name in names):
-            places = {
-                name: _Place(*parse_fine_tuned_lora_name(name, weights_mapper)) for name in names
-            }
+            # PEFT writes the base's head beside an adapter of the head; vLLM leaves it alone.
+            given = (name for name in names if not is_base_embedding_weights(name))
+            places = {n: _Place(*parse_fine_tuned_lora_name(n, weights_mapper)) for n in given}
             self._layouts[names] = {n: p for n, p in places.items() if p.module in found.loras}
             if len(self._layouts) > _LAYOUTS:
                 self._layouts.popitem(last=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from pathlib import Path
 from typing import Protocol
 
@@ -23,7 +24,8 @@ logger = logging.getLogger(__name__)
 
 #: How long a version that nobody wants is not asked about again.
 _MISSED_S = 1.0
-#: How long an adapter waits for one of those held to be idle, where there is room for no more.
+#: How long requests for an adapter wait for one of those held to be idle, where there is room for
+#: no more: all who wait, side by side.
 _ROOM_S = 10.0
 
 
@@ -68,8 +70,9 @@ class Loader:
         Raises:
             SwapError: there is no room, every version held being in use.
         """
+        until = time.monotonic() + _ROOM_S
         async with self._changing:
-            return await self._load(adapter, probe=True)
+            return await self._load(adapter, until, probe=True)
 
     async def remove(self, int_id: int) -> bool:
         """Unload a version; whether the engine confirms it."""
@@ -96,7 +99,7 @@ class Loader:
         first = [(one, residents.kills(one.name)) for one in desired[: self._eager]]
         for adapter, kills in first:
             if not residents.holds(adapter.int_id):
-                await self._load_proved(adapter, kills)
+                await self._load_proved(adapter, kills, time.monotonic())
         # Twice unwanted and idle: a swap that is removing a version itself is given its time.
         unwanted = self._engine.residents.held.keys() - {one.int_id for one in desired}
         for int_id in unwanted & self._unwanted:
@@ -109,7 +112,7 @@ class Loader:
         try:
             wanted = await self._control.wanted(adapter.int_id)
             if wanted is not None:
-                await self._load_proved(wanted, kills)
+                await self._load_proved(wanted, kills, time.monotonic() + _ROOM_S)
         except Exception:  # the control plane may be restarting; the gateway is told it is not here
             logger.exception("could not ask for %s", adapter.label)
         if not self._engine.residents.holds(adapter.int_id):
@@ -117,14 +120,15 @@ class Loader:
             later = asyncio.get_running_loop().call_later
             later(_MISSED_S, self._missed.discard, adapter.int_id)
 
-    async def _load_proved(self, adapter: ServedAdapter, kills: int) -> None:
-        """Load what was wanted when the adapter had been switched off `kills` times."""
+    async def _load_proved(self, adapter: ServedAdapter, kills: int, until: float) -> None:
+        """Load what was wanted when the adapter had been switched off `kills` times; wait for room
+        `until` then."""
         async with self._changing:
             if self._engine.residents.holds(adapter.int_id):
                 return
             known = self._proved.get(adapter.int_id) == adapter.digest
             try:
-                proof = await self._load(adapter, probe=not known)
+                proof = await self._load(adapter, until, probe=not known)
                 if not known:
                     check_proofs(adapter, [proof])
                 elif proof.digest != adapter.digest:
@@ -132,24 +136,25 @@ class Loader:
                 if self._engine.residents.kills(adapter.name) != kills:
                     raise SwapError(f"{adapter.label} was switched off while it was loaded")
                 self._proved[adapter.int_id] = adapter.digest
-            except (SwapError, ArtifactError):  # the others are served; this one is tried again
+            except Exception:  # the others are served, and the replica starts; it is tried again
                 logger.exception("%s is not served here", adapter.label)
                 if self._engine.residents.holds(adapter.int_id):
                     await self._engine.unload(adapter.int_id)
 
-    async def _load(self, adapter: ServedAdapter, *, probe: bool) -> Proof:
+    async def _load(self, adapter: ServedAdapter, until: float, *, probe: bool) -> Proof:
         digest = await asyncio.to_thread(require_stable, Path(adapter.path))
-        await self._make_room(adapter)
+        await self._make_room(adapter, until)
         difference = await self._engine.load(adapter, probe=probe)
         return Proof(self._replica, adapter.int_id, digest, len(adapter.golden), difference)
 
-    async def _make_room(self, adapter: ServedAdapter) -> None:
+    async def _make_room(self, adapter: ServedAdapter, until: float) -> None:
         residents = self._engine.residents
         while len(residents.held) >= self._capacity and not residents.holds(adapter.int_id):
-            idle = await residents.until_one_is_idle(_ROOM_S)
+            left = max(0.0, until - time.monotonic())
+            idle = residents.longest_idle() or await residents.until_one_is_idle(left)
             if idle is None:
                 raise SwapError(
-                    f"no room for {adapter.label}: all {self._capacity} adapters held have been "
-                    f"in use for {_ROOM_S:g} s; raise engine.max_cpu_loras"
+                    f"no room for {adapter.label}: all {self._capacity} adapters held are in use; "
+                    "raise engine.max_cpu_loras"
                 )
             await self._engine.unload(idle)

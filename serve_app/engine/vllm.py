@@ -19,10 +19,12 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOu
 from vllm.usage.usage_lib import UsageContext
 from vllm.utils.ompmultiprocessing import OMPProcessManager
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
 
 from cluster.adapters import GoldenProbe
 from cluster.config import BaseModelRef
 from cluster.control.protocol import ServedAdapter
+from cluster.errors import NotProvedError
 from cluster.processor import precision
 from serve_app import tools
 from serve_app.config import EngineConfig
@@ -203,9 +205,19 @@ class VLLMEngine:
         """Load `adapter` and return its mean absolute difference from the trainer's probes.
 
         The version becomes resident only after its probes ran; without `probe`, it is 0.
+
+        Raises:
+            NotProvedError: the engine refuses it.
         """
         if self._loras:
-            await self._llm.add_lora(_lora(adapter))
+            try:
+                await self._llm.add_lora(_lora(adapter))
+            except EngineDeadError:
+                raise
+            except Exception as error:  # vLLM has no type for what it refuses of an adapter
+                raise NotProvedError(
+                    f"the engine refuses {adapter.label}: {error}"[:500]
+                ) from error
         difference = 0.0
         if probe:
             # Its turn among the others: the engine would let it wait while all slots are busy.

@@ -43,6 +43,7 @@ from serve_app.protocol import Block
 
 _LIMIT = 1 << 16
 _MAX_LISTED = 100
+_NEVER = "never"
 
 
 class Plane(Protocol):
@@ -120,15 +121,16 @@ class UpdateKey(_Bounds):
     key: str = Field(min_length=1, max_length=256)
     key_alias: str | None = None
     duration: str | None = None
-    """Until it expires, from now; none is never."""
+    """Until it expires, from now; or `never`."""
     models: list[str] | None = Field(default=None, max_length=1000)
 
     def change(self) -> KeyChange | None:
         """What is not a bound and is to be otherwise; None where nothing is."""
-        names = {"key_alias": "alias", "models": "models"}
-        given = {names[name]: getattr(self, name) for name in self.model_fields_set & names.keys()}
-        if "duration" in self.model_fields_set:
-            given["lasts_s"] = _lasting(self.duration)
+        named = {"alias": self.key_alias, "models": self.models}
+        # A client that sends every field means nothing by those that are null.
+        given: dict[str, Any] = {name: one for name, one in named.items() if one is not None}
+        if self.duration is not None:
+            given["lasts_s"] = None if self.duration == _NEVER else _lasting(self.duration)
         return KeyChange.model_validate(given) if given else None
 
 
@@ -165,6 +167,11 @@ class StartRollout(_Body):
 
 def _who(principal: Principal) -> str:
     return f"{principal.tenant}/{principal.name or 'default'} key {principal.key_id}"
+
+
+def _require_operator(principal: Principal, why: str) -> None:
+    if not principal.may(Role.OPERATOR):
+        raise Refused(Block(403, "access_denied", why), principal=principal)
 
 
 def _unknown(what: str, principal: Principal) -> Refused:
@@ -322,6 +329,8 @@ def _change_routes(door: _Door) -> list[Route]:
             limits, wanted = body.limits(record.limits), body.change()
         except ValueError as error:
             raise _checked(error) from error
+        if wanted is not None and wanted.widens and record.attributes:
+            _require_operator(principal, "an operator gave this key attributes, and its bounds")
         if wanted is not None:
             await door.plane.change_key(record.key_id, wanted, _who(principal))
         if limits != record.limits:

@@ -175,8 +175,11 @@ async def test_a_replica_that_restarts_costs_a_candidate_nothing(
         "tried again: not proved on every replica: prepare inventory@2 failed",
     )
     assert (await control.table()).splits == {}
-    fleet.fail_on = ""
+    asked = len(fleet.calls)
     await _tick(control)
+    assert len(fleet.calls) == asked, "not at once: loading holds engines up"
+    fleet.fail_on = ""
+    await control._rollouts.tick(1002.0)
     [found] = await control.rollouts(1)
     assert (found.status, found.reason) == (Status.RUNNING, "")
     # Not for ever: and then too it may be begun again.
@@ -188,6 +191,17 @@ async def test_a_replica_that_restarts_costs_a_candidate_nothing(
     [found, _] = await control.rollouts(2)
     assert (found.status, found.id) == (Status.WITHDRAWING, rollout.id + 1)
     assert (await _states(control))["inventory@2"] == "passed"
+
+
+async def test_a_move_is_of_the_rollout_as_it_is_by_then(control: ControlPlane) -> None:
+    rollout = await control.start_rollout(V2, PLAN, BY)
+    await _tick(control)
+    moving = control._rollouts.move(rollout.id, 1001.0)
+    await control.end_rollout("inventory", "not this week", "ann")
+    await moving
+    [found] = await control.rollouts(1)
+    assert found.status == Status.ROLLED_BACK
+    await control._rollouts.move(rollout.id, 1002.0)  # it is over
 
 
 async def test_a_long_drain_holds_up_no_other_rollout(

@@ -176,9 +176,10 @@ def test_another_base_model_retires_what_stood_on_the_last(
         bases.serve(tx, ONE, **BY)
         version = _register(tx, make_adapter())
         versions.set_state(tx, version, VersionState.LIVE, "", **BY)
+        unjudged = _register(tx, make_adapter("returns"))
     with change() as tx:
         assert bases.serve(tx, ONE, actor="test", now=101.0) == []
-        assert bases.serve(tx, TWO, actor="test", now=102.0) == ["inventory@1"]
+        assert bases.serve(tx, TWO, actor="test", now=102.0) == ["inventory@1", "returns@1"]
         tx.flush()
         record = versions.get(tx, version)
         assert record.state == VersionState.RETIRED
@@ -186,6 +187,13 @@ def test_another_base_model_retires_what_stood_on_the_last(
         assert bases.serve(tx, TWO, actor="test", now=103.0) == []
         with pytest.raises(ConflictError, match="fit it again"):
             _register(tx, make_adapter(version=2))
+    with change() as tx:
+        assert bases.serve(tx, ONE, actor="test", now=104.0) == []
+        tx.flush()
+        back = [versions.get(tx, one) for one in (version, unjudged)]
+        # What never passed the gate is no version that served before.
+        assert [one.state for one in back] == [VersionState.RETIRED, VersionState.CANDIDATE]
+        assert {one.retrain for one in back} == {""}
 
 
 def test_what_is_changed_is_chained_before_it_takes_effect(

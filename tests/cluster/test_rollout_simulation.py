@@ -1,8 +1,9 @@
 """Ten thousand schedules of a rollout in which anything may fail; see `rollout_world`."""
 
 import logging
+import multiprocessing
 from collections import Counter
-from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 
@@ -10,25 +11,38 @@ from cluster.rollout.state import Status
 from tests.cluster.rollout_world import Broken, schedule
 
 SCHEDULES = 10_000
+_PART = 500
+_WORKERS = 2
 
 
-@pytest.fixture
-def quiet() -> Iterator[None]:
-    """Faults are injected by the thousand; their log is of no use."""
-    logging.disable(logging.CRITICAL)
-    yield
-    logging.disable(logging.NOTSET)
+def _ends(seeds: range) -> Counter[Status]:
+    """How the rollouts of these schedules ended.
 
-
-@pytest.mark.usefixtures("quiet")
-def test_no_schedule_breaks_an_invariant() -> None:
+    Raises:
+        RuntimeError: an invariant is broken; it names the seed.
+    """
+    logging.disable(logging.CRITICAL)  # faults are injected by the thousand
     ends: Counter[Status] = Counter()
-    for seed in range(SCHEDULES):
+    for seed in seeds:
         try:
             world = schedule(seed)
         except (AssertionError, Broken) as error:
-            pytest.fail(f"seed {seed}: {error} (replay it with rollout_world.schedule({seed}))")
+            replay = f"replay it with rollout_world.schedule({seed})"
+            raise RuntimeError(f"seed {seed}: {error} ({replay})") from error
         ends.update(rollout.status for rollout in world.durable.rollouts.values())
+    return ends
+
+
+def test_no_schedule_breaks_an_invariant() -> None:
+    parts = [range(first, first + _PART) for first in range(0, SCHEDULES, _PART)]
+    ends: Counter[Status] = Counter()
+    with ProcessPoolExecutor(_WORKERS, multiprocessing.get_context("spawn")) as pool:
+        try:
+            for found in pool.map(_ends, parts):
+                ends += found
+        except RuntimeError as error:
+            pool.shutdown(cancel_futures=True)
+            pytest.fail(str(error))
     # The schedules are worth something only if both ends are reached, and often.
     assert ends[Status.PROMOTED] > SCHEDULES // 10
     assert ends[Status.ROLLED_BACK] > SCHEDULES // 10

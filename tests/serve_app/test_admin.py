@@ -120,8 +120,11 @@ async def test_a_key_is_made_used_bounded_and_ended(admin: Admin) -> None:
     changed = (await admin("admin", "POST", "/key/update", other)).json()
     assert (changed["key_alias"], changed["models"], changed["rpm_limit"]) == ("till", ["care"], 5)
     assert changed["expires"] is not None
-    for_ever = await admin("admin", "POST", "/key/update", {"key": key["key"], "duration": None})
+    for_ever = await admin("admin", "POST", "/key/update", {"key": key["key"], "duration": "never"})
     assert (for_ever.json()["expires"], for_ever.json()["models"]) == (None, ["care"])
+    unsaid = {"key": key["key"], "key_alias": None, "duration": None, "models": None}
+    same = (await admin("admin", "POST", "/key/update", unsaid)).json()
+    assert (same["key_alias"], same["models"], same["expires"]) == ("till", ["care"], None)
     wrong = await admin("admin", "POST", "/key/update", {"key": key["key"], "models": ["../x"]})
     assert wrong.status_code == 400
     assert key["key"] not in str(told)
@@ -175,6 +178,12 @@ async def test_who_may_ask(admin: Admin) -> None:
     assert tiered.status_code == 403
     body = {"metadata": {"tier": "gold"}, "team_id": "acme"}
     assert (await admin("operator", "POST", "/key/generate", body)).status_code == 200
+    tiered = (await admin("operator", "POST", "/key/generate", {**body, "duration": "7d"})).json()
+    for change in ({"duration": "never"}, {"models": []}):
+        longer = await admin("admin", "POST", "/key/update", {"key": tiered["token_id"], **change})
+        assert longer.status_code == 403, "what an operator gave is an operator's to prolong"
+    named = {"key": tiered["token_id"], "key_alias": "gold", "duration": "8d"}
+    assert (await admin("operator", "POST", "/key/update", named)).json()["key_alias"] == "gold"
     own = await admin("user", "GET", "/key/info")
     assert own.json()["info"]["roles"] == ["inference"]
     admins = (await admin("admin", "GET", "/key/info")).json()["key"]

@@ -10,15 +10,18 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 from vllm.lora.lora_model import LoRAModel
 from vllm.lora.peft_helper import PEFTHelper
 
 from cluster.adapters import PEFT_CONFIG, WEIGHTS
 from cluster.registry.versions import AdapterRecord
 from serve_app.engine.checkpoint import Checkpoints
+from tests.conftest import MODEL
 
-_EXPECTED = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+_EXPECTED = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"}
 
 
 class _Counted(LoRAModel):  # type: ignore[misc]
@@ -41,6 +44,19 @@ def folders(make_record: Callable[[str, int], AdapterRecord], tmp_path: Path) ->
     tensors = load_file(whole[1] / WEIGHTS)
     save_file({n: t for n, t in tensors.items() if "q_proj" not in n}, part / WEIGHTS)
     return [*whole, part]
+
+
+@pytest.fixture
+def of_the_head(tmp_path: Path) -> Path:
+    """An adapter of the head too, as PEFT saves it: with the base's own head beside it."""
+    torch.manual_seed(7)
+    base: Any = AutoModelForCausalLM.from_pretrained(MODEL)
+    config = LoraConfig(r=4, target_modules=["q_proj", "lm_head"])
+    model: Any = get_peft_model(base, config)
+    model.save_pretrained(tmp_path / "head")
+    names = load_file(tmp_path / "head" / WEIGHTS).keys()
+    assert any(name.endswith("lm_head.base_layer.weight") for name in names)
+    return tmp_path / "head"
 
 
 def _read(by: Any, folder: Path, dtype: torch.dtype) -> Any:
@@ -71,6 +87,18 @@ def test_they_are_what_vllm_reads(folders: list[Path], dtype: torch.dtype) -> No
     for folder in (*folders, *folders):
         _same(_read(checkpoints, folder, dtype), _read(LoRAModel, folder, dtype))
     assert Counted.reads == 2, "once for each set of names"
+
+
+@pytest.mark.filterwarnings("ignore:.*tie_word_embeddings", "ignore:.*save_embedding_layers")
+def test_an_adapter_of_the_head_is_what_vllm_reads(of_the_head: Path) -> None:
+    class Counted(_Counted):
+        pass
+
+    checkpoints = Checkpoints(Counted)
+    for _ in range(2):
+        found = _read(checkpoints, of_the_head, torch.float32)
+        _same(found, _read(LoRAModel, of_the_head, torch.float32))
+    assert Counted.reads == 1
 
 
 def test_what_is_out_of_the_ordinary_is_read_by_vllm(folders: list[Path]) -> None:

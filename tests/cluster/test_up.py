@@ -1,0 +1,58 @@
+"""`headrace up` serves a folder again only as it was."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from cluster.config import load
+from cluster.errors import ConfigError, ConflictError
+from cluster.registry.bases import BaseModelInfo
+from cluster.wheel.config import WheelConfig
+from cluster.wheel.deployment import _require_same
+from cluster.wheel.narrator import Narrator
+from cluster.wheel.site import Site
+from tests.conftest import REPOSITORY
+
+CONFIG = REPOSITORY / "configs" / "local" / "demo.yaml"
+ONE = BaseModelInfo(name="one", path="/one", digest="1" * 64)
+TWO = BaseModelInfo(name="two", path="/two", digest="2" * 64)
+
+
+@dataclass
+class Control:
+    """What is asked of the control plane: its versions, and the base they stand on."""
+
+    versions: list[str]
+    base: BaseModelInfo
+
+    def adapter_versions(self) -> list[str]:
+        return self.versions
+
+    def base_model(self) -> BaseModelInfo:
+        return self.base
+
+
+def test_another_base_model_is_refused_before_anything_is_retired() -> None:
+    _require_same(Control(["care@1"], ONE), ONE)  # type: ignore[arg-type]
+    _require_same(Control([], ONE), TWO)  # type: ignore[arg-type]
+    with pytest.raises(ConflictError, match="stand on one"):
+        _require_same(Control(["care@1"], ONE), TWO)  # type: ignore[arg-type]
+
+
+def test_a_folder_that_no_run_made_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("keep")
+    load(WheelConfig, CONFIG)
+    with pytest.raises(ConfigError, match=r"router is missing.*scripts/demo"):
+        Site.existing(CONFIG, tmp_path, Narrator())
+    assert (tmp_path / "mine.txt").read_text() == "keep"
+
+
+def test_a_run_finds_its_folder_as_it_was_left(tmp_path: Path) -> None:
+    for part in ("router", "index"):
+        (tmp_path / "workload" / part).mkdir(parents=True)
+    (tmp_path / "registry.db").write_bytes(b"kept")
+    site = Site.existing(CONFIG, tmp_path, Narrator())
+    assert (site.workdir / "registry.db").read_bytes() == b"kept"
