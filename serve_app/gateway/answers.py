@@ -6,7 +6,7 @@ import json
 import struct
 import uuid
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -16,10 +16,14 @@ from serve_app.protocol import Generation, TokenLogprob
 from serve_app.tools import ToolCall
 
 
-def usage(generations: list[Generation], choices: int = 1) -> dict[str, int]:
-    """Token counts as OpenAI names them; a prompt counts once for all its `choices`."""
-    prompt = sum(generation.prompt_tokens for generation in generations[::choices])
-    written = sum(generation.completion_tokens for generation in generations)
+def usage(generations: Mapping[int, Generation], choices: int = 1) -> dict[str, int]:
+    """Token counts as OpenAI names them; a prompt counts once for all its `choices`.
+
+    `generations` are by index, the choices of a prompt side by side; some may have failed.
+    """
+    prompts = {i // choices: generation.prompt_tokens for i, generation in generations.items()}
+    prompt = sum(prompts.values())
+    written = sum(generation.completion_tokens for generation in generations.values())
     return {
         "prompt_tokens": prompt,
         "completion_tokens": written,
@@ -55,7 +59,7 @@ def completion(
             }
             for index, (generation, text) in enumerate(answers)
         ],
-        "usage": usage(generations, choices),
+        "usage": usage(dict(enumerate(generations)), choices),
     }
 
 
@@ -170,7 +174,7 @@ class Stream:
         empty: dict[str, Any] = {"delta": {}} if self.chat else {"text": ""}
         return self._choice(index, model, {**empty, "finish_reason": finish_reason})
 
-    def usage(self, model: str, generations: list[Generation], choices: int) -> str:
+    def usage(self, model: str, generations: Mapping[int, Generation], choices: int) -> str:
         """The last event of a stream whose client asked for the usage."""
         return event({**self._body(model, []), "usage": usage(generations, choices)})
 

@@ -69,7 +69,7 @@ async def _events(
 ) -> AsyncIterator[str]:
     """Choices as their pieces come; every event of one names the version that answers it."""
     choices = [_Choice(i, envelopes[i].model, writer, body.offered) for i in range(len(walks))]
-    finished: list[Generation] = []
+    finished: dict[int, Generation] = {}
     # Each write to the connection is a system call: what follows at once waits for its neighbour.
     waiting: list[str] = []
     async with aclosing(_merged(walks)) as items:
@@ -84,10 +84,11 @@ async def _events(
             elif item.block is not None:
                 waiting.append(answers.event(errors.error_body(item.block)))
             elif item.generation is not None:
-                finished.append(item.generation)
+                finished[index] = item.generation
                 waiting += choices[index].finish(item.generation)
     if finished and body.stream_options is not None and body.stream_options.include_usage:
-        waiting.append(writer.usage(finished[-1].version, finished, body.n))
+        version = next(reversed(finished.values())).version
+        waiting.append(writer.usage(version, finished, body.n))
     yield "".join([*waiting, "data: [DONE]\n\n"])
 
 
