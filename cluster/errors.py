@@ -7,7 +7,7 @@ HeadraceError
     ArtifactError               an adapter directory that cannot be trusted
   ConflictError                 the state does not allow this now
   SwapError                     a version could not be brought into service
-    NotProvedError              what a replica holds is not what the trainer made
+    NotProvedError              a replica cannot serve what the trainer made
   DiskFullError                 there is no room for what is published
 """
 
@@ -47,4 +47,4 @@ class SwapError(HeadraceError):
 
 
 class NotProvedError(SwapError):
-    """A replica has loaded it and says other things than the trainer's model did."""
+    """A replica's engine refuses it, or says other things with it than the trainer's model did."""
