@@ -42,12 +42,15 @@ _HEADER: TypeAdapter[dict[str, _Tensor | dict[str, str]]] = TypeAdapter(
 
 
 class GoldenProbe(BaseModel):
-    """A prompt, its continuation and the trainer's log-probability of each token of it."""
+    """A prompt, its continuation and the trainer's log-probability of each token."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
     prompt_token_ids: tuple[int, ...]
     target_token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
+    """Of the continuation's tokens."""
+    prompt_logprobs: tuple[float, ...] = ()
+    """Of the prompt's tokens after its first, where they are known."""
 
 
 class Evaluation(BaseModel):
@@ -127,6 +130,11 @@ def inspect(path: Path, *, max_rank: int) -> AdapterManifest:
         if not whole or len(probe.target_token_ids) != len(probe.logprobs):
             raise ArtifactError(
                 f"{path}: a golden probe has no prompt, answer or log-probabilities"
+            )
+        if len(probe.prompt_logprobs) not in (0, len(probe.prompt_token_ids) - 1):
+            raise ArtifactError(
+                f"{path}: a golden probe has {len(probe.prompt_logprobs)} log-probabilities for "
+                f"a prompt of {len(probe.prompt_token_ids)} tokens; it takes one less than those"
             )
     return manifest
 

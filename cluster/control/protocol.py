@@ -115,7 +115,6 @@ class Proof:
     replica: str
     int_id: int
     digest: str
-    probes: int
     mean_difference: float
     """Mean absolute difference from the trainer's log-probabilities, in nats a token."""
 

@@ -14,9 +14,10 @@ from cluster.errors import NotProvedError, SwapError
 
 logger = logging.getLogger(__name__)
 
-#: Nats a token. The same weights in the trainer's library and in the engine's, both in bfloat16,
-#: measured 0.0002 to 0.0005; another adapter for the same kind of task measured 0.2.
-MAX_DIFFERENCE = 0.05
+#: Nats a token, of those that show most. The same weights in the trainer's library and in the
+#: engine's measured at most 0.0001 in 32 bits and 0.038 in bfloat16; adapters for the same task,
+#: fitted to nearly the same rows, 0.17 and more; those for others 0.2 to 3.7.
+MAX_DIFFERENCE = 0.1
 DRAIN_TIMEOUT_S = 30.0
 
 

@@ -26,6 +26,8 @@ _PROMPT_TOKENS = 8
 #: Two libraries, and any batch, round alike in it, so that answers can be compared.
 DTYPE = "float32"
 _PROBES = 4
+#: What a version holds beside its weights; another one makes them anew.
+_FORM = 2
 #: Of the weights: enough for versions to answer differently.
 _SPREAD = 0.07
 TEXTS = (
@@ -57,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def made(base: Path, folder: Path, names: Sequence[str], limit_s: float) -> Path:
     """The folder of these versions of `base`, made once in a benchmark's folder."""
-    wanted = f"{storage.tree_digest(base)} {DTYPE} {' '.join(names)}"
+    wanted = f"{storage.tree_digest(base)} {DTYPE} {_FORM} {' '.join(names)}"
     out = folder / f"versions-{hashlib.sha256(wanted.encode()).hexdigest()[:12]}"
     if not (out / "offline.json").exists():
         shutil.rmtree(out, ignore_errors=True)
@@ -130,6 +132,7 @@ class Maker:
                 output_logits=True,
                 return_dict_in_generate=True,
             )
+            asked = self._model(input_ids=self._ids).logits.float().log_softmax(-1)
         written = found.sequences[:, self._ids.shape[1] :]
         logprobs = [logits.float().log_softmax(-1) for logits in found.logits]
         probes = []
@@ -143,6 +146,10 @@ class Maker:
                     target_token_ids=tuple(target),
                     logprobs=tuple(
                         float(logprobs[place][row, token]) for place, token in enumerate(target)
+                    ),
+                    prompt_logprobs=tuple(
+                        float(asked[row, place, token])
+                        for place, token in enumerate(self._ids[row].tolist()[1:])
                     ),
                 )
             )

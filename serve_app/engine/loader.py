@@ -145,7 +145,7 @@ class Loader:
         digest = await asyncio.to_thread(require_stable, Path(adapter.path))
         await self._make_room(adapter, until)
         difference = await self._engine.load(adapter, probe=probe)
-        return Proof(self._replica, adapter.int_id, digest, len(adapter.golden), difference)
+        return Proof(self._replica, adapter.int_id, digest, difference)
 
     async def _make_room(self, adapter: ServedAdapter, until: float) -> None:
         residents = self._engine.residents

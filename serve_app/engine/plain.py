@@ -80,8 +80,7 @@ class Merged:
 
     def _proof(self, wanted: ServedAdapter, difference: float) -> Proof:
         # The merged files are not the adapter's: its probes alone show what they are.
-        count = len(wanted.golden)
-        return Proof(self._replica, wanted.int_id, wanted.digest, count, difference)
+        return Proof(self._replica, wanted.int_id, wanted.digest, difference)
 
 
 class Pools:

@@ -3,12 +3,15 @@ library."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cluster.adapters import WEIGHTS, GoldenProbe
 
+#: Of what is given to the engine together: what an adapter makes of them costs as many tokens of a
+#: step, and two adapters for the same task differ by 0.3 nats in a token of their prompts.
+_SHOWN_TOKENS = 16
 #: Nats charged for a token of the trainer's that is not among the engine's likeliest.
 MISSING = 5.0
 
@@ -22,30 +25,53 @@ def has_head(adapter: Path) -> bool:
         return any("lm_head" in name for name in weights.keys())  # noqa: SIM118 - not a dict
 
 
-def forced_differences(
-    probe: GoldenProbe, found: Sequence[Mapping[int, Any] | None]
-) -> list[float]:
-    """Absolute differences in nats of the trainer's answer given as part of the prompt.
+def to_give(golden: Iterable[GoldenProbe]) -> list[GoldenProbe]:
+    """The first probes that show enough by their prompts; none where nothing is known of those."""
+    found, shown = list[GoldenProbe](), 0
+    for probe in golden:
+        if shown < _SHOWN_TOKENS and probe.prompt_logprobs:
+            found.append(probe)
+            shown += len(probe.prompt_logprobs)
+    return found
 
-    `found` has, for each token of the answer, token id to an object with `logprob`.
+
+def least_certain(logprobs: Sequence[float], width: int) -> int:
+    """Where the `width` tokens in a row begin of which the trainer was least certain.
+
+    There adapters differ. What all of them begin with, such as the brace of a JSON answer, shows
+    nothing.
+    """
+    places = range(max(1, len(logprobs) - width + 1))
+    return min(places, key=lambda place: sum(logprobs[place : place + width]))
+
+
+def given_differences(probe: GoldenProbe, found: Sequence[Mapping[int, Any] | None]) -> list[float]:
+    """Absolute differences in nats, token by token, of what the trainer made of the prompt.
+
+    `found` has, for each token after the first, token id to an object with `logprob`.
     """
     differences = [
         abs(options[token].logprob - value) if options and token in options else MISSING
         for token, value, options in zip(
-            probe.target_token_ids, probe.logprobs, found, strict=False
+            probe.prompt_token_ids[1:], probe.prompt_logprobs, found, strict=False
         )
     ]
     return differences or [MISSING]
 
 
-def probe_differences(probe: GoldenProbe, piece: Any) -> list[float]:
-    """Absolute differences in nats, token by token, up to where the greedy answers part.
+def written_differences(probe: GoldenProbe, place: int, piece: Any) -> list[float]:
+    """Absolute differences in nats of what was written from `place` of the answer on, token by
+    token, up to where the greedy answers part.
 
     `piece` has `token_ids` and, for each, `logprobs`: token id to an object with `logprob`.
     """
     differences: list[float] = []
     for expected, value, written, options in zip(
-        probe.target_token_ids, probe.logprobs, piece.token_ids, piece.logprobs, strict=False
+        probe.target_token_ids[place:],
+        probe.logprobs[place:],
+        piece.token_ids,
+        piece.logprobs,
+        strict=False,
     ):
         found = options.get(expected)
         differences.append(abs(found.logprob - value) if found else MISSING)

@@ -28,7 +28,14 @@ from cluster.errors import NotProvedError
 from cluster.processor import precision
 from serve_app import tools
 from serve_app.config import EngineConfig
-from serve_app.engine.probes import forced_differences, has_head, probe_differences
+from serve_app.engine.probes import (
+    MISSING,
+    given_differences,
+    has_head,
+    least_certain,
+    to_give,
+    written_differences,
+)
 from serve_app.engine.residents import Residents
 from serve_app.engine.slots import Slots
 from serve_app.protocol import (
@@ -47,9 +54,7 @@ _CPU_WORKER = "serve_app.engine.grouped.GroupedWorker"
 _CPU_EXECUTOR = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 _PROBE_OPTIONS = 5
 #: Of each probe where its answer is written: a swap waits for as many steps of the engine.
-_PROBE_TOKENS = 4
-#: Where it is given, which takes one step, of which it should not be the larger part.
-_GIVEN_TOKENS = 16
+_WRITTEN_TOKENS = 4
 #: The log-probability OpenAI gives to what cannot be.
 _IMPOSSIBLE = -9999.0
 
@@ -227,40 +232,44 @@ class VLLMEngine:
         return difference
 
     async def _probe(self, adapter: ServedAdapter) -> float:
-        headless = not self._loras or not await asyncio.to_thread(has_head, Path(adapter.path))
-        given = self._on_cpu and headless
+        given = to_give(adapter.golden) if self._on_cpu else []
+        if given and self._loras and await asyncio.to_thread(has_head, Path(adapter.path)):
+            given = []
         run = self._give_probe if given else self._write_probe
-        results = await asyncio.gather(*(run(adapter, probe) for probe in adapter.golden))
+        results = await asyncio.gather(*(run(adapter, one) for one in given or adapter.golden))
         differences = [value for result in results for value in result]
         return sum(differences) / len(differences) if differences else float("inf")
 
     async def _give_probe(self, adapter: ServedAdapter, probe: GoldenProbe) -> list[float]:
-        """In one step of the engine: its log-probabilities of the trainer's own answer.
+        """In one step of the engine: its log-probabilities of the prompt.
 
         On a CPU only: vLLM's kernels for a GPU take the head's rows for those planned.
         """
-        prompt = probe.prompt_token_ids
-        room = max(0, self._max_length - len(prompt) - 1)
-        target = probe.target_token_ids[: min(_GIVEN_TOKENS, room)]
         sampling = SamplingParams(
             max_tokens=1,
             temperature=0.0,
             prompt_logprobs=0,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        output = await self._ask(adapter, [*prompt, *target], sampling)
-        return forced_differences(probe, output.prompt_logprobs[len(prompt) :])
+        prompt = list(probe.prompt_token_ids[: self._max_length - 1])
+        output = await self._ask(adapter, prompt, sampling)
+        return given_differences(probe, output.prompt_logprobs[1:])
 
     async def _write_probe(self, adapter: ServedAdapter, probe: GoldenProbe) -> list[float]:
-        """In a step for each token of the engine's own answer."""
+        """In a step for each token of the engine's own answer, begun with the trainer's."""
+        prompt = list(probe.prompt_token_ids)
+        target = probe.target_token_ids[: max(0, self._max_length - len(prompt))]
+        if not target:
+            return [MISSING]
+        place = least_certain(probe.logprobs[: len(target)], _WRITTEN_TOKENS)
         sampling = SamplingParams(
-            max_tokens=min(_PROBE_TOKENS, len(probe.target_token_ids)),
+            max_tokens=min(_WRITTEN_TOKENS, len(target) - place),
             temperature=0.0,
             logprobs=_PROBE_OPTIONS,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        output = await self._ask(adapter, list(probe.prompt_token_ids), sampling)
-        return probe_differences(probe, output.outputs[0])
+        output = await self._ask(adapter, [*prompt, *target[:place]], sampling)
+        return written_differences(probe, place, output.outputs[0])
 
     async def _ask(self, adapter: ServedAdapter, ids: list[int], sampling: SamplingParams) -> Any:
         output = None

@@ -157,7 +157,7 @@ class Engines:
         for held in await self._each():
             held.add(adapter.int_id)
             off = 9.0 if adapter.version in self._world.corrupt else 0.001
-            proofs.append(Proof("r", adapter.int_id, adapter.digest, 1, off))
+            proofs.append(Proof("r", adapter.int_id, adapter.digest, off))
         return proofs
 
     async def drain(self, int_id: int, timeout_s: float) -> bool:

@@ -145,6 +145,12 @@ def test_names_that_are_no_version(text: str) -> None:
         GoldenProbe(prompt_token_ids=(1,), target_token_ids=(), logprobs=()),
         GoldenProbe(prompt_token_ids=(), target_token_ids=(1,), logprobs=(-0.1,)),
         GoldenProbe(prompt_token_ids=(1,), target_token_ids=(1, 2), logprobs=(-0.1,)),
+        GoldenProbe(
+            prompt_token_ids=(1, 2),
+            target_token_ids=(1,),
+            logprobs=(-0.1,),
+            prompt_logprobs=(-1, -2),
+        ),
     ],
 )
 def test_probes_that_prove_nothing_are_refused(

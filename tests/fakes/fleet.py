@@ -27,7 +27,7 @@ class FakeFleet:
     async def prepare(self, adapter: ServedAdapter) -> list[Proof]:
         self._record(f"prepare {adapter.label}")
         digest = self.digest or adapter.digest
-        return [Proof("r1", adapter.int_id, digest, 1, self.difference)]
+        return [Proof("r1", adapter.int_id, digest, self.difference)]
 
     async def drain(self, int_id: int, timeout_s: float) -> bool:
         self._record(f"drain {int_id}")

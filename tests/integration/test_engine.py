@@ -95,9 +95,16 @@ def made(model, targets, out, seed):
             ids = torch.tensor([prompt])
             full = peft.generate(input_ids=ids, max_new_tokens=6, do_sample=False)
             logits = peft(input_ids=full).logits[0].log_softmax(-1)
-        target = full[0, len(prompt):].tolist()
-        said = [float(logits[len(prompt) - 1 + n, token]) for n, token in enumerate(target)]
-        golden.append(GoldenProbe(prompt_token_ids=prompt, target_token_ids=target, logprobs=said))
+        said = [float(logits[n, token]) for n, token in enumerate(full[0, 1:].tolist())]
+        asked = len(prompt) - 1
+        golden.append(
+            GoldenProbe(
+                prompt_token_ids=prompt,
+                target_token_ids=full[0, len(prompt):].tolist(),
+                logprobs=said[asked:],
+                prompt_logprobs=said[:asked],
+            )
+        )
     return tuple(golden)
 
 async def run(wanted):
@@ -107,6 +114,8 @@ async def run(wanted):
     for number, (name, modules) in enumerate(targets.items()):
         path[name] = os.path.join(wanted["folder"], name)
         golden[name] = made(wanted["model"], modules, path[name], number)
+    # As an earlier trainer left it.
+    golden["one before"] = [p.model_copy(update={"prompt_logprobs": ()}) for p in golden["one"]]
     config = EngineConfig(max_loras=4, max_cpu_loras=8, eager_loras=0, max_lora_rank=8)
     model = BaseModelRef(path=wanted["model"], dtype="float32")
     engine = VLLMEngine(model, config, "test")
@@ -133,7 +142,15 @@ async def run(wanted):
     found = {}
     try:
         for number, (name, of) in enumerate(
-            (("one", "one"), ("head", "head"), ("one", "other"), ("other", "head")), 1
+            (
+                ("one", "one"),
+                ("head", "head"),
+                ("one", "one before"),
+                ("one", "other"),
+                ("other", "head"),
+                ("other", "one before"),
+            ),
+            1,
         ):
             before = dict(ways)
             adapter = ServedAdapter(name, number, number, path[name], "", golden[of])
@@ -158,11 +175,15 @@ def test_adapters_are_proved_beside_other_requests_by_their_trainers_own_words(
     assert {name: ways for name, (_, ways) in found.items()} == {
         "one as one": ["_give_probe"],
         "head as head": ["_write_probe"],
+        "one as one before": ["_write_probe"],
         "one as other": ["_give_probe"],
         "other as head": ["_give_probe"],
+        "other as one before": ["_write_probe"],
     }
     assert found["one as one"][0] < 1e-3
     assert found["head as head"][0] < 1e-3
+    assert found["one as one before"][0] < 1e-3
     assert found["one as other"][0] > MAX_DIFFERENCE
+    assert found["other as one before"][0] > MAX_DIFFERENCE
     assert found["other as head"][0] > MAX_DIFFERENCE
     assert min(asked) > 0

@@ -6,9 +6,21 @@ import torch
 from safetensors.torch import save_file
 
 from cluster.adapters import WEIGHTS, GoldenProbe
-from serve_app.engine.probes import MISSING, forced_differences, has_head, probe_differences
+from serve_app.engine.probes import (
+    MISSING,
+    given_differences,
+    has_head,
+    least_certain,
+    to_give,
+    written_differences,
+)
 
-PROBE = GoldenProbe(prompt_token_ids=(1,), target_token_ids=(7, 8, 9), logprobs=(-0.1, -0.2, -0.3))
+PROBE = GoldenProbe(
+    prompt_token_ids=(1, 2, 3),
+    target_token_ids=(7, 8, 9),
+    logprobs=(-0.1, -0.2, -0.3),
+    prompt_logprobs=(-4.0, -5.0),
+)
 
 
 @dataclass
@@ -29,45 +41,81 @@ def _piece(*steps: tuple[int, dict[int, float]]) -> Piece:
 
 def test_the_same_weights_differ_by_nothing() -> None:
     piece = _piece((7, {7: -0.1}), (8, {8: -0.2}), (9, {9: -0.3}))
-    assert probe_differences(PROBE, piece) == pytest.approx([0, 0, 0])
+    assert written_differences(PROBE, 0, piece) == pytest.approx([0, 0, 0])
 
 
 def test_after_the_answers_part_nothing_is_compared() -> None:
     piece = _piece((7, {7: -0.1}), (5, {5: -0.1, 8: -0.9}), (9, {9: -0.3}))
-    assert probe_differences(PROBE, piece) == pytest.approx([0, 0.7])
+    assert written_differences(PROBE, 0, piece) == pytest.approx([0, 0.7])
 
 
 def test_a_token_the_engine_would_not_write_counts_fully() -> None:
-    assert probe_differences(PROBE, _piece((5, {5: -0.1}))) == [MISSING]
+    assert written_differences(PROBE, 0, _piece((5, {5: -0.1}))) == [MISSING]
 
 
 def test_an_empty_answer_is_no_proof() -> None:
-    assert probe_differences(PROBE, _piece()) == [MISSING]
+    assert written_differences(PROBE, 0, _piece()) == [MISSING]
 
 
 def _given(*found: dict[int, float] | None) -> list[dict[int, Logprob] | None]:
     return [one and {token: Logprob(value) for token, value in one.items()} for one in found]
 
 
-def test_every_token_of_a_given_answer_is_compared() -> None:
-    found = _given({7: -0.1}, {8: -0.9, 5: -0.1}, {9: -0.4})
-    assert forced_differences(PROBE, found) == pytest.approx([0, 0.7, 0.1])
+def test_what_is_written_from_a_later_place_is_compared_with_what_belongs_there() -> None:
+    piece = _piece((8, {8: -0.2}), (9, {9: -0.7}))
+    assert written_differences(PROBE, 1, piece) == pytest.approx([0, 0.4])
 
 
-def test_of_a_given_answer_no_more_is_compared_than_was_given() -> None:
-    assert forced_differences(PROBE, _given({7: -0.3}, {8: -0.2})) == pytest.approx([0.2, 0])
+@pytest.mark.parametrize(
+    ("logprobs", "place"),
+    [
+        # As an adapter for JSON writes: what every answer begins with is certain.
+        ((-0.0, -0.0, -0.1, -1.7, -0.2, -1.1, -0.0), 2),
+        ((-3.0, -0.0, -0.0, -0.0, -0.0), 0),
+        ((-0.1, -0.2), 0),
+        ((-0.1,), 0),
+    ],
+)
+def test_an_answer_is_written_where_its_trainer_was_least_certain(
+    logprobs: tuple[float, ...], place: int
+) -> None:
+    assert least_certain(logprobs, 4) == place
+
+
+def _asked(tokens: int, known: bool = True) -> GoldenProbe:
+    return GoldenProbe(
+        prompt_token_ids=tuple(range(tokens)),
+        target_token_ids=(7,),
+        logprobs=(-0.1,),
+        prompt_logprobs=(-1.0,) * (tokens - 1) if known else (),
+    )
+
+
+def test_no_more_prompts_are_given_than_show_enough() -> None:
+    golden = [_asked(9), _asked(30, known=False), _asked(9), _asked(9)]
+    assert to_give(golden) == [golden[0], golden[2]]
+    assert to_give([_asked(200), _asked(9)]) == [_asked(200)]
+    assert to_give([_asked(30, known=False)]) == []
+
+
+def test_every_token_of_a_given_prompt_is_compared() -> None:
+    found = _given({2: -4.0}, {3: -5.7, 5: -0.1})
+    assert given_differences(PROBE, found) == pytest.approx([0, 0.7])
+
+
+def test_of_a_given_prompt_no_more_is_compared_than_was_given() -> None:
+    assert given_differences(PROBE, _given({2: -4.2})) == pytest.approx([0.2])
 
 
 @pytest.mark.parametrize("odd", [None, {5: -0.1}])
 def test_a_given_token_the_engine_says_nothing_of_counts_fully(
     odd: dict[int, float] | None,
 ) -> None:
-    found = forced_differences(PROBE, _given({7: -0.1}, odd, {9: -0.3}))
-    assert found == pytest.approx([0, MISSING, 0])
+    assert given_differences(PROBE, _given(odd, {3: -5.0})) == pytest.approx([MISSING, 0])
 
 
-def test_no_answer_given_is_no_proof() -> None:
-    assert forced_differences(PROBE, []) == [MISSING]
+def test_nothing_given_is_no_proof() -> None:
+    assert given_differences(PROBE, []) == [MISSING]
 
 
 @pytest.mark.parametrize(

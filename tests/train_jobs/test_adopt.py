@@ -88,7 +88,10 @@ def test_a_foreign_adapter_gets_its_proofs_here(
     assert (str(manifest.id), manifest.rank, manifest.seconds) == ("care@3", 4, 0.0)
     assert manifest.evaluation.heldout_rows == 6
     assert len(manifest.golden) == 2
-    assert all(value <= 0 for probe in manifest.golden for value in probe.logprobs)
+    for probe in manifest.golden:
+        assert len(probe.logprobs) == len(probe.target_token_ids)
+        assert len(probe.prompt_logprobs) == len(probe.prompt_token_ids) - 1
+        assert all(value <= 0 for value in (*probe.logprobs, *probe.prompt_logprobs))
     assert {file.name for file in path.iterdir()} == {
         "adapter_config.json",
         "adapter_model.safetensors",

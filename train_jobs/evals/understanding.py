@@ -146,7 +146,8 @@ class Evaluator:
         )
 
     def probes(self, adapter: Path) -> tuple[GoldenProbe, ...]:
-        """The adapter's own greedy answers and their log-probabilities, in serving precision."""
+        """Prompts, the adapter's own greedy answers and the log-probabilities of the tokens of
+        both, in serving precision."""
         # The evaluation is on a CPU wherever the training was.
         dtype = getattr(torch, precision(self.base.dtype, gpu=False))
         model = with_adapter(self.base, adapter, dtype)
@@ -164,9 +165,12 @@ class Evaluator:
                 pad_token_id=self.tokenizer.pad_token_id,
             )
             logits = model(input_ids=full).logits[0].float().log_softmax(-1)
-        target = [int(token) for token in full[0, len(prompt) :]]
-        rows = range(len(prompt) - 1, len(prompt) - 1 + len(target))
-        logprobs = tuple(float(logits[row, token]) for row, token in zip(rows, target, strict=True))
+        tokens = full[0].tolist()
+        said = tuple(float(logits[place, token]) for place, token in enumerate(tokens[1:]))
+        asked = len(prompt) - 1
         return GoldenProbe(
-            prompt_token_ids=tuple(prompt), target_token_ids=tuple(target), logprobs=logprobs
+            prompt_token_ids=tuple(prompt),
+            target_token_ids=tuple(tokens[len(prompt) :]),
+            logprobs=said[asked:],
+            prompt_logprobs=said[:asked],
         )
