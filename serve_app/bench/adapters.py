@@ -42,7 +42,7 @@ class Plan:
     """How many swaps, and how many clients ask meanwhile."""
 
     swaps: int = 200
-    blocks: int = 4
+    blocks: int = 16
     """Blocks of swaps; before, between and after them come blocks of rest, as long as they are."""
     every_s: float = 1.0
     """From the begin of one swap, its gate's verdict, to that of the next, or more."""
