@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    NonNegativeInt,
+    TypeAdapter,
+    ValidationError,
+)
 
 from cluster import storage
 from cluster.errors import ArtifactError
@@ -24,6 +32,8 @@ WEIGHTS = "adapter_model.safetensors"
 PEFT_CONFIG = "adapter_config.json"
 _ALLOWED = {MANIFEST, WEIGHTS, PEFT_CONFIG, storage.STABLE, "README.md"}
 _MAX_HEADER = 16 << 20
+#: An engine answers all of a version's at once.
+MAX_PROBES = 64
 _DOWN, _UP = ".lora_A.", ".lora_B."
 _HALVES = {_DOWN: _UP, ".lora_embedding_A": ".lora_embedding_B"}
 
@@ -45,11 +55,11 @@ class GoldenProbe(BaseModel):
     """A prompt, its continuation and the trainer's log-probability of each token."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-    prompt_token_ids: tuple[int, ...]
-    target_token_ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
+    prompt_token_ids: tuple[NonNegativeInt, ...]
+    target_token_ids: tuple[NonNegativeInt, ...]
+    logprobs: tuple[FiniteFloat, ...]
     """Of the continuation's tokens."""
-    prompt_logprobs: tuple[float, ...] = ()
+    prompt_logprobs: tuple[FiniteFloat, ...] = ()
     """Of the prompt's tokens after its first, where they are known."""
 
 
@@ -87,7 +97,7 @@ class AdapterManifest(BaseModel):
     dataset_digest: str
     run_id: str
     seconds: float
-    golden: tuple[GoldenProbe, ...]
+    golden: tuple[GoldenProbe, ...] = Field(max_length=MAX_PROBES)
     evaluation: Evaluation
     recipe: dict[str, str | int | float] = Field(default_factory=dict)
     """How it was fitted, such as its learning rate, for the model card."""

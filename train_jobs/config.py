@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from cluster.adapters import MAX_PROBES
 from cluster.config import BaseModelRef, ConfigModel
 from cluster.rollout.gate import GateConfig
 
@@ -41,7 +42,7 @@ class EvalConfig(ConfigModel):
 
     batch_size: int = 128
     max_new_tokens: int = 72
-    golden_probes: int = 8
+    golden_probes: int = Field(default=8, ge=1, le=MAX_PROBES)
     """Prompts whose log-probabilities prove a swap."""
 
 

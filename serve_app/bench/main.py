@@ -154,15 +154,13 @@ def _adapters(options: argparse.Namespace) -> dict[str, Any]:
     if options.every < _FASTEST_S:
         raise HeadraceError(f"--every {options.every}: at least {_FASTEST_S}, for rests as long")
     narrator = Narrator()
-    plan = adapters.Plan(
-        options.swaps, every_s=options.every, hurried=options.swaps // 5, clients=options.clients
-    )
+    plan = adapters.Plan.of(options.swaps, every_s=options.every, clients=options.clients)
     with _quiet(options.workdir) as folder:
         found = adapters.run(folder, plan, narrator)
     narrator.step(f"{found['swaps']} swaps, {found['failed']} of {found['answers']} answers failed")
     narrator.say(
         f"{found['right']} as offline, {found['wrong']} of another version than named, "
-        f"{found['unlike']} like none"
+        f"{found['unlike']} like none, {found['tied']} of them where two tokens are as likely"
     )
     for name, unit in (("promote_to_first_token_ms", "ms"), ("prepare_ms", "ms")):
         narrator.say(f"{name}: p50 {found[name]['p50']} p99 {found[name]['p99']} {unit}")

@@ -27,7 +27,7 @@ _PROMPT_TOKENS = 8
 DTYPE = "float32"
 _PROBES = 4
 #: What a version holds beside its weights; another one makes them anew.
-_FORM = 2
+_FORM = 3
 #: Of the weights: enough for versions to answer differently.
 _SPREAD = 0.07
 TEXTS = (
@@ -46,13 +46,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("names", nargs="+", metavar="NAME:COUNT")
     options = parser.parse_args(arguments)
     maker = Maker(options.base)
-    offline: dict[str, list[str]] = {}
+    answers: dict[str, list[str]] = {}
+    margins: dict[str, list[float]] = {}
     for number, pair in enumerate(options.names):
         name, _, count = pair.partition(":")
         for version in range(1, int(count) + 1):
             seed = number * 100_000 + version
-            offline[f"{name}@{version}"] = maker.publish(name, version, seed, options.out)
-    found = {"prompts": maker.prompts, "answers": offline}
+            label = f"{name}@{version}"
+            answers[label], margins[label] = maker.publish(name, version, seed, options.out)
+    found = {"prompts": maker.prompts, "answers": answers, "margins": margins}
     storage.write_atomic(options.out / "offline.json", json.dumps(found))
     return 0
 
@@ -92,15 +94,18 @@ class Maker:
             assert self._tokenizer(text)["input_ids"] == one, f"{text!r} reads otherwise"
         self._ids = torch.tensor(ids)
 
-    def publish(self, name: str, version: int, seed: int, out: Path) -> list[str]:
-        """Publish one version; its greedy answer to each prompt."""
+    def publish(
+        self, name: str, version: int, seed: int, out: Path
+    ) -> tuple[list[str], list[float]]:
+        """Publish one version; its greedy answer to each prompt, and by how many nats at least each
+        token of it was likelier than any other."""
         torch = self._torch
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for key, value in self._model.named_parameters():
                 if "lora_" in key:
                     value.copy_(torch.randn(value.shape, generator=generator) * _SPREAD)
-        texts, probes = self._answers()
+        texts, margins, probes = self._answers()
         if len(probes) < 2:  # too many answers that end at once: other weights then
             return self.publish(name, version, seed + 10_000, out)
         final = out / name / str(version)
@@ -120,9 +125,9 @@ class Maker:
         with storage.publishing(final) as staged:
             self._model.save_pretrained(staged)
             (staged / "headrace.json").write_text(manifest.model_dump_json())
-        return texts
+        return texts, margins
 
-    def _answers(self) -> tuple[list[str], tuple[GoldenProbe, ...]]:
+    def _answers(self) -> tuple[list[str], list[float], tuple[GoldenProbe, ...]]:
         with self._torch.inference_mode():
             found = self._model.generate(
                 self._ids,
@@ -154,8 +159,14 @@ class Maker:
                 )
             )
         end = self._tokenizer.eos_token_id
-        texts = [self._tokenizer.decode(_before_end(row, end)) for row in written.tolist()]
-        return [str(text) for text in texts], tuple(probes[:_PROBES])
+        ends = [_before_end(row, end) for row in written.tolist()]
+        best = [one.topk(2).values for one in logprobs]
+        margins = [
+            min(float(pair[row, 0] - pair[row, 1]) for pair in best[: len(ids) + 1])
+            for row, ids in enumerate(ends)
+        ]
+        texts = [str(self._tokenizer.decode(ids)) for ids in ends]
+        return texts, margins, tuple(probes[:_PROBES])
 
 
 def _before_end(tokens: list[int], end: int) -> list[int]:

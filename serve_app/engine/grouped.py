@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from vllm.lora.layers import LoRAMapping
 from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
+from vllm.lora.layers.logits_processor import LogitsProcessorWithLoRA
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from vllm.lora.request import LoRARequest
 from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
@@ -61,6 +62,9 @@ class GroupedPunica(PunicaWrapperCPU):  # type: ignore[misc]
         """The highest of each slot; says only which way is the faster."""
         self._tokens = self._prompts = list[int | None]()
         self._head, self._embedding = _InUse(), _InUse()
+        self.of_prompts = False
+        """Whether logits are computed of given prompts' tokens, more than a row for each request.
+        Only adapters without a head are asked for those."""
 
     def update_metadata(
         self,
@@ -117,6 +121,8 @@ class GroupedPunica(PunicaWrapperCPU):  # type: ignore[misc]
         **_kwargs: Any,
     ) -> None:
         """Add the adapters of the head to the logits `y`, in place."""
+        if self.of_prompts:
+            return
         y, x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
         for slot in self._head.among(lora_a_stacked):
             if rows := [row for row, one in enumerate(self._prompts) if one == slot]:
@@ -164,6 +170,21 @@ def _find_at_once(manager: LRUCacheWorkerLoRAManager) -> None:
     manager.add_adapter = add
 
 
+def _spare_heads(runner: Any, logits: LogitsProcessorWithLoRA) -> None:
+    """Have `runner` leave the heads of adapters out of what it says of prompts: vLLM has planned
+    for one row of each request then."""
+    say, wrapper = runner._get_prompt_logprobs_dict, logits.punica_wrapper
+
+    def spared(*arguments: Any) -> Any:
+        wrapper.of_prompts = True
+        try:
+            return say(*arguments)
+        finally:
+            wrapper.of_prompts = False
+
+    runner._get_prompt_logprobs_dict = spared
+
+
 class GroupedWorker(CPUWorker):  # type: ignore[misc]
     """vLLM's CPU worker with `GroupedPunica`, and norms by kernels."""
 
@@ -185,6 +206,8 @@ class GroupedWorker(CPUWorker):  # type: ignore[misc]
                 layer.lora_b_stacked = StackedB.of(layer.lora_b_stacked)
                 layer.punica_wrapper.ranks = highest
                 _write_in_place(layer, highest)
+            elif isinstance(layer, LogitsProcessorWithLoRA):
+                _spare_heads(self.model_runner, layer)
         warm()
         _find_at_once(self.model_runner.lora_manager)
         self.model_runner.lora_manager._lora_model_cls = Checkpoints()

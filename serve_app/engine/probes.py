@@ -9,9 +9,9 @@ from typing import Any
 
 from cluster.adapters import WEIGHTS, GoldenProbe
 
-#: Of what is given to the engine together: what an adapter makes of them costs as many tokens of a
-#: step, and two adapters for the same task differ by 0.3 nats in a token of their prompts.
-_SHOWN_TOKENS = 16
+#: Of at least so many prompts and tokens together: a step is that much longer, and two adapters for
+#: the same task differ by 0.3 nats in a token of their prompts.
+_GIVEN_PROMPTS, _GIVEN_TOKENS = 2, 16
 #: Nats charged for a token of the trainer's that is not among the engine's likeliest.
 MISSING = 5.0
 
@@ -26,13 +26,14 @@ def has_head(adapter: Path) -> bool:
 
 
 def to_give(golden: Iterable[GoldenProbe]) -> list[GoldenProbe]:
-    """The first probes that show enough by their prompts; none where nothing is known of those."""
+    """The first probes that show enough by their prompts; none where they all do not."""
     found, shown = list[GoldenProbe](), 0
     for probe in golden:
-        if shown < _SHOWN_TOKENS and probe.prompt_logprobs:
+        enough = len(found) >= _GIVEN_PROMPTS and shown >= _GIVEN_TOKENS
+        if probe.prompt_logprobs and not enough:
             found.append(probe)
             shown += len(probe.prompt_logprobs)
-    return found
+    return found if shown >= _GIVEN_TOKENS else []
 
 
 def least_certain(logprobs: Sequence[float], width: int) -> int:

@@ -29,7 +29,6 @@ from cluster.processor import precision
 from serve_app import tools
 from serve_app.config import EngineConfig
 from serve_app.engine.probes import (
-    MISSING,
     given_differences,
     has_head,
     least_certain,
@@ -55,6 +54,8 @@ _CPU_EXECUTOR = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 _PROBE_OPTIONS = 5
 #: Of each probe where its answer is written: a swap waits for as many steps of the engine.
 _WRITTEN_TOKENS = 4
+#: Of one prompt at most, where it is given: all of its logits are held at once.
+_GIVEN_AT_MOST = 128
 #: The log-probability OpenAI gives to what cannot be.
 _IMPOSSIBLE = -9999.0
 
@@ -227,7 +228,12 @@ class VLLMEngine:
         if probe:
             # Its turn among the others: the engine would let it wait while all slots are busy.
             async with self._slots.using(adapter.int_id):
-                difference = await self._probe(adapter)
+                try:
+                    difference = await self._probe(adapter)
+                except VLLMClientError as error:
+                    raise NotProvedError(
+                        f"the engine refuses a golden probe of {adapter.label}: {error}"[:500]
+                    ) from error
         self.residents.add(adapter)
         return difference
 
@@ -251,22 +257,27 @@ class VLLMEngine:
             prompt_logprobs=0,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        prompt = list(probe.prompt_token_ids[: self._max_length - 1])
-        output = await self._ask(adapter, prompt, sampling)
+        prompt = probe.prompt_token_ids[: min(_GIVEN_AT_MOST, self._max_length - 1)]
+        output = await self._ask(adapter, list(prompt), sampling)
         return given_differences(probe, output.prompt_logprobs[1:])
 
     async def _write_probe(self, adapter: ServedAdapter, probe: GoldenProbe) -> list[float]:
-        """In a step for each token of the engine's own answer, begun with the trainer's."""
+        """In a step for each token of the engine's own answer, begun with the trainer's.
+
+        Nothing of a prompt that leaves no room for one.
+        """
         prompt = list(probe.prompt_token_ids)
         target = probe.target_token_ids[: max(0, self._max_length - len(prompt))]
         if not target:
-            return [MISSING]
+            return []
         place = least_certain(probe.logprobs[: len(target)], _WRITTEN_TOKENS)
         sampling = SamplingParams(
             max_tokens=min(_WRITTEN_TOKENS, len(target) - place),
             temperature=0.0,
             logprobs=_PROBE_OPTIONS,
             output_kind=RequestOutputKind.FINAL_ONLY,
+            # Of an earlier load of the same version, which shows nothing of this one.
+            skip_reading_prefix_cache=True,
         )
         output = await self._ask(adapter, [*prompt, *target[:place]], sampling)
         return written_differences(probe, place, output.outputs[0])

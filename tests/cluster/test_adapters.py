@@ -5,9 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from cluster import storage
-from cluster.adapters import GoldenProbe, check_tensors, inspect
+from cluster.adapters import MAX_PROBES, GoldenProbe, check_tensors, inspect
 from cluster.errors import ArtifactError
 from cluster.types import AdapterVersion
 
@@ -137,6 +138,32 @@ def test_without_probes_a_swap_could_not_be_proved(make_adapter: Callable[..., P
 def test_names_that_are_no_version(text: str) -> None:
     with pytest.raises(ValueError, match=r"version|valid name"):
         AdapterVersion.parse(text)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"logprobs": [float("nan")]},
+        {"prompt_logprobs": [float("-inf")]},
+        {"prompt_token_ids": [-1, 2]},
+        {"target_token_ids": [1.5]},
+    ],
+)
+def test_a_probe_of_what_is_no_number_or_no_token_is_refused(odd: dict[str, list[float]]) -> None:
+    sound = {"prompt_token_ids": [1, 2], "target_token_ids": [3], "logprobs": [-0.1]}
+    assert GoldenProbe.model_validate(sound)
+    with pytest.raises(ValidationError):
+        GoldenProbe.model_validate({**sound, **odd})
+
+
+def test_so_many_probes_are_refused_as_would_hold_up_an_engine(
+    make_adapter: Callable[..., Path],
+) -> None:
+    probe = GoldenProbe(prompt_token_ids=(1, 2), target_token_ids=(3,), logprobs=(-0.1,))
+    assert inspect(make_adapter(golden=(probe,) * MAX_PROBES), max_rank=32)
+    over = make_adapter(version=2, golden=(probe,) * (MAX_PROBES + 1))
+    with pytest.raises(ArtifactError, match=f"at most {MAX_PROBES}"):
+        inspect(over, max_rank=32)
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,16 @@
 import itertools
 from collections import Counter
 
-from serve_app.bench.adapters import Answer, Kill, Spans, Swap, judged, judged_kills
+import pytest
+
+from serve_app.bench.adapters import Answer, Kill, Offline, Plan, Spans, Swap, judged, judged_kills
 from serve_app.bench.crowd import draws
 from serve_app.bench.crowds import ratios
 
-OFFLINE = {"hot@1": ["one", "uno"], "hot@2": ["two", "uno"], "steady-a@1": ["a", "b"]}
+OFFLINE = Offline(
+    {"hot@1": ["one", "uno"], "hot@2": ["two", "uno"], "steady-a@1": ["a", "b"]},
+    {"hot@1": [0.5, 0.5], "hot@2": [0.0001, 0.5], "steady-a@1": [0.5, 0.5]},
+)
 REPORT = {
     "removed": True,
     "prepare_s": 0.1,
@@ -25,6 +30,14 @@ def _answer(version: str, text: str, prompt: int, sent: float, **more: object) -
     return found
 
 
+@pytest.mark.parametrize("swaps", [10, 19, 20, 50, 200])
+def test_every_block_has_a_swap(swaps: int) -> None:
+    plan = Plan.of(swaps, every_s=1.0, clients=4)
+    assert plan.hurried >= 1
+    assert 1 <= plan.blocks <= swaps - plan.hurried
+    assert Plan.of(200, every_s=1.0, clients=4) == Plan()
+
+
 def test_answers_are_held_against_the_version_they_name() -> None:
     answers = [
         _answer("hot@1", "one", 0, 1.0),
@@ -32,6 +45,7 @@ def test_answers_are_held_against_the_version_they_name() -> None:
         _answer("hot@2", "two", 0, 12.4),
         _answer("hot@2", "uno", 1, 12.5),
         _answer("hot@2", "zwei", 0, 12.6),
+        _answer("hot@2", "due", 1, 12.7),
         _answer("steady-a@1", "a", 0, 1.0),
         _answer("steady-a@1", "b", 1, 12.0, done=12.3),
         _answer("", "", 0, 12.0, error="503"),
@@ -42,7 +56,8 @@ def test_answers_are_held_against_the_version_they_name() -> None:
     ]
     spans = Spans(swap=[(11.5, 13.0)], rest=[(0.5, 10.0)], hurried=[(13.5, 15.0)])
     found = judged(answers, [Swap("hot@2", 12.0, 12.4, REPORT)], spans, OFFLINE)
-    assert (found["right"], found["wrong"], found["unlike"], found["failed"]) == (8, 1, 1, 1)
+    assert (found["right"], found["wrong"], found["unlike"], found["failed"]) == (8, 1, 2, 1)
+    assert found["tied"] == 1
     assert found["errors"] == ["503"]
     assert found["promote_to_first_token_ms"] == {"n": 1, "p50": 350.0, "p99": 350.0}
     assert found["others_p99_ratio"] == 3.0

@@ -212,3 +212,17 @@ async def test_headers_tell_version_route_and_times(client: openai.AsyncOpenAI) 
     assert raw.headers["x-headrace-route"] == "inventory; intent=x; confidence=1.000"
     assert float(raw.headers["x-headrace-overhead-ms"]) >= 0
     assert "routing;dur=" in raw.headers["server-timing"]
+
+
+def _generation(prompt: int, written: int) -> Generation:
+    return Generation("a", "m", prompt, written, "stop", -0.1, -0.1, 1.0, 2.0, "r")
+
+
+def test_each_prompt_counts_once_whichever_of_its_answers_came() -> None:
+    # Two prompts of 10 and 30 tokens, two answers each, in the order they ended; one failed.
+    came = {3: _generation(30, 4), 0: _generation(10, 1), 2: _generation(30, 3)}
+    assert answers.usage(came, 2) == {
+        "prompt_tokens": 40,
+        "completion_tokens": 8,
+        "total_tokens": 48,
+    }

@@ -94,7 +94,12 @@ def _asked(tokens: int, known: bool = True) -> GoldenProbe:
 def test_no_more_prompts_are_given_than_show_enough() -> None:
     golden = [_asked(9), _asked(30, known=False), _asked(9), _asked(9)]
     assert to_give(golden) == [golden[0], golden[2]]
-    assert to_give([_asked(200), _asked(9)]) == [_asked(200)]
+    assert to_give([_asked(200), _asked(9), _asked(9)]) == [_asked(200), _asked(9)]
+    assert to_give([_asked(30)]) == [_asked(30)]
+
+
+def test_prompts_that_show_too_little_are_not_given() -> None:
+    assert to_give([_asked(9), _asked(5)]) == []
     assert to_give([_asked(30, known=False)]) == []
 
 

@@ -162,6 +162,8 @@ class Evaluator:
                 input_ids=torch.tensor([prompt]),
                 max_new_tokens=self.config.max_new_tokens,
                 do_sample=False,
+                # Some models' own settings have one: the engine is asked for the likeliest token.
+                repetition_penalty=1.0,
                 pad_token_id=self.tokenizer.pad_token_id,
             )
             logits = model(input_ids=full).logits[0].float().log_softmax(-1)
