@@ -32,6 +32,10 @@ WEIGHTS = "adapter_model.safetensors"
 PEFT_CONFIG = "adapter_config.json"
 _ALLOWED = {MANIFEST, WEIGHTS, PEFT_CONFIG, storage.STABLE, "README.md"}
 _MAX_HEADER = 16 << 20
+#: Nats a token. The same weights beside cluster/models/headrace-mini, in the trainer's library and
+#: in the engine's, measured at most 0.0001 in 32 bits and 0.038 in bfloat16; adapters for the same
+#: task, fitted to nearly the same rows, 0.17 and more; those for others 0.2 to 3.7.
+MAX_DIFFERENCE = 0.1
 #: An engine answers all of a version's at once.
 MAX_PROBES = 64
 _DOWN, _UP = ".lora_A.", ".lora_B."

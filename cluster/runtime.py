@@ -165,6 +165,11 @@ def running(workdir: Path) -> LocalCluster | None:
     return cluster if _is_ray(cluster.pid) else None
 
 
+def died(workdir: Path) -> bool:
+    """Whether the cluster started from `workdir` has ended though nobody stopped it."""
+    return (workdir / _STATE).is_file() and running(workdir) is None
+
+
 def _is_ray(pid: int) -> bool:
     """Whether `pid` is a Ray head: a recycled process id must not be stopped."""
     line = command(pid)

@@ -15,8 +15,6 @@ from cluster.errors import ArtifactError
 from cluster.registry.bases import BaseModelInfo
 from cluster.registry.versions import AdapterRecord
 
-#: Nats a token, as for a swap: the same weights in another library, in another precision.
-MAX_DIFFERENCE = 0.05
 _LICENCE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "README.md")
 
 Say = Callable[[str], None]
@@ -71,10 +69,10 @@ def _fill(staged: Path, source: Source, dtype: str, say: Say) -> None:
     merge.save_tokenizer(base, staged / contents.MERGED, staged / contents.TOKENIZER)
     say(f"proving the merged model on {len(record.manifest.golden)} golden prompts")
     difference = merge.difference(merged, record.manifest.golden)
-    if not difference <= MAX_DIFFERENCE:
+    if not difference <= adapters.MAX_DIFFERENCE:
         raise ArtifactError(
             f"the merged model is {difference:.3f} nats a token away from {record.id}'s trainer "
-            f"(at most {MAX_DIFFERENCE}): merge with --dtype float32"
+            f"(at most {adapters.MAX_DIFFERENCE}): merge with --dtype float32"
         )
     manifest = BundleManifest(
         format=contents.FORMAT,

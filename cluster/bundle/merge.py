@@ -5,7 +5,7 @@ The only module of the foundation that loads a model in PyTorch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +37,24 @@ def save_tokenizer(base: Path, *folders: Path) -> None:
 
 
 def difference(model: Any, probes: Iterable[GoldenProbe]) -> float:
-    """Mean absolute difference of `model` from the probes' log-probabilities, in nats a token."""
-    total, count = 0.0, 0
+    """Mean absolute difference of `model` from the probes' log-probabilities, in nats a token: of
+    their prompts' tokens, which tell adapters apart, or of their answers', whichever is larger."""
+    asked, answered = list[float](), list[float]()
     for probe in probes:
-        prompt, target = list(probe.prompt_token_ids), list(probe.target_token_ids)
+        prompt, target = probe.prompt_token_ids, probe.target_token_ids
         with torch.inference_mode():
-            logits = model(input_ids=torch.tensor([prompt + target])).logits[0].float()
-        logprobs = logits.log_softmax(-1)
-        for place, (token, expected) in enumerate(zip(target, probe.logprobs, strict=True)):
-            total += abs(float(logprobs[len(prompt) - 1 + place, token]) - expected)
-            count += 1
-    return total / count if count else float("inf")
+            logits = model(input_ids=torch.tensor([[*prompt, *target]])).logits[0].float()
+        said = logits.log_softmax(-1)
+        asked += _differences(said, prompt[1:], probe.prompt_logprobs)
+        answered += _differences(said[len(prompt) - 1 :], target, probe.logprobs)
+    means = [sum(found) / len(found) for found in (asked, answered) if found]
+    return max(means, default=float("inf"))
+
+
+def _differences(said: Any, tokens: Sequence[int], expected: Sequence[float]) -> list[float]:
+    """Of each token from that in `said` (places, vocabulary) of the place before; none of what is
+    not expected."""
+    return [
+        abs(float(said[place, token]) - value)
+        for place, (token, value) in enumerate(zip(tokens, expected, strict=False))
+    ]

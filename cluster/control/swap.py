@@ -9,15 +9,12 @@ import logging
 import time
 from collections.abc import Callable
 
+from cluster.adapters import MAX_DIFFERENCE
 from cluster.control.protocol import Fleet, Proof, ServedAdapter, SwapReport
 from cluster.errors import NotProvedError, SwapError
 
 logger = logging.getLogger(__name__)
 
-#: Nats a token. The same weights beside cluster/models/headrace-mini, in the trainer's library and
-#: in the engine's, measured at most 0.0001 in 32 bits and 0.038 in bfloat16; adapters for the same
-#: task, fitted to nearly the same rows, 0.17 and more; those for others 0.2 to 3.7.
-MAX_DIFFERENCE = 0.1
 DRAIN_TIMEOUT_S = 30.0
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import FrameType
 
 from cluster import runtime
+from cluster.errors import HeadraceError
 from cluster.wheel.narrator import Narrator
 from cluster.wheel.site import Site
 
@@ -54,6 +55,11 @@ def _serve(site: Site, port: int) -> None:
     narrator.say(f"dashboard {cluster.dashboard}")
     while runtime.running(site.workdir) is not None:
         time.sleep(0.5)
+    if runtime.died(site.workdir):
+        raise HeadraceError(
+            f"the Ray cluster ended by itself: its own logs are below /tmp/ray, ours in "
+            f"{site.workdir}; `headrace up` serves what is there again"
+        )
 
 
 def disconnect() -> None:

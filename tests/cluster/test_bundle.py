@@ -156,12 +156,13 @@ def test_nothing_altered_is_believed(
         contents.verified(bundle, _trusted(key))
 
 
+@pytest.mark.parametrize("said", ["logprobs", "prompt_logprobs"])
 def test_what_the_trainer_did_not_prove_is_not_exported(
-    published: Path, key: signing.PrivateKey, tmp_path: Path
+    published: Path, key: signing.PrivateKey, tmp_path: Path, said: str
 ) -> None:
     source = _source(published)
     probe = source.record.manifest.golden[0]
-    wrong = probe.model_copy(update={"logprobs": tuple(v - 3.0 for v in probe.logprobs)})
+    wrong = probe.model_copy(update={said: tuple(v - 3.0 for v in getattr(probe, said))})
     manifest = source.record.manifest.model_copy(update={"golden": (wrong,)})
     record = AdapterRecord(
         VERSION, 1, VersionState.LIVE, str(published), source.record.digest, "", "", manifest

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import os
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pytest
 
+from cluster import runtime
 from cluster.config import load
 from cluster.errors import ConfigError, ConflictError
 from cluster.registry.bases import BaseModelInfo
+from cluster.runtime import LocalCluster
 from cluster.wheel.config import WheelConfig
 from cluster.wheel.deployment import _require_same
 from cluster.wheel.narrator import Narrator
@@ -56,3 +60,16 @@ def test_a_run_finds_its_folder_as_it_was_left(tmp_path: Path) -> None:
     (tmp_path / "registry.db").write_bytes(b"kept")
     site = Site.existing(CONFIG, tmp_path, Narrator())
     assert (site.workdir / "registry.db").read_bytes() == b"kept"
+
+
+def test_a_cluster_that_nobody_stopped_has_died_and_one_that_was_stopped_has_not(
+    tmp_path: Path,
+) -> None:
+    assert not runtime.died(tmp_path)
+    # The process id is another program's by now, as after a restart of the machine.
+    gone = LocalCluster("127.0.0.1:1", "http://127.0.0.1:2", os.getpid(), "token", 3)
+    (tmp_path / "runtime.json").write_text(json.dumps(asdict(gone)))
+    assert runtime.running(tmp_path) is None
+    assert runtime.died(tmp_path)
+    assert not runtime.stop(tmp_path)
+    assert not runtime.died(tmp_path)

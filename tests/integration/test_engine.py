@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.control.swap import MAX_DIFFERENCE
+from cluster.adapters import MAX_DIFFERENCE
 from cluster.registry.versions import AdapterRecord
 from tests.conftest import MODEL
 from tests.integration.scripts import run_script
