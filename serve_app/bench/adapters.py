@@ -23,6 +23,7 @@ from typing import Any
 import aiohttp
 
 from cluster.errors import HeadraceError
+from cluster.privacy import Vault, mask
 from cluster.types import AdapterVersion
 from cluster.wheel.narrator import Narrator
 from serve_app.bench import systems, versions
@@ -34,8 +35,6 @@ _OTHERS = ("steady-a", "steady-b", "steady-c")
 _MAKE_S = 1800.0
 _TIMEOUT_S = 60.0
 _AFTER_ERROR_S = 0.02
-#: Nats, of which two tokens are as likely: what the order of sums is worth in 32 bits.
-_TIE = 1e-3
 _BASE = systems.REPOSITORY / "cluster/models/headrace-mini"
 
 
@@ -113,15 +112,6 @@ class Spans:
     hurried: list[tuple[float, float]] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Offline:
-    """What each version answers to each prompt without an engine, and by how many nats at least
-    each token of it was likelier than any other."""
-
-    answers: dict[str, list[str]]
-    margins: dict[str, list[float]]
-
-
 def run(folder: Path, plan: Plan, narrator: Narrator) -> dict[str, Any]:
     """Make the versions, deploy, swap under load, and judge every answer."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -139,7 +129,7 @@ def run(folder: Path, plan: Plan, narrator: Narrator) -> dict[str, Any]:
         asked, kills = asyncio.run(_switched(system, plan, offline["prompts"]))
     return {
         "plan": {**asdict(plan), "config": plan.config.name},
-        **judged(answers, swaps, spans, Offline(offline["answers"], offline["margins"])),
+        **judged(answers, swaps, spans, offline["answers"]),
         "kill": judged_kills(asked, kills),
         "swap_rows": [asdict(swap) for swap in swaps],
     }
@@ -331,28 +321,26 @@ def judged(
     answers: list[Answer],
     swaps: list[Swap],
     spans: Spans,
-    offline: Offline,
+    offline: dict[str, list[str]],
 ) -> dict[str, Any]:
-    """The figures. An answer is right when it is what the version it names answers offline.
+    """The figures. An answer is right when it is what the version it names answers offline, masked
+    as governance masks what a model writes: random weights write what looks like a telephone's
+    number now and then.
 
     `wrong` are those that the version before or after it gives offline, and it does not: no other
     is in the engine. `unlike` are answers that neither gives: where two tokens are as likely,
-    rounding decides, and the engine's batches round otherwise than PEFT's. Of those, `tied` are
-    answers to which that happened offline, within `_TIE` nats. Latencies are of answers
+    rounding decides, and the engine's batches round otherwise than PEFT's. Latencies are of answers
     that began and ended within one block of swaps, or one rest; times of swaps are of all of them,
     hurried or not.
     """
     failed = [a for a in answers if a.error]
     whole = [a for a in answers if not a.error]
-    right = wrong = tied = 0
+    right = wrong = 0
     for answer in whole:
-        near = _beside(answer.version, offline.answers)
-        if _agrees(answer, offline.answers[answer.version]):
+        if _agrees(answer, offline[answer.version]):
             right += 1
-        elif any(_agrees(answer, offline.answers[version]) for version in near):
+        elif any(_agrees(answer, offline[version]) for version in _beside(answer.version, offline)):
             wrong += 1
-        else:
-            tied += offline.margins[answer.version][answer.prompt] <= _TIE
     others = [a for a in whole if a.asked != HOT]
     during = [a.done - a.sent for a in others if _within(a, spans.swap)]
     resting = [a.done - a.sent for a in others if _within(a, spans.rest)]
@@ -367,7 +355,6 @@ def judged(
         "right": right,
         "wrong": wrong,
         "unlike": len(whole) - right - wrong,
-        "tied": tied,
         "promote_to_first_token_ms": _spread(first),
         "prepare_ms": _spread([swap.report["prepare_s"] for swap in swaps]),
         "flip_ms": _spread([swap.report["flip_s"] for swap in swaps]),
@@ -408,7 +395,9 @@ def judged_kills(answers: list[Answer], kills: list[Kill]) -> dict[str, Any]:
 
 def _agrees(answer: Answer, offline: list[str]) -> bool:
     whole = offline[answer.prompt]
-    return whole.startswith(answer.text) if answer.max_tokens == 1 else whole == answer.text
+    if answer.max_tokens == 1:
+        return whole.startswith(answer.text)
+    return mask(whole, Vault()) == answer.text
 
 
 def _beside(label: str, offline: dict[str, list[str]]) -> list[str]:

@@ -160,7 +160,7 @@ def _adapters(options: argparse.Namespace) -> dict[str, Any]:
     narrator.step(f"{found['swaps']} swaps, {found['failed']} of {found['answers']} answers failed")
     narrator.say(
         f"{found['right']} as offline, {found['wrong']} of another version than named, "
-        f"{found['unlike']} like none, {found['tied']} of them where two tokens are as likely"
+        f"{found['unlike']} like none"
     )
     for name, unit in (("promote_to_first_token_ms", "ms"), ("prepare_ms", "ms")):
         narrator.say(f"{name}: p50 {found[name]['p50']} p99 {found[name]['p99']} {unit}")

@@ -27,7 +27,7 @@ _PROMPT_TOKENS = 8
 DTYPE = "float32"
 _PROBES = 4
 #: What a version holds beside its weights; another one makes them anew.
-_FORM = 3
+_FORM = 2
 #: Of the weights: enough for versions to answer differently.
 _SPREAD = 0.07
 TEXTS = (
@@ -47,14 +47,13 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     maker = Maker(options.base)
     answers: dict[str, list[str]] = {}
-    margins: dict[str, list[float]] = {}
     for number, pair in enumerate(options.names):
         name, _, count = pair.partition(":")
         for version in range(1, int(count) + 1):
             seed = number * 100_000 + version
             label = f"{name}@{version}"
-            answers[label], margins[label] = maker.publish(name, version, seed, options.out)
-    found = {"prompts": maker.prompts, "answers": answers, "margins": margins}
+            answers[label] = maker.publish(name, version, seed, options.out)
+    found = {"prompts": maker.prompts, "answers": answers}
     storage.write_atomic(options.out / "offline.json", json.dumps(found))
     return 0
 
@@ -94,18 +93,15 @@ class Maker:
             assert self._tokenizer(text)["input_ids"] == one, f"{text!r} reads otherwise"
         self._ids = torch.tensor(ids)
 
-    def publish(
-        self, name: str, version: int, seed: int, out: Path
-    ) -> tuple[list[str], list[float]]:
-        """Publish one version; its greedy answer to each prompt, and by how many nats at least each
-        token of it was likelier than any other."""
+    def publish(self, name: str, version: int, seed: int, out: Path) -> list[str]:
+        """Publish one version; its greedy answer to each prompt."""
         torch = self._torch
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for key, value in self._model.named_parameters():
                 if "lora_" in key:
                     value.copy_(torch.randn(value.shape, generator=generator) * _SPREAD)
-        texts, margins, probes = self._answers()
+        texts, probes = self._answers()
         if len(probes) < 2:  # too many answers that end at once: other weights then
             return self.publish(name, version, seed + 10_000, out)
         final = out / name / str(version)
@@ -125,48 +121,34 @@ class Maker:
         with storage.publishing(final) as staged:
             self._model.save_pretrained(staged)
             (staged / "headrace.json").write_text(manifest.model_dump_json())
-        return texts, margins
+        return texts
 
-    def _answers(self) -> tuple[list[str], list[float], tuple[GoldenProbe, ...]]:
+    def _answers(self) -> tuple[list[str], tuple[GoldenProbe, ...]]:
+        asked = self._ids.shape[1]
         with self._torch.inference_mode():
-            found = self._model.generate(
+            whole = self._model.generate(
                 self._ids,
                 attention_mask=self._torch.ones_like(self._ids),
                 max_new_tokens=MAX_TOKENS,
                 do_sample=False,
-                output_logits=True,
-                return_dict_in_generate=True,
             )
-            asked = self._model(input_ids=self._ids).logits.float().log_softmax(-1)
-        written = found.sequences[:, self._ids.shape[1] :]
-        logprobs = [logits.float().log_softmax(-1) for logits in found.logits]
-        probes = []
-        for row in range(len(TEXTS)):
-            target = _before_end(written[row].tolist(), self._tokenizer.eos_token_id)
-            if not target:
-                continue
-            probes.append(
-                GoldenProbe(
-                    prompt_token_ids=tuple(self._ids[row].tolist()),
-                    target_token_ids=tuple(target),
-                    logprobs=tuple(
-                        float(logprobs[place][row, token]) for place, token in enumerate(target)
-                    ),
-                    prompt_logprobs=tuple(
-                        float(asked[row, place, token])
-                        for place, token in enumerate(self._ids[row].tolist()[1:])
-                    ),
-                )
-            )
+            logprobs = self._model(input_ids=whole).logits.float().log_softmax(-1)
+        # Of each token from the place before it; what fills up a row after its end changes nothing.
+        said = logprobs[:, :-1].gather(-1, whole[:, 1:, None])[..., 0].tolist()
         end = self._tokenizer.eos_token_id
-        ends = [_before_end(row, end) for row in written.tolist()]
-        best = [one.topk(2).values for one in logprobs]
-        margins = [
-            min(float(pair[row, 0] - pair[row, 1]) for pair in best[: len(ids) + 1])
-            for row, ids in enumerate(ends)
+        written = [_before_end(row, end) for row in whole[:, asked:].tolist()]
+        probes = [
+            GoldenProbe(
+                prompt_token_ids=tuple(self._ids[row].tolist()),
+                target_token_ids=tuple(target),
+                logprobs=tuple(said[row][asked - 1 : asked - 1 + len(target)]),
+                prompt_logprobs=tuple(said[row][: asked - 1]),
+            )
+            for row, target in enumerate(written)
+            if target
         ]
-        texts = [str(self._tokenizer.decode(ids)) for ids in ends]
-        return texts, margins, tuple(probes[:_PROBES])
+        texts = [str(self._tokenizer.decode(target)) for target in written]
+        return texts, tuple(probes[:_PROBES])
 
 
 def _before_end(tokens: list[int], end: int) -> list[int]:

@@ -116,8 +116,8 @@ async def run(wanted):
     for number, (name, modules) in enumerate(targets.items()):
         path[name] = os.path.join(wanted["folder"], name)
         golden[name] = made(wanted["model"], modules, path[name], number)
-    # As an earlier trainer left it.
     odd = golden["one"][0].model_copy(update={"prompt_token_ids": (5, 10**6)})
+    # As an earlier trainer left it.
     golden["one before"] = [p.model_copy(update={"prompt_logprobs": ()}) for p in golden["one"]]
     config = EngineConfig(max_loras=4, max_cpu_loras=8, eager_loras=0, max_lora_rank=8)
     model = BaseModelRef(path=wanted["model"], dtype="float32")
