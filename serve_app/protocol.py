@@ -141,6 +141,19 @@ class Verdicts:
 
 
 @dataclass
+class PromptCount:
+    """Has the prompt of several answers count once: with the first that an engine read it for."""
+
+    trace_id: str | None = None
+
+    def counts_with(self, trace_id: str) -> bool:
+        """Whether the prompt's tokens are this answer's; asked once an engine has read it."""
+        if self.trace_id is None:
+            self.trace_id = trace_id
+        return self.trace_id == trace_id
+
+
+@dataclass
 class Envelope:
     """One request on its road. Stages fill it in; nothing in it is an HTTP or engine type."""
 
@@ -160,8 +173,8 @@ class Envelope:
     stream: bool = False
     chat: bool = True
     """Whether the messages are a conversation, or one text to be continued as it stands."""
-    choice: int = 0
-    """Which answer to the same prompt it is for; the prompt counts with the first."""
+    counting: PromptCount = field(default_factory=PromptCount)
+    """Shared by the answers to one prompt; it stays in the gateway's process."""
 
     vault: dict[str, str] = field(default_factory=dict)
     masked: dict[str, int] = field(default_factory=dict)

@@ -14,11 +14,12 @@ from sqlalchemy.orm import Session
 
 from cluster.control.protocol import ServedAdapter
 from cluster.errors import ConflictError
-from cluster.registry import access, events, versions
+from cluster.registry import access, answers, events, versions
 from cluster.registry.schema import RolloutRow
 from cluster.registry.versions import AdapterRecord
+from cluster.rollout.outcomes import Answer, Side
 from cluster.rollout.plan import RolloutPlan
-from cluster.rollout.state import Rollout, Status
+from cluster.rollout.state import Report, Rollout, Status
 from cluster.types import AdapterVersion, VersionState
 
 _STATE: TypeAdapter[Rollout] = TypeAdapter(Rollout)
@@ -96,6 +97,8 @@ class RolloutStore:
                 versions.set_state(
                     tx, candidate, rejected, rollout.reason, actor=_CONTROLLER, now=now
                 )
+            if rollout.status.over:
+                answers.forget(tx, rollout.id)
 
     def promote(self, rollout: Rollout) -> None:
         """Keep `rollout`, its candidate being live from now on and its baseline no longer."""
@@ -109,6 +112,25 @@ class RolloutStore:
                 moves.insert(0, (rollout.baseline, VersionState.RETIRED))
             for version, state in moves:
                 versions.set_state(tx, version, state, rollout.reason, actor=_CONTROLLER, now=now)
+
+    def note(self, report: Report) -> None:
+        """Keep which answers `report` is of, until its rollout is over."""
+        with self._change() as tx:
+            answers.note(tx, report.rollout, report.phase, report.answered)
+
+    def answer(self, trace_id: str) -> Answer | None:
+        """An answer that was noted, if it still is."""
+        with self._read() as tx:
+            found = answers.get(tx, trace_id)
+            if found is None:
+                return None
+            side: Side = "candidate" if found.side == "candidate" else "baseline"
+            return Answer(found.rollout_id, found.phase, side, frozenset(found.counted))
+
+    def judged(self, trace_id: str, answer: Answer) -> None:
+        """Keep what is known of an answer that was noted."""
+        with self._change() as tx:
+            answers.judged(tx, trace_id, answer.counted)
 
     def killed(self) -> frozenset[str]:
         """The adapters that are switched off."""

@@ -16,7 +16,7 @@ from cluster.control.swap import check_proofs
 from cluster.errors import ConflictError, NotProvedError
 from cluster.rollout.decide import Action, Decision
 from cluster.rollout.evidence import Arm, Evidence
-from cluster.rollout.outcomes import Outcomes, Side
+from cluster.rollout.outcomes import Answer
 from cluster.rollout.state import Report, Rollout, Status
 from cluster.types import AdapterVersion
 
@@ -45,6 +45,18 @@ class Store(Protocol):
         """Keep `rollout`, its candidate being live from now on and its baseline no longer."""
         ...
 
+    def note(self, report: Report) -> None:
+        """Keep which answers `report` is of, until its rollout is over."""
+        ...
+
+    def answer(self, trace_id: str) -> Answer | None:
+        """An answer that was noted, if it still is."""
+        ...
+
+    def judged(self, trace_id: str, answer: Answer) -> None:
+        """Keep what is known of an answer that was noted."""
+        ...
+
     def killed(self) -> frozenset[str]:
         """The adapters that are switched off."""
         ...
@@ -60,7 +72,6 @@ class RolloutController:
     def __init__(self, store: Store, fleet: Fleet, publish: Callable[[], None]) -> None:
         self._store, self._fleet, self._publish = store, fleet, publish
         self._active = {rollout.id: rollout for rollout in store.active()}
-        self._outcomes = Outcomes()
         self._again: dict[int, tuple[float, float]] = {}
         """When a candidate that was not proved is tried again, and how long that is after the last
         time: loading it holds engines up."""
@@ -106,22 +117,29 @@ class RolloutController:
     def take(self, report: Report) -> None:
         """Count what a gateway saw."""
         rollout = self._active.get(report.rollout)
-        if rollout is not None:
-            self._active[rollout.id] = rollout.with_report(report)
-            self._outcomes.note(rollout.id, report.phase, report.answered)
+        if rollout is None or (after := rollout.with_report(report)) is rollout:
+            return
+        if report.answered:
+            self._store.note(report)
+        self._active[rollout.id] = after
 
     def judge(self, trace_id: str, version: AdapterVersion, found: Arm) -> bool:
         """Count what became of an answer of `version`; whether anything of it was new."""
         rollout = self.of(version.name)
         if rollout is None or version not in (rollout.candidate, rollout.baseline):
             return False
-        side: Side = "candidate" if version == rollout.candidate else "baseline"
-        outcome = self._outcomes.take(trace_id, side, found)
-        if outcome is None or outcome.rollout != rollout.id:
+        side = "candidate" if version == rollout.candidate else "baseline"
+        answer = self._store.answer(trace_id)
+        if answer is None or (answer.rollout, answer.side) != (rollout.id, side):
             return False
-        seen = Evidence(**{side: outcome.found})
+        judged = answer.judged(found)
+        if judged is None:
+            return False
+        answer, new = judged
+        # First: should this process die now, a vote is lost rather than given twice.
+        self._store.judged(trace_id, answer)
         number = rollout.taken.get(_FEEDBACK, -1) + 1
-        report = Report(_FEEDBACK, number, rollout.id, outcome.phase, seen)
+        report = Report(_FEEDBACK, number, rollout.id, answer.phase, Evidence(**{side: new}))
         self._active[rollout.id] = rollout.with_report(report)
         return True
 
@@ -221,7 +239,6 @@ class RolloutController:
         self._store.save(finished)
         del self._active[finished.id]
         self._again.pop(finished.id, None)
-        self._outcomes.forget(finished.id)
 
     def _still(self, rollout: Rollout) -> bool:
         """Whether nobody ended the rollout while something was waited for."""

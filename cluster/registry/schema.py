@@ -122,6 +122,18 @@ class RolloutRow(Table):
     updated_at: Mapped[float] = mapped_column(Float)
 
 
+class RolloutAnswer(Table):
+    """An answer that a user saw of a version on trial, and which of its outcomes have counted."""
+
+    __tablename__ = "rollout_answers"
+    number: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
+    trace_id: Mapped[str] = mapped_column(String(64), unique=True)
+    rollout_id: Mapped[int] = mapped_column(ForeignKey("rollouts.rollout_id"), index=True)
+    phase: Mapped[int] = mapped_column(Integer)
+    side: Mapped[str] = mapped_column(String(16))
+    counted: Mapped[list[str]]
+
+
 class Dataset(Table):
     """One immutable dataset version."""
 

@@ -129,13 +129,7 @@ class Budgets:
         """
         if not principal.limited:
             return self._unbounded
-        read = written = 0
-        for envelope in envelopes:
-            if envelope.usage is not None:  # what an embedding costs is known before
-                read += envelope.usage.prompt_tokens
-                continue
-            read += most_read(envelope.messages, envelope.sampling, self._window, self._stitched)
-            written += min(envelope.sampling.max_tokens, self._window)
+        read, written = self._most(envelopes)
         number, scopes, at = uuid.uuid4().hex, principal.limited, time.time()
 
         def settle(uses: tuple[Use, ...] | None) -> None:
@@ -158,6 +152,23 @@ class Budgets:
         if isinstance(answer, Refusal):
             raise Refused(_over(answer), principal=principal, model=model or "")
         return Hold(answer, len(envelopes), settle)
+
+    def _most(self, envelopes: Sequence[Envelope]) -> tuple[int, int]:
+        """The most tokens that `envelopes` may read and write; a prompt is read once for all its
+        answers."""
+        read = written = 0
+        prompts: set[int] = set()
+        for envelope in envelopes:
+            if envelope.usage is not None:  # what an embedding costs is known before
+                read += envelope.usage.prompt_tokens
+                continue
+            written += min(envelope.sampling.max_tokens, self._window)
+            if id(envelope.counting) not in prompts:
+                prompts.add(id(envelope.counting))
+                read += most_read(
+                    envelope.messages, envelope.sampling, self._window, self._stitched
+                )
+        return read, written
 
     def _wake(self) -> None:
         if self._flushing is None or self._flushing.done():

@@ -22,7 +22,7 @@ from serve_app.gateway.budgets import Budgets
 from serve_app.gateway.errors import Refused
 from serve_app.gateway.road import Road, unserved
 from serve_app.gateway.streams import streamed
-from serve_app.protocol import Block, Envelope, Sampling
+from serve_app.protocol import Block, Envelope, PromptCount, Sampling
 from serve_app.stages.routing import AUTO
 
 #: Attribute of a key whose requests may carry attributes of the user behind them.
@@ -138,9 +138,9 @@ class Completions:
                 metadata=body.metadata or {},
                 stream=body.stream,
                 chat=isinstance(body, wire.ChatRequest),
-                choice=choice,
+                counting=counting,
             )
-            for messages in body.conversations
+            for messages, counting in ((one, PromptCount()) for one in body.conversations)
             for choice in range(body.n)
         ]
 

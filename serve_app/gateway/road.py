@@ -468,7 +468,8 @@ def _used(envelope: Envelope, version: str, item: Delta | Generation) -> None:
 
 def _usage(envelope: Envelope, version: str, read: int, written: int) -> Usage:
     """What is counted: a prompt once, however many answers to it were asked for."""
-    return Usage(version, read if envelope.choice == 0 else 0, written)
+    mine = read > 0 and envelope.counting.counts_with(envelope.trace_id)
+    return Usage(version, read if mine else 0, written)
 
 
 def _span(envelope: Envelope, started: float) -> None:

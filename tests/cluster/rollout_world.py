@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Coroutine, Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cluster.control.protocol import Proof, ServedAdapter, Split
 from cluster.control.rollouts import RolloutController
 from cluster.rollout.evidence import Arm, Evidence, Moments
+from cluster.rollout.outcomes import Answer, Side
 from cluster.rollout.plan import Guardrails, Phase, RolloutPlan, Trial
 from cluster.rollout.state import Report, Rollout, Status, chosen
 from cluster.types import AdapterVersion, VersionState
@@ -79,6 +80,7 @@ class Durable:
     rollouts: dict[int, Rollout] = field(default_factory=dict)
     states: dict[int, VersionState] = field(default_factory=dict)
     killed: set[str] = field(default_factory=set)
+    answers: dict[str, Answer] = field(default_factory=dict)
 
     @property
     def live(self) -> int | None:
@@ -111,6 +113,26 @@ class Store:
             self._world.durable.rollouts[rollout.id] = rollout
             if rollout.status == Status.WITHDRAWING and rollout.at_fault:
                 self._world.durable.states[rollout.candidate.version] = VersionState.REJECTED
+            if rollout.status.over:
+                kept = self._world.durable.answers.items()
+                self._world.durable.answers = {t: a for t, a in kept if a.rollout != rollout.id}
+
+        self._write(change)
+
+    def note(self, report: Report) -> None:
+        def change() -> None:
+            for trace_id, side in report.answered.items():
+                answer = Answer(report.rollout, report.phase, side)
+                self._world.durable.answers.setdefault(trace_id, answer)
+
+        self._write(change)
+
+    def answer(self, trace_id: str) -> Answer | None:
+        return self._world.durable.answers.get(trace_id)
+
+    def judged(self, trace_id: str, answer: Answer) -> None:
+        def change() -> None:
+            self._world.durable.answers[trace_id] = answer
 
         self._write(change)
 
@@ -196,6 +218,10 @@ class World:
         """How often each version settles what it is asked; the live one does so as often as 0.6."""
         self._tick: Coroutine[Any, Any, None] | None = None
         self._reports: list[Report] = []
+        self._shown: dict[str, tuple[int, AdapterVersion]] = {}
+        """Answers that users saw: of which rollout, by which version."""
+        self._voted: dict[str, int] = {}
+        """Whose vote was taken, and in which rollout it counts."""
         self._sent = 0
         self._on_candidate: dict[int, set[str]] = {}
         self._asked: dict[int, int] = {}
@@ -209,6 +235,7 @@ class World:
             (self._controller, 60),
             (self._gateways, 30),
             (self._deliver, 20),
+            (self._vote, 10),
             (self._operator, 3),
             (self._replica, 3),
             (self._die, 1),
@@ -342,8 +369,36 @@ class World:
                 self._arm(requests, wrong, 0.0 if split.shadow else self.resolves[number]),
             ),
         )
+        if not split.shadow:
+            report = replace(report, answered=self._show(split))
         self._asked[split.rollout] = self._asked.get(split.rollout, 0) + requests
         self._reports += [report] * self.random.choice((0, 1, 1, 1, 2) if self.faults else (1,))
+
+    def _show(self, split: Split) -> dict[str, Side]:
+        """Users see an answer of either version, and know its trace id."""
+        rollout = self.durable.rollouts[split.rollout]
+        answered: dict[str, Side] = {}
+        sides: tuple[Side, ...] = ("candidate", "baseline")
+        for side in sides:
+            version = rollout.candidate if side == "candidate" else rollout.baseline
+            assert version is not None
+            trace_id = f"tr-{self._sent}-{side}"
+            answered[trace_id] = side
+            self._shown[trace_id] = (split.rollout, version)
+        return answered
+
+    def _vote(self) -> None:
+        """A user rates an answer, perhaps once more, or says that another version gave it."""
+        if self.controller is None or not self._shown:
+            return
+        trace_id = self.random.choice(list(self._shown)[-20:])
+        rollout, version = self._shown[trace_id]
+        forged = self.random.random() < 0.1
+        named = replace(version, version=version.version + 1) if forged else version
+        if self.controller.judge(trace_id, named, Arm(rating=Moments(1, 5.0, 25.0))):
+            assert not forged, "a vote counted for a version that did not give the answer"
+            assert trace_id not in self._voted, "somebody voted twice"
+            self._voted[trace_id] = rollout
 
     def _arm(self, requests: int, wrong: float, resolved: float) -> Arm:
         failed = round(requests * wrong * self.random.uniform(0.7, 1.3))
@@ -383,6 +438,10 @@ class World:
         for rollout in durable.rollouts.values():
             counted = rollout.whole.candidate.errors.n
             assert counted <= self._asked.get(rollout.id, 0), "a request was counted twice"
+            whole = rollout.whole
+            votes = whole.candidate.rating.n + whole.baseline.rating.n
+            taken = sum(number == rollout.id for number in self._voted.values())
+            assert votes <= taken, "a vote was counted twice, or of another rollout"
             number = rollout.candidate.version
             if rollout.status in (Status.PROMOTED, Status.DRAINING):
                 assert number not in self.bad | self.corrupt, f"promoted {number}: {rollout.reason}"

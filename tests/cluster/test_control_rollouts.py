@@ -315,3 +315,27 @@ async def test_feedback_counts_once_and_only_on_answers_that_were_given(
     assert found.whole.baseline.resolved.n == 1
     assert not await control.judge("tr-a", AdapterVersion("inventory", 9), liked)
     assert not await control.judge("tr-a", AdapterVersion("nobody", 1), liked)
+
+
+async def test_feedback_counts_on_answers_from_before_a_restart(
+    control: ControlPlane, start: Callable[[], ControlPlane]
+) -> None:
+    rollout = await control.start_rollout(V2, PLAN, BY)
+    await _tick(control)
+    answered: dict[str, Side] = {"tr-a": "candidate", "tr-b": "baseline"}
+    report = Report("g1", 1, rollout.id, 0, Evidence(), answered)
+    await control.report([report])
+    liked = Arm(resolved=Moments(1, 1.0, 1.0))
+    assert await control.judge("tr-a", V2, liked)
+    await _tick(control)
+
+    again = start()
+    await again.report([report])  # its gateway did not hear that it was taken
+    assert not await again.judge("tr-a", V2, liked), "nobody votes twice"
+    assert await again.judge("tr-b", V1, liked)
+    [found] = await again.rollouts(1)
+    assert found.whole.candidate.resolved == found.whole.baseline.resolved == Moments(1, 1.0, 1.0)
+
+    await again.end_rollout("inventory", "enough", BY)
+    await _tick(again)
+    assert not await again.judge("tr-b", V1, Arm(rating=Moments(1, 4.0, 16.0))), "it is over"

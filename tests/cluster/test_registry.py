@@ -10,18 +10,18 @@ import pytest
 import yaml
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, func, select, text
 from sqlalchemy.orm import Session
 
 from cluster import adapters, audit
 from cluster.audit import ChainWriter
 from cluster.dataset import DatasetManifest
 from cluster.errors import ConfigError, ConflictError, DataError
-from cluster.registry import access, bases, card, events, keys, tenants, versions
+from cluster.registry import access, answers, bases, card, events, keys, tenants, versions
 from cluster.registry.bases import BaseModelInfo
 from cluster.registry.db import open_database
 from cluster.registry.keys import KeyRequest, digest
-from cluster.registry.schema import Table
+from cluster.registry.schema import RolloutAnswer, RolloutRow, Table
 from cluster.types import AdapterVersion, Role, VersionState
 
 Change = Callable[[], AbstractContextManager[Session]]
@@ -270,3 +270,40 @@ def test_a_card_says_what_the_registry_knows(
     ):
         assert line in found.splitlines()
     assert "version.registered" in found
+
+
+def test_the_newest_answers_on_trial_are_kept_until_their_rollout_is_over(
+    change: Change, make_adapter: Callable[..., Path]
+) -> None:
+    with change() as tx:
+        bases.serve(tx, ONE, **BY)
+        candidate = versions.get(tx, _register(tx, make_adapter())).int_id
+        for number in (1, 2):
+            tx.add(
+                RolloutRow(
+                    rollout_id=number,
+                    adapter="inventory",
+                    candidate=candidate,
+                    status="running",
+                    state={},
+                    created_at=1.0,
+                    updated_at=1.0,
+                )
+            )
+    with change() as tx:
+        answers.note(tx, 1, 1, {f"tr-{i}": "candidate" for i in range(1200)})
+        answers.judged(tx, "tr-0", ["rating", "disliked"])
+        answers.note(tx, 2, 0, {"tr-0": "baseline", "tr-new": "baseline"})
+        found = answers.get(tx, "tr-0")
+        assert found is not None
+        assert (found.rollout_id, found.phase, found.side) == (1, 1, "candidate")
+        assert found.counted == ["disliked", "rating"], "told twice, it stays as it is"
+        assert answers.get(tx, "tr-unknown") is None
+
+        answers.note(tx, 2, 0, {"tr-newest": "candidate"}, kept=100)
+        assert tx.scalar(select(func.count()).select_from(RolloutAnswer)) == 100
+        assert answers.get(tx, "tr-0") is None
+        assert answers.get(tx, "tr-newest") is not None
+        answers.forget(tx, 1)
+        left = tx.scalars(select(RolloutAnswer.trace_id).order_by(RolloutAnswer.number))
+        assert left.all() == ["tr-new", "tr-newest"]

@@ -113,13 +113,38 @@ async def test_what_was_used_is_settled_and_on_record(
     assert int(answer.headers["x-ratelimit-remaining-tokens"]) < 1000 - 20
     [settled] = await bank.until_settled(1)
     assert settled.uses is not None
-    # The prompt counts once, with the first of its answers.
+    # The prompt counts once, with the first of its answers that an engine gave.
     assert sorted((use.version, use.read, use.written) for use in settled.uses) == [
         ("inventory@1", 0, 7),
         ("inventory@1", 5, 7),
     ]
     used = sorted((e.usage for e in world.audited if e.usage), key=lambda one: one.prompt_tokens)
     assert used == [Usage("inventory@1", 0, 7), Usage("inventory@1", 5, 7)]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_prompt_counts_though_the_first_of_its_answers_is_cached(
+    bank: Bank, stream: bool
+) -> None:
+    world = World(spend=bank.spend, cache_mode="exact")
+    bank.bound(tpm=10_000)
+    transport = httpx.ASGITransport(app=world.app)
+    seeded = {"stream": stream, "max_tokens": 10, "temperature": 0.5, "seed": 4}
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        assert (await _ask(client, **seeded)).status_code == 200
+        assert (await _ask(client, **seeded, n=3)).status_code == 200
+    _, settled = await bank.until_settled(2)
+    assert sorted((use.read, use.written) for use in settled.uses or ()) == [(0, 0), (0, 7), (5, 7)]
+
+
+async def test_a_prompt_is_reserved_once_for_all_its_answers(
+    client: httpx.AsyncClient, bank: Bank
+) -> None:
+    most = most_read(GOOD["messages"], Sampling(), 512)  # type: ignore[arg-type]
+    bank.bound(tpm=most + 4 * 10)
+    assert (await _ask(client, max_tokens=10, n=4)).status_code == 200
+    bank.now += 61
+    assert (await _ask(client, max_tokens=10, n=5)).status_code == 429
 
 
 async def test_many_at_once_share_a_bound_of_tokens(
