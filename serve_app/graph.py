@@ -20,7 +20,6 @@ from cluster.control.protocol import ENGINE_DEPLOYMENT, PLAIN_PREFIX, RoutingTab
 from cluster.embedding import token_counter
 from cluster.processes import share_interpreter
 from cluster.ray_private import log_with_serve, node_address, share_ingress_port
-from cluster.rollout.state import Report
 from serve_app.breaker import Breaker
 from serve_app.cache import ResponseCache
 from serve_app.config import Autoscaling, EngineConfig, ServeConfig, StageConfig
@@ -43,8 +42,6 @@ logger = logging.getLogger(__name__)
 
 _WATCH_S = 20.0
 _REPORT_S = 1.0
-#: Of reports that the control plane has not heard: minutes of its absence.
-_REPORTS_KEPT = 600
 _STREAM_LIMIT_S = 300.0
 _LOOPBACK = "127.0.0.1"
 #: A remote call costs as much as this many of its envelopes' steps would wait to share it. Measured
@@ -230,15 +227,14 @@ class Gateway:
 
     async def _report(self) -> None:
         """Tell the control plane what was seen of rollouts, until it has heard it."""
-        unheard: list[Report] = []
         while True:
             await asyncio.sleep(_REPORT_S)
-            if unheard := [*unheard, *self._road.trials.reports(self._replica)][-_REPORTS_KEPT:]:
+            if reports := self._road.trials.reports(self._replica):
                 try:
-                    await self._control.report(unheard)
-                    unheard = []  # told twice, one counts once
+                    await self._control.report(reports)
                 except Exception:  # restarts of the control plane must not stop the gateway
                     logger.warning("the control plane did not hear what was seen of rollouts")
+                    self._road.trials.unheard(reports)
 
 
 def _hops(calls: dict[str, StageCall], config: ServeConfig, remote: set[str]) -> dict[str, Handoff]:

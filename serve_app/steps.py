@@ -61,7 +61,7 @@ _WHOLE = tuple(
     field.name
     for field in dataclasses.fields(Envelope)
     # The vault leaves the gateway's process for no one, and nobody after context needs the vector.
-    if field.name not in {"vault", "embedding", "override", "user", "models"}
+    if field.name not in {"vault", "embedding", "override", "user", "models", "counting"}
 )
 
 DATA_PREP = Step("data_prep", "data_prep", ("messages",), ("messages",))

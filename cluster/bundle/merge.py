@@ -5,6 +5,7 @@ The only module of the foundation that loads a model in PyTorch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,8 @@ def difference(model: Any, probes: Iterable[GoldenProbe]) -> float:
         asked += _differences(said, prompt[1:], probe.prompt_logprobs)
         answered += _differences(said[len(prompt) - 1 :], target, probe.logprobs)
     means = [sum(found) / len(found) for found in (asked, answered) if found]
-    return max(means, default=float("inf"))
+    # What is no number is the worst of all; `max` would pass over it.
+    return max(means, key=lambda mean: (math.isnan(mean), mean), default=math.inf)
 
 
 def _differences(said: Any, tokens: Sequence[int], expected: Sequence[float]) -> list[float]:

@@ -326,6 +326,7 @@ class ControlPlane(Books):
         """Count what a gateway saw of the rollouts under way."""
         for report in reports:
             self._rollouts.take(report)
+            await asyncio.sleep(0)  # after a while away there are many
 
     async def judge(self, trace_id: str, version: AdapterVersion, found: Arm) -> bool:
         """Count what became of an answer on trial; once, and only of one that was given."""

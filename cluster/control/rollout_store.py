@@ -97,8 +97,6 @@ class RolloutStore:
                 versions.set_state(
                     tx, candidate, rejected, rollout.reason, actor=_CONTROLLER, now=now
                 )
-            if rollout.status.over:
-                answers.forget(tx, rollout.id)
 
     def promote(self, rollout: Rollout) -> None:
         """Keep `rollout`, its candidate being live from now on and its baseline no longer."""
@@ -131,6 +129,11 @@ class RolloutStore:
         """Keep what is known of an answer that was noted."""
         with self._change() as tx:
             answers.judged(tx, trace_id, answer.counted)
+
+    def forget(self, rollout: Rollout) -> bool:
+        """Forget answers of `rollout`, as many as takes no time; whether some are left."""
+        with self._change() as tx:
+            return answers.forget(tx, rollout.id)
 
     def killed(self) -> frozenset[str]:
         """The adapters that are switched off."""

@@ -6,6 +6,7 @@ where it was. Owns the order of the effects; what is decided is `cluster.rollout
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -55,6 +56,10 @@ class Store(Protocol):
 
     def judged(self, trace_id: str, answer: Answer) -> None:
         """Keep what is known of an answer that was noted."""
+        ...
+
+    def forget(self, rollout: Rollout) -> bool:
+        """Forget answers of `rollout`, as many as takes no time; whether some are left."""
         ...
 
     def killed(self) -> frozenset[str]:
@@ -136,11 +141,13 @@ class RolloutController:
         if judged is None:
             return False
         answer, new = judged
-        # First: should this process die now, a vote is lost rather than given twice.
-        self._store.judged(trace_id, answer)
         number = rollout.taken.get(_FEEDBACK, -1) + 1
         report = Report(_FEEDBACK, number, rollout.id, answer.phase, Evidence(**{side: new}))
-        self._active[rollout.id] = rollout.with_report(report)
+        if (after := rollout.with_report(report)) is rollout:
+            return False
+        # First: should this process die now, a vote is lost rather than given twice.
+        self._store.judged(trace_id, answer)
+        self._active[rollout.id] = after
         return True
 
     def withdraw(self, adapter: str, reason: str) -> bool:
@@ -235,6 +242,8 @@ class RolloutController:
             # Its requests end first; replicas drop what nobody wants, should one not confirm now.
             if await self._fleet.drain(int_id, _DRAIN_S):
                 await self._fleet.remove(int_id)
+        while self._store.forget(rollout):  # noqa: ASYNC110 (nobody else knows when it is done)
+            await asyncio.sleep(0)  # others are served between
         finished = rollout.finished()
         self._store.save(finished)
         del self._active[finished.id]

@@ -51,6 +51,11 @@ def judged(tx: Session, trace_id: str, counted: Iterable[str]) -> None:
     tx.execute(update(RolloutAnswer).where(wanted).values(counted=sorted(counted)))
 
 
-def forget(tx: Session, rollout: int) -> None:
-    """A rollout is over."""
-    tx.execute(delete(RolloutAnswer).where(RolloutAnswer.rollout_id == rollout))
+def forget(tx: Session, rollout: int, most: int = 10 * _AT_ONCE) -> bool:
+    """Forget `most` answers of a rollout that ends; whether some are left."""
+    mine = select(RolloutAnswer.number).where(RolloutAnswer.rollout_id == rollout)
+    numbers = tx.scalars(mine.limit(most)).all()
+    for start in range(0, len(numbers), _AT_ONCE):
+        some = numbers[start : start + _AT_ONCE]
+        tx.execute(delete(RolloutAnswer).where(RolloutAnswer.number.in_(some)))
+    return len(numbers) == most

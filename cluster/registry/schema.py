@@ -126,7 +126,9 @@ class RolloutAnswer(Table):
     """An answer that a user saw of a version on trial, and which of its outcomes have counted."""
 
     __tablename__ = "rollout_answers"
-    number: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
+    number: Mapped[int] = mapped_column(
+        BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True
+    )
     trace_id: Mapped[str] = mapped_column(String(64), unique=True)
     rollout_id: Mapped[int] = mapped_column(ForeignKey("rollouts.rollout_id"), index=True)
     phase: Mapped[int] = mapped_column(Integer)

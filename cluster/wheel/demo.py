@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-import time
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from cluster import runtime
 from cluster.storage import write_atomic
 from cluster.wheel.narrator import Narrator
 from cluster.wheel.site import Site
-from cluster.wheel.up import disconnect, interrupt
+from cluster.wheel.up import disconnect, interrupt, stay
 
 if TYPE_CHECKING:
     from cluster.wheel.turn import Turn
@@ -114,5 +113,4 @@ def _serve(turn: Turn, narrator: Narrator) -> None:
         "-H 'Content-Type: application/json' "
         '-d \'{"model": "auto", "messages": [{"role": "user", "content": "thank you so much"}]}\''
     )
-    while runtime.running(turn.site.workdir) is not None:
-        time.sleep(0.5)
+    stay(turn.site.workdir)

@@ -49,7 +49,8 @@ class _PlainBar:
         fifth = int(5 * self._done / self._total) if self._total else 0
         if fifth > self._said:
             self._said = fifth
-            self._narrator.say(f"{self._title}: {self._done:.0f} of {self._total:.0f} {self._text}")
+            total = max(self._total, self._done)  # more may come while it is done
+            self._narrator.say(f"{self._title}: {self._done:.0f} of {total:.0f} {self._text}")
 
     def describe(self, text: str) -> None:
         self._text = text

@@ -53,12 +53,21 @@ def _serve(site: Site, port: int) -> None:
     narrator.say(f"base URL  {deployment.base_url}")
     narrator.say("API key   those issued before hold; another: headrace keys issue --tenant NAME")
     narrator.say(f"dashboard {cluster.dashboard}")
-    while runtime.running(site.workdir) is not None:
+    stay(site.workdir)
+
+
+def stay(workdir: Path) -> None:
+    """Wait until the cluster of `workdir` is told to stop.
+
+    Raises:
+        HeadraceError: it ended by itself.
+    """
+    while runtime.running(workdir) is not None:
         time.sleep(0.5)
-    if runtime.died(site.workdir):
+    if runtime.died(workdir):
         raise HeadraceError(
             f"the Ray cluster ended by itself: its own logs are below /tmp/ray, ours in "
-            f"{site.workdir}; `headrace up` serves what is there again"
+            f"{workdir}; `headrace up` serves what is there again"
         )
 
 

@@ -1,7 +1,7 @@
 """The gateway's part in rollouts: which version a user gets, and what was seen of both.
 
-Owns nothing that lasts: what it sums up goes to the control plane every second or so, and is lost
-with this process.
+Owns nothing that lasts: what it sums up goes to the control plane every second or so, and what
+that has not heard is lost with this process.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 #: Shadow requests at a time. Above it a request goes without: a shadow must not crowd users out.
 _SHADOWS = 8
 _SHADOW_S = 60.0
+#: Of reports that were not heard. A rollout makes one a second.
+_KEPT = 1000
 
 
 class Trials:
@@ -34,6 +36,7 @@ class Trials:
         self._seen: dict[tuple[int, int], Evidence] = {}
         self._answered: dict[tuple[int, int], dict[str, Side]] = {}
         self._shadows: set[asyncio.Task[None]] = set()
+        self._unheard: list[Report] = []
         self._number = 0
 
     def pick(self, adapter: ServedAdapter, user: str) -> ServedAdapter:
@@ -72,8 +75,8 @@ class Trials:
             task.add_done_callback(self._shadows.discard)
 
     def reports(self, source: str) -> list[Report]:
-        """What was seen since the last call."""
-        found = []
+        """What was seen since the last call, and what was not heard of it before."""
+        found, self._unheard = self._unheard, []
         for (rollout, phase), seen in self._seen.items():
             self._number += 1
             answered = self._answered.get((rollout, phase), {})
@@ -81,6 +84,11 @@ class Trials:
         self._seen.clear()
         self._answered.clear()
         return found
+
+    def unheard(self, reports: list[Report]) -> None:
+        """Have these told again, the oldest left out if there are too many; who hears one twice
+        counts it once."""
+        self._unheard = reports[-_KEPT:]
 
     async def _shadow(self, split: Split, request: GenerationRequest) -> None:
         again = replace(request, request_id=f"{request.request_id}-shadow", adapter=split.candidate)

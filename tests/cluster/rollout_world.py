@@ -8,6 +8,7 @@ the engines) are all drawn from it. The same seed is the same schedule.
 from __future__ import annotations
 
 import random
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Generator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -29,7 +30,7 @@ PLAN = RolloutPlan(
         Phase(percent=50, min_requests=60, min_seconds=5),
     ),
     guardrails=Guardrails(error_rate=0.02),
-    give_up_s=4000,
+    give_up_s=1500,
 )
 #: So sure of itself that ten thousand schedules see no wrong verdict.
 AB_TEST = RolloutPlan(
@@ -43,7 +44,7 @@ AB_TEST = RolloutPlan(
         ),
     ),
     guardrails=Guardrails(error_rate=0.02),
-    give_up_s=4000,
+    give_up_s=1500,
 )
 _RESOLVED, _MORE, _LESS = 0.6, 0.95, 0.25
 
@@ -80,7 +81,8 @@ class Durable:
     rollouts: dict[int, Rollout] = field(default_factory=dict)
     states: dict[int, VersionState] = field(default_factory=dict)
     killed: set[str] = field(default_factory=set)
-    answers: dict[str, Answer] = field(default_factory=dict)
+    answers: dict[int, dict[str, Answer]] = field(default_factory=dict)
+    """Of each rollout, by trace id."""
 
     @property
     def live(self) -> int | None:
@@ -113,26 +115,35 @@ class Store:
             self._world.durable.rollouts[rollout.id] = rollout
             if rollout.status == Status.WITHDRAWING and rollout.at_fault:
                 self._world.durable.states[rollout.candidate.version] = VersionState.REJECTED
-            if rollout.status.over:
-                kept = self._world.durable.answers.items()
-                self._world.durable.answers = {t: a for t, a in kept if a.rollout != rollout.id}
 
         self._write(change)
 
     def note(self, report: Report) -> None:
         def change() -> None:
+            known = self._world.durable.answers.setdefault(report.rollout, {})
             for trace_id, side in report.answered.items():
-                answer = Answer(report.rollout, report.phase, side)
-                self._world.durable.answers.setdefault(trace_id, answer)
+                known.setdefault(trace_id, Answer(report.rollout, report.phase, side))
 
         self._write(change)
 
+    def forget(self, rollout: Rollout) -> bool:
+        mine = self._world.durable.answers.get(rollout.id, {})
+        some = list(mine)[: max(5, len(mine) // 2)]
+
+        def change() -> None:
+            for trace_id in some:
+                del mine[trace_id]
+
+        self._write(change)
+        return bool(mine)
+
     def answer(self, trace_id: str) -> Answer | None:
-        return self._world.durable.answers.get(trace_id)
+        every = self._world.durable.answers.values()
+        return next((known[trace_id] for known in every if trace_id in known), None)
 
     def judged(self, trace_id: str, answer: Answer) -> None:
         def change() -> None:
-            self._world.durable.answers[trace_id] = answer
+            self._world.durable.answers[answer.rollout][trace_id] = answer
 
         self._write(change)
 
@@ -218,10 +229,11 @@ class World:
         """How often each version settles what it is asked; the live one does so as often as 0.6."""
         self._tick: Coroutine[Any, Any, None] | None = None
         self._reports: list[Report] = []
-        self._shown: dict[str, tuple[int, AdapterVersion]] = {}
-        """Answers that users saw: of which rollout, by which version."""
-        self._voted: dict[str, int] = {}
-        """Whose vote was taken, and in which rollout it counts."""
+        self._shown: deque[tuple[str, int, AdapterVersion]] = deque(maxlen=20)
+        """The newest answers that users saw: of which rollout, by which version."""
+        self._voted: set[str] = set()
+        self._votes: Counter[int] = Counter()
+        """How many votes were taken in each rollout."""
         self._sent = 0
         self._on_candidate: dict[int, set[str]] = {}
         self._asked: dict[int, int] = {}
@@ -384,21 +396,21 @@ class World:
             assert version is not None
             trace_id = f"tr-{self._sent}-{side}"
             answered[trace_id] = side
-            self._shown[trace_id] = (split.rollout, version)
+            self._shown.append((trace_id, split.rollout, version))
         return answered
 
     def _vote(self) -> None:
         """A user rates an answer, perhaps once more, or says that another version gave it."""
         if self.controller is None or not self._shown:
             return
-        trace_id = self.random.choice(list(self._shown)[-20:])
-        rollout, version = self._shown[trace_id]
+        trace_id, rollout, version = self.random.choice(self._shown)
         forged = self.random.random() < 0.1
         named = replace(version, version=version.version + 1) if forged else version
         if self.controller.judge(trace_id, named, Arm(rating=Moments(1, 5.0, 25.0))):
             assert not forged, "a vote counted for a version that did not give the answer"
             assert trace_id not in self._voted, "somebody voted twice"
-            self._voted[trace_id] = rollout
+            self._voted.add(trace_id)
+            self._votes[rollout] += 1
 
     def _arm(self, requests: int, wrong: float, resolved: float) -> Arm:
         failed = round(requests * wrong * self.random.uniform(0.7, 1.3))
@@ -440,13 +452,17 @@ class World:
             assert counted <= self._asked.get(rollout.id, 0), "a request was counted twice"
             whole = rollout.whole
             votes = whole.candidate.rating.n + whole.baseline.rating.n
-            taken = sum(number == rollout.id for number in self._voted.values())
-            assert votes <= taken, "a vote was counted twice, or of another rollout"
+            assert votes <= self._votes[rollout.id], (
+                "a vote was counted twice, or of another rollout"
+            )
             number = rollout.candidate.version
             if rollout.status in (Status.PROMOTED, Status.DRAINING):
                 assert number not in self.bad | self.corrupt, f"promoted {number}: {rollout.reason}"
                 if rollout.plan == AB_TEST:
                     assert self.resolves[number] == _MORE, f"promoted {number}: {rollout.reason}"
+            if rollout.status.over:
+                kept = durable.answers.get(rollout.id)
+                assert not kept, "answers are kept that nothing can be judged by"
             if rollout.status in (Status.ROLLED_BACK, Status.WITHDRAWING):
                 refused = durable.states[number] == VersionState.REJECTED
                 assert refused or not rollout.at_fault, "what was at fault may be begun again"

@@ -1,9 +1,11 @@
 """Bundles: an export says the same in plain transformers, and nothing altered is believed."""
 
+import math
 import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cluster import adapters, storage
-from cluster.bundle import contents, signing
+from cluster.bundle import contents, merge, signing
 from cluster.bundle.export import Source, export
 from cluster.errors import ArtifactError, ConfigError, ConflictError
 from cluster.registry.bases import describe
@@ -96,6 +98,19 @@ def test_plain_transformers_writes_the_same(bundle: Path, published: Path) -> No
             )
     text = "where is my order"
     assert tokenizer(text) == AutoTokenizer.from_pretrained(MODEL)(text)
+
+
+def test_what_is_no_number_is_no_proof(published: Path) -> None:
+    probes = adapters.inspect(published, max_rank=32).golden
+    [probe] = [one for one in probes if one.prompt_logprobs][:1]
+    prompt = len(probe.prompt_token_ids)
+
+    def overflowing(input_ids: torch.Tensor) -> SimpleNamespace:
+        logits = torch.zeros(1, input_ids.shape[1], 4096)
+        logits[0, prompt:] = torch.nan  # of the answer alone
+        return SimpleNamespace(logits=logits)
+
+    assert math.isnan(merge.difference(overflowing, [probe]))
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from sqlalchemy.orm import Session
 
 from cluster.adapters import Evaluation
 from cluster.control.actor import ControlPlane
 from cluster.errors import ConflictError
+from cluster.registry import answers
 from cluster.rollout.evidence import Arm, Evidence, Moments
 from cluster.rollout.outcomes import Side
 from cluster.rollout.plan import Phase, RolloutPlan
@@ -317,8 +319,9 @@ async def test_feedback_counts_once_and_only_on_answers_that_were_given(
     assert not await control.judge("tr-a", AdapterVersion("nobody", 1), liked)
 
 
+@pytest.mark.parametrize("kept", [True, False])
 async def test_feedback_counts_on_answers_from_before_a_restart(
-    control: ControlPlane, start: Callable[[], ControlPlane]
+    control: ControlPlane, start: Callable[[], ControlPlane], kept: bool
 ) -> None:
     rollout = await control.start_rollout(V2, PLAN, BY)
     await _tick(control)
@@ -327,15 +330,23 @@ async def test_feedback_counts_on_answers_from_before_a_restart(
     await control.report([report])
     liked = Arm(resolved=Moments(1, 1.0, 1.0))
     assert await control.judge("tr-a", V2, liked)
-    await _tick(control)
+    if kept:  # else what was seen since the last tick dies with the process
+        await _tick(control)
 
     again = start()
     await again.report([report])  # its gateway did not hear that it was taken
     assert not await again.judge("tr-a", V2, liked), "nobody votes twice"
     assert await again.judge("tr-b", V1, liked)
     [found] = await again.rollouts(1)
-    assert found.whole.candidate.resolved == found.whole.baseline.resolved == Moments(1, 1.0, 1.0)
+    assert found.whole.candidate.resolved.n == int(kept)
+    assert found.whole.baseline.resolved == Moments(1, 1.0, 1.0)
 
     await again.end_rollout("inventory", "enough", BY)
+    rated = Arm(rating=Moments(1, 4.0, 16.0))
+    assert not await again.judge("tr-b", V1, rated), "it ends"
+    with Session(again._engine) as tx:
+        assert answers.get(tx, "tr-b") is not None
     await _tick(again)
-    assert not await again.judge("tr-b", V1, Arm(rating=Moments(1, 4.0, 16.0))), "it is over"
+    assert not await again.judge("tr-b", V1, rated), "it is over"
+    with Session(again._engine) as tx:
+        assert answers.get(tx, "tr-b") is None

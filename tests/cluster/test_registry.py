@@ -304,6 +304,7 @@ def test_the_newest_answers_on_trial_are_kept_until_their_rollout_is_over(
         assert tx.scalar(select(func.count()).select_from(RolloutAnswer)) == 100
         assert answers.get(tx, "tr-0") is None
         assert answers.get(tx, "tr-newest") is not None
-        answers.forget(tx, 1)
+        assert answers.forget(tx, 1, most=90)
+        assert not answers.forget(tx, 1, most=90)
         left = tx.scalars(select(RolloutAnswer.trace_id).order_by(RolloutAnswer.number))
         assert left.all() == ["tr-new", "tr-newest"]

@@ -73,6 +73,7 @@ def test_steps_side_by_side_write_different_fields() -> None:
 def test_masked_values_cross_to_no_later_stage() -> None:
     later = [step for step in STEPS.values() if step.name != "governance"]
     assert all("vault" not in step.reads for step in later)
+    assert "counting" not in AUDIT.reads, "it is the gateway's own"
     assert "messages" in AUDIT.reads
 
 

@@ -160,6 +160,20 @@ async def test_the_answers_of_a_trial_are_told_with_who_gave_them(
     assert all(not report.answered for report in world.road.trials.reports("g"))
 
 
+async def test_what_was_not_heard_is_told_again(world: World, client: httpx.AsyncClient) -> None:
+    _split(world, 50)
+    for _ in range(2):
+        assert (await client.post(CHAT, json={**GOOD, "model": "inventory"})).status_code == 200
+    first = world.road.trials.reports("g")
+    world.road.trials.unheard(first)
+    assert (await client.post(CHAT, json={**GOOD, "model": "inventory"})).status_code == 200
+    again, later = world.road.trials.reports("g")
+    assert [again] == first
+    assert again.number < later.number
+    assert len(later.answered) == 1
+    assert world.road.trials.reports("g") == []
+
+
 async def test_feedback_is_recorded_and_handed_on() -> None:
     judge = Judge()
     world = World(plane=judge)

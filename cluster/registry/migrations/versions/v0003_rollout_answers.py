@@ -14,7 +14,12 @@ depends_on = None
 def upgrade() -> None:
     op.create_table(
         "rollout_answers",
-        sa.Column("number", sa.Integer(), autoincrement=True, nullable=False),
+        sa.Column(
+            "number",
+            sa.BigInteger().with_variant(sa.Integer(), "sqlite"),
+            autoincrement=True,
+            nullable=False,
+        ),
         sa.Column("trace_id", sa.String(length=64), nullable=False),
         sa.Column("rollout_id", sa.Integer(), nullable=False),
         sa.Column("phase", sa.Integer(), nullable=False),
