@@ -30,7 +30,7 @@ PLAN = RolloutPlan(
         Phase(percent=50, min_requests=60, min_seconds=5),
     ),
     guardrails=Guardrails(error_rate=0.02),
-    give_up_s=1500,
+    give_up_s=4000,
 )
 #: So sure of itself that ten thousand schedules see no wrong verdict.
 AB_TEST = RolloutPlan(
@@ -44,7 +44,7 @@ AB_TEST = RolloutPlan(
         ),
     ),
     guardrails=Guardrails(error_rate=0.02),
-    give_up_s=1500,
+    give_up_s=4000,
 )
 _RESOLVED, _MORE, _LESS = 0.6, 0.95, 0.25
 
