@@ -185,7 +185,7 @@ class ControlPlane(Books):
         self, record: AdapterRecord, old: ServedAdapter | None, actor: str
     ) -> SwapReport:
         await self._require_unaltered(record)
-        new = served(record)
+        new = self._store.know(record)
         self._preparing[new.int_id] = new
         try:
             return await swapping.swap(self._fleet, new, old, lambda: self._flip(new, old, actor))

@@ -36,9 +36,10 @@ class ServeFleet:
         """Load and probe `adapter` on each replica."""
         return await self._broadcast("prepare", adapter, timeout_s=_CALL_TIMEOUT_S)
 
-    async def drain(self, int_id: int, timeout_s: float) -> bool:
-        """Wait until no replica has a request of `int_id` in flight."""
-        return all(await self._broadcast("drain", int_id, timeout_s, timeout_s=timeout_s + 10))
+    async def retire(self, int_id: int, timeout_s: float) -> bool:
+        """Have each replica unload `int_id` once it has no request of it in flight."""
+        most = timeout_s + _CALL_TIMEOUT_S
+        return all(await self._broadcast("retire", int_id, timeout_s, timeout_s=most))
 
     async def remove(self, int_id: int) -> bool:
         """Unload `int_id` and check each replica's own list."""

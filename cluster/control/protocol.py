@@ -156,8 +156,9 @@ class Fleet(Protocol):
         """Load `adapter` everywhere and prove it; nothing is routed to it yet."""
         ...
 
-    async def drain(self, int_id: int, timeout_s: float) -> bool:
-        """Refuse new requests for `int_id` and wait for those in flight; False on time-out."""
+    async def retire(self, int_id: int, timeout_s: float) -> bool:
+        """Refuse new requests for `int_id`, wait for those in flight, and unload it; whether each
+        replica's own list confirms it. A replica on which they outlast `timeout_s` keeps it."""
         ...
 
     async def remove(self, int_id: int) -> bool:

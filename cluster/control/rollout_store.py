@@ -144,8 +144,13 @@ class RolloutStore:
         """A version as the engines know it; versions do not change, so it is read once."""
         if version not in self._served:
             with self._read() as tx:
-                self._served[version] = served(versions.get(tx, version))
+                self.know(versions.get(tx, version))
         return self._served[version]
+
+    def know(self, record: AdapterRecord) -> ServedAdapter:
+        """A version that was read already, as the engines know it."""
+        self._served[record.id] = found = served(record)
+        return found
 
     def forget_but(self, wanted: set[AdapterVersion]) -> None:
         """Keep no others in memory."""

@@ -240,8 +240,7 @@ class RolloutController:
         if leaving is not None:
             int_id = self._store.served(leaving).int_id
             # Its requests end first; replicas drop what nobody wants, should one not confirm now.
-            if await self._fleet.drain(int_id, _DRAIN_S):
-                await self._fleet.remove(int_id)
+            await self._fleet.retire(int_id, _DRAIN_S)
         while self._store.forget(rollout):  # noqa: ASYNC110 (nobody else knows when it is done)
             await asyncio.sleep(0)  # others are served between
         finished = rollout.finished()

@@ -1,4 +1,4 @@
-"""The proven swap: prepare everywhere, check the proofs, flip, drain, remove.
+"""The proven swap: prepare everywhere, check the proofs, flip, drain and remove.
 
 Owns the order of the steps. It touches no database and no Ray; the flip is the caller's.
 """
@@ -66,8 +66,7 @@ async def swap(
     flipped = time.monotonic()
     removed = True
     if old is not None:
-        drained = await fleet.drain(old.int_id, DRAIN_TIMEOUT_S)
-        removed = drained and await fleet.remove(old.int_id)
+        removed = await fleet.retire(old.int_id, DRAIN_TIMEOUT_S)
     return SwapReport(
         adapter=new.name,
         previous=old.label if old else None,

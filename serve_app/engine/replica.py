@@ -85,9 +85,11 @@ class EngineReplica:
         await self._loader.hold(adapter)
         return self._engine.residents.holds(adapter.int_id)
 
-    async def drain(self, int_id: int, timeout_s: float) -> bool:
-        """Refuse new requests of a version and wait for those in flight."""
-        return await self._engine.residents.drain(int_id, timeout_s)
+    async def retire(self, int_id: int, timeout_s: float) -> bool:
+        """Refuse new requests of a version, wait for those in flight and unload it; whether the
+        engine confirms that."""
+        drained = await self._engine.residents.drain(int_id, timeout_s)
+        return drained and await self._loader.remove(int_id)
 
     async def remove(self, int_id: int) -> bool:
         """Unload a version; whether the engine confirms it."""

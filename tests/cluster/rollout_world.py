@@ -193,9 +193,11 @@ class Engines:
             proofs.append(Proof("r", adapter.int_id, adapter.digest, off))
         return proofs
 
-    async def drain(self, int_id: int, timeout_s: float) -> bool:
+    async def retire(self, int_id: int, timeout_s: float) -> bool:
         await self._each()
-        return not self._world.faults or self._world.random.random() < 0.9
+        if self._world.faults and self._world.random.random() >= 0.9:
+            return False
+        return await self.remove(int_id)
 
     async def remove(self, int_id: int) -> bool:
         for held in await self._each():

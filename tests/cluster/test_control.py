@@ -69,7 +69,7 @@ async def test_a_swap_proves_flips_drains_and_removes_in_that_order(
     await control.register_candidate(str(path), "acme", BY)
     assert (await control.gate(V2, OPEN, BY)).passed
     report = await control.promote(V2, BY)
-    assert fleet.calls == ["prepare inventory@1", "prepare inventory@2", "drain 1", "remove 1"]
+    assert fleet.calls == ["prepare inventory@1", "prepare inventory@2", "retire 1"]
     assert (report.previous, report.current, report.removed) == ("inventory@1", "inventory@2", True)
     table = await control.table()
     assert table.resolve(ACME, "inventory").label == "inventory@2"  # type: ignore[union-attr]

@@ -78,7 +78,7 @@ async def test_a_candidate_is_proved_split_and_promoted(
     table = await control.table()
     assert (table.live["inventory"].label, table.splits) == ("inventory@2", {})
     await _tick(control)
-    assert fleet.calls[-2:] == ["drain 1", "remove 1"]
+    assert fleet.calls[-1] == "retire 1"
     [found] = await control.rollouts(10)
     assert found.status == Status.PROMOTED
     assert await _states(control) == {"inventory@1": "retired", "inventory@2": "live"}
@@ -96,7 +96,7 @@ async def test_a_candidate_that_fails_is_taken_back_and_stays_back(
     table = await control.table()
     assert (table.live["inventory"].label, table.splits) == ("inventory@1", {})
     await _tick(control)
-    assert fleet.calls[-2:] == ["drain 2", "remove 2"]
+    assert fleet.calls[-1] == "retire 2"
     assert (await _states(control))["inventory@2"] == "rejected"
     with pytest.raises(ConflictError, match="rejected"):
         await control.start_rollout(V2, PLAN, BY)
@@ -253,7 +253,7 @@ async def test_a_plan_may_wait_for_a_person(control: ControlPlane, fleet: FakeFl
     table = await control.table()
     assert (table.live["inventory"].label, table.splits) == ("inventory@2", {})
     await _tick(control)
-    assert fleet.calls[-2:] == ["drain 1", "remove 1"]
+    assert fleet.calls[-1] == "retire 1"
     [found] = await control.rollouts(1)
     assert found.status == Status.PROMOTED
     assert found.reason.startswith("ann: ")

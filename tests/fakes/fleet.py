@@ -29,8 +29,8 @@ class FakeFleet:
         digest = self.digest or adapter.digest
         return [Proof("r1", adapter.int_id, digest, self.difference)]
 
-    async def drain(self, int_id: int, timeout_s: float) -> bool:
-        self._record(f"drain {int_id}")
+    async def retire(self, int_id: int, timeout_s: float) -> bool:
+        self._record(f"retire {int_id}")
         if self.goes_on is not None:
             await self.goes_on.wait()
         return self.drains
