@@ -255,6 +255,7 @@ class VLLMEngine:
             max_tokens=1,
             temperature=0.0,
             prompt_logprobs=0,
+            detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         prompt = probe.prompt_token_ids[: min(_GIVEN_AT_MOST, self._max_length - 1)]
@@ -275,6 +276,7 @@ class VLLMEngine:
             max_tokens=min(_WRITTEN_TOKENS, len(target) - place),
             temperature=0.0,
             logprobs=_PROBE_OPTIONS,
+            detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
             # Of an earlier load of the same version, which shows nothing of this one.
             skip_reading_prefix_cache=True,
