@@ -42,7 +42,7 @@ _MAX_RANK = 8
 _IN_FLIGHT = 32
 _MAX_TOKENS = 16
 #: Requests of a measurement that asks a fixed number: the same ones, whatever their order.
-_REQUESTS = 1024
+_REQUESTS = 512
 _LONGEST_S = 120.0
 
 
@@ -95,7 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--peft", type=int, metavar="N", help="N by PEFT's set_adapter instead")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=8.0)
-    parser.add_argument("--warm", type=float, default=4.0)
+    parser.add_argument("--warm", type=float, default=2.0)
     parser.add_argument("--slots", type=int, default=EngineConfig().max_loras)
     options = parser.parse_args(arguments)
     logging.disable(logging.WARNING)
