@@ -199,9 +199,15 @@ def draws(adapters: Sequence[_Adapter], prompts: int, order: str) -> Iterator[tu
     if order == "cycle":
         return each
     if order == "zipf":
-        weights = [1 / rank**_EXPONENT for rank in range(1, len(adapters) + 1)]
+        shares = (1 / rank**_EXPONENT for rank in range(1, len(adapters) + 1))
+        # Summed once: whoever asks shares this process with the engine's front.
+        sums = list(itertools.accumulate(shares))
         chance = random.Random(0)
-        return iter(lambda: (chance.choices(adapters, weights)[0], chance.randrange(prompts)), None)
+
+        def draw() -> tuple[_Adapter, int]:
+            return chance.choices(adapters, cum_weights=sums)[0], chance.randrange(prompts)
+
+        return iter(draw, None)
     mixed = list(itertools.islice(each, _REQUESTS))
     if order == "mixed":
         return iter(mixed)

@@ -16,6 +16,9 @@ import torch
 from vllm.lora.layers import LoRAMapping
 from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 from vllm.lora.layers.logits_processor import LogitsProcessorWithLoRA
+from vllm.lora.layers.vocab_parallel_embedding import VocabParallelEmbeddingWithLoRA
+from vllm.lora.lora_model import LoRAModel
+from vllm.lora.model_manager import LoRAModelManager
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from vllm.lora.request import LoRARequest
 from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
@@ -29,27 +32,14 @@ from serve_app.engine.rows import (
     Plan,
     StackedA,
     StackedB,
+    Weights,
     add_layer,
     add_rows,
+    arrange,
     fill,
     plan,
     warm,
 )
-
-
-class _InUse:
-    """Slots of a head or an embedding whose weights are not all nothing, as they are for an adapter
-    without any there, which is nearly every one."""
-
-    def __init__(self) -> None:
-        self._slots, self._version = frozenset[int](), -1
-
-    def among(self, stacked: torch.Tensor) -> frozenset[int]:
-        """Those of `stacked` (slots, ...), looked for again after vLLM wrote to it."""
-        if stacked._version != self._version:
-            self._slots = frozenset(stacked.flatten(1).any(1).nonzero().flatten().tolist())
-            self._version = stacked._version
-        return self._slots
 
 
 class GroupedPunica(PunicaWrapperCPU):  # type: ignore[misc]
@@ -61,7 +51,9 @@ class GroupedPunica(PunicaWrapperCPU):  # type: ignore[misc]
         self.ranks: Sequence[int] = ()
         """The highest of each slot; says only which way is the faster."""
         self._tokens = self._prompts = list[int | None]()
-        self._head, self._embedding = _InUse(), _InUse()
+        self.used = dict[int, set[int]]()
+        """Of a head or an embedding, by the identity of its stacked B: slots that hold anything
+        there, which few adapters do."""
         self.of_prompts = False
         """Whether logits are computed of given prompts' tokens, more than a row for each request.
         Only adapters without a head are asked for those."""
@@ -107,7 +99,7 @@ class GroupedPunica(PunicaWrapperCPU):  # type: ignore[misc]
     ) -> None:
         """Add the adapters of the embedding to `y`; `x` (tokens, rank) is what A has for each."""
         assert add_inputs
-        for slot in self._embedding.among(lora_b_stacked):
+        for slot in self.used[id(lora_b_stacked)]:
             if rows := [row for row, one in enumerate(self._tokens) if one == slot]:
                 add_rows(y, rows, x[rows].float(), lora_b_stacked[slot, 0], 1.0)
 
@@ -124,11 +116,16 @@ class GroupedPunica(PunicaWrapperCPU):  # type: ignore[misc]
         if self.of_prompts:
             return
         y, x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
-        for slot in self._head.among(lora_a_stacked):
+        for slot in self.used[id(lora_b_stacked)]:
             if rows := [row for row, one in enumerate(self._prompts) if one == slot]:
                 assert len(x) == len(self._prompts), "the head is asked for other rows"
                 low = x[rows].float() @ lora_a_stacked[slot, 0].float().T
                 add_rows(y, rows, low, lora_b_stacked[slot, 0], scale)
+
+
+def _as_parts(lora_a: Any, lora_b: Any) -> list[list[torch.Tensor | None]]:
+    """What vLLM has for a layer, which is in one part or in several."""
+    return [one if isinstance(one, list) else [one] for one in (lora_a, lora_b)]
 
 
 def _write_in_place(layer: BaseLinearLayerWithLoRA, highest: Indices) -> None:
@@ -144,14 +141,59 @@ def _write_in_place(layer: BaseLinearLayerWithLoRA, highest: Indices) -> None:
         a.ranks[index] = 0
 
     def write(index: int, lora_a: Any, lora_b: Any) -> None:
-        parts = [one if isinstance(one, list) else [one] for one in (lora_a, lora_b)]
-        if not fill(a, b, index, *parts):
+        found = lora_a if isinstance(lora_a, Weights) else arrange(a, b, *_as_parts(lora_a, lora_b))
+        if found is not None:
+            fill(a, b, index, found)
+        else:
             reset_lora(index)
             set_lora(index, lora_a, lora_b)
             a.ranks[index] = a[0].shape[2]
         highest[index] = max(highest[index], a.ranks[index])
 
     layer.set_lora, layer.reset_lora = write, reset
+
+
+def _arrange_once(held: LoRAModelManager) -> None:
+    """Have `held` keep what it reads arranged as slots are: an adapter takes a slot far more often
+    than it is read, and while it does the engine does nothing else.
+
+    Weights of less than 32 bits are kept as they are, for they would take more memory so.
+    """
+    register = held._add_adapter
+
+    def add(lora: LoRAModel) -> None:
+        register(lora)
+        for name, layer in held.modules.items():
+            weights = held._get_lora_layer_weights(lora, name)
+            if weights is None or not isinstance(layer, BaseLinearLayerWithLoRA):
+                continue
+            if isinstance(weights.lora_a, Weights):
+                continue
+            parts = _as_parts(weights.lora_a, weights.lora_b)
+            if all(one is None or one.dtype is torch.float32 for part in parts for one in part):
+                found = arrange(layer.lora_a_stacked, layer.lora_b_stacked, *parts)
+                if found is not None:
+                    weights.lora_a = weights.lora_b = found
+
+    held._add_adapter = add
+
+
+def _clear_what_is_used(layer: Any) -> set[int]:
+    """Have a head or an embedding clear those slots only that hold something; which ones do."""
+    used = set[int]()
+    set_lora, reset_lora = layer.set_lora, layer.reset_lora
+
+    def reset(index: int) -> None:
+        if index in used:
+            used.discard(index)
+            reset_lora(index)
+
+    def write(index: int, lora_a: Any, lora_b: Any) -> None:
+        set_lora(index, lora_a, lora_b)
+        used.add(index)
+
+    layer.set_lora, layer.reset_lora = write, reset
+    return used
 
 
 def _find_at_once(manager: LRUCacheWorkerLoRAManager) -> None:
@@ -206,8 +248,11 @@ class GroupedWorker(CPUWorker):  # type: ignore[misc]
                 layer.lora_b_stacked = StackedB.of(layer.lora_b_stacked)
                 layer.punica_wrapper.ranks = highest
                 _write_in_place(layer, highest)
-            elif isinstance(layer, LogitsProcessorWithLoRA):
-                _spare_heads(self.model_runner, layer)
+            elif isinstance(layer, LogitsProcessorWithLoRA | VocabParallelEmbeddingWithLoRA):
+                layer.punica_wrapper.used[id(layer.lora_b_stacked)] = _clear_what_is_used(layer)
+                if isinstance(layer, LogitsProcessorWithLoRA):
+                    _spare_heads(self.model_runner, layer)
         warm()
         _find_at_once(self.model_runner.lora_manager)
+        _arrange_once(self.model_runner.lora_manager._adapter_manager)
         self.model_runner.lora_manager._lora_model_cls = Checkpoints()

@@ -83,63 +83,71 @@ def _down_block(a: Any, x: Any, rows: Any, low: Any) -> None:
             low[3, at] += x3[i] * v
 
 
+# The slices below are for the compiler, which makes vectors of a loop from nothing over contiguous
+# rows, and not of one from `first`, which might be negative; nor where more than two rows are
+# written to, for which it gives up telling that no row overlaps another. Five to ten times as fast.
+
+
 def _up_one(b: Any, low: Any, y: Any, outs: Any) -> None:
     """`y` (all outs,) += `low` (rank,) times `b` (rank or more, all outs), in these outs."""
     rank, (first, last) = len(low), outs
+    y0 = y[first:last]
     at = 0
     while at + 8 <= rank:
         k0, k1, k2, k3 = low[at], low[at + 1], low[at + 2], low[at + 3]
         k4, k5, k6, k7 = low[at + 4], low[at + 5], low[at + 6], low[at + 7]
-        for o in range(first, last):
-            y[o] += (
-                k0 * b[at, o]
-                + k1 * b[at + 1, o]
-                + k2 * b[at + 2, o]
-                + k3 * b[at + 3, o]
-                + k4 * b[at + 4, o]
-                + k5 * b[at + 5, o]
-                + k6 * b[at + 6, o]
-                + k7 * b[at + 7, o]
+        b0, b1 = b[at][first:last], b[at + 1][first:last]
+        b2, b3 = b[at + 2][first:last], b[at + 3][first:last]
+        b4, b5 = b[at + 4][first:last], b[at + 5][first:last]
+        b6, b7 = b[at + 6][first:last], b[at + 7][first:last]
+        for o in range(len(y0)):
+            y0[o] += (
+                k0 * b0[o]
+                + k1 * b1[o]
+                + k2 * b2[o]
+                + k3 * b3[o]
+                + k4 * b4[o]
+                + k5 * b5[o]
+                + k6 * b6[o]
+                + k7 * b7[o]
             )
         at += 8
     while at < rank:
-        k0 = low[at]
-        for o in range(first, last):
-            y[o] += k0 * b[at, o]
+        k0, b0 = low[at], b[at][first:last]
+        for o in range(len(y0)):
+            y0[o] += k0 * b0[o]
         at += 1
 
 
-def _up_block(b: Any, low: Any, y: Any, rows: Any, outs: Any) -> None:
-    """Four rows of `y` += `low` (4, rank) times `b` (rank or more, all outs), in these outs."""
+def _up_two(b: Any, low: Any, y: Any, rows: Any, outs: Any) -> None:
+    """As `_up_one`, for two rows of `y` (n, all outs) and `low` (2, rank)."""
     rank, (first, last) = low.shape[1], outs
-    y0, y1, y2, y3 = y[rows[0]], y[rows[1]], y[rows[2]], y[rows[3]]
+    y0, y1 = y[rows[0]][first:last], y[rows[1]][first:last]
+    l0, l1 = low[0], low[1]
     at = 0
     while at + 4 <= rank:
-        j0, j1, j2, j3 = low[0, at], low[0, at + 1], low[0, at + 2], low[0, at + 3]
-        k0, k1, k2, k3 = low[1, at], low[1, at + 1], low[1, at + 2], low[1, at + 3]
-        m0, m1, m2, m3 = low[2, at], low[2, at + 1], low[2, at + 2], low[2, at + 3]
-        n0, n1, n2, n3 = low[3, at], low[3, at + 1], low[3, at + 2], low[3, at + 3]
-        for o in range(first, last):
-            v0, v1, v2, v3 = b[at, o], b[at + 1, o], b[at + 2, o], b[at + 3, o]
+        j0, j1, j2, j3 = l0[at], l0[at + 1], l0[at + 2], l0[at + 3]
+        k0, k1, k2, k3 = l1[at], l1[at + 1], l1[at + 2], l1[at + 3]
+        b0, b1 = b[at][first:last], b[at + 1][first:last]
+        b2, b3 = b[at + 2][first:last], b[at + 3][first:last]
+        for o in range(len(y0)):
+            v0, v1, v2, v3 = b0[o], b1[o], b2[o], b3[o]
             y0[o] += j0 * v0 + j1 * v1 + j2 * v2 + j3 * v3
             y1[o] += k0 * v0 + k1 * v1 + k2 * v2 + k3 * v3
-            y2[o] += m0 * v0 + m1 * v1 + m2 * v2 + m3 * v3
-            y3[o] += n0 * v0 + n1 * v1 + n2 * v2 + n3 * v3
         at += 4
     while at < rank:
-        for o in range(first, last):
-            v = b[at, o]
-            y0[o] += low[0, at] * v
-            y1[o] += low[1, at] * v
-            y2[o] += low[2, at] * v
-            y3[o] += low[3, at] * v
+        j0, k0, b0 = l0[at], l1[at], b[at][first:last]
+        for o in range(len(y0)):
+            v0 = b0[o]
+            y0[o] += j0 * v0
+            y1[o] += k0 * v0
         at += 1
 
 
 _down_one = _compiled(_down_one)
 _down_block = _compiled(_down_block)
 _up_one = _compiled(_up_one)
-_up_block = _compiled(_up_block)
+_up_two = _compiled(_up_two)
 
 
 def _add(y: Any, x: Any, batch: Any, layer: Any) -> None:
@@ -156,7 +164,8 @@ def _add(y: Any, x: Any, batch: Any, layer: Any) -> None:
             span = outs[part], outs[part + 1]
             if end - start == BLOCK:
                 _down_block(used, x, rows[start:end], low)
-                _up_block(b[slot], low, y, rows[start:end], span)
+                _up_two(b[slot], low[:2], y, rows[start : start + 2], span)
+                _up_two(b[slot], low[2:], y, rows[start + 2 : end], span)
             else:
                 for row in rows[start:end]:
                     _down_one(used, x[row], low[0])

@@ -10,19 +10,28 @@ import numpy as np
 import pytest
 import torch
 from vllm.lora.layers import LoRAMapping
+from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 from vllm.utils.cache import LRUCache
 
-from serve_app.engine import kernel
-from serve_app.engine.grouped import GroupedPunica, _find_at_once, _write_in_place
-from serve_app.engine.rows import Plan, StackedA, StackedB, add_layer, plan
+from serve_app.engine import kernel, rows
+from serve_app.engine.grouped import (
+    GroupedPunica,
+    _arrange_once,
+    _clear_what_is_used,
+    _find_at_once,
+    _write_in_place,
+)
+from serve_app.engine.rows import Plan, StackedA, StackedB, Weights, add_layer, plan
 
 SLOTS, RANK, IN = 5, 4, 16
 OUTS = (24, 8, 8)
 OUT = sum(OUTS)
-Weights = tuple[list[torch.Tensor], list[torch.Tensor]]
+#: Of rows, or of ranks: enough for products of their own.
+MANY = rows._PRODUCTS
+Made = tuple[list[torch.Tensor], list[torch.Tensor]]
 
 
-def weights(dtype: torch.dtype = torch.float32) -> Weights:
+def weights(dtype: torch.dtype = torch.float32) -> Made:
     """A and B of each slice, as vLLM makes them."""
     torch.manual_seed(7)
     return (
@@ -32,7 +41,7 @@ def weights(dtype: torch.dtype = torch.float32) -> Weights:
 
 
 def row_by_row(
-    slots: list[int | None], y: torch.Tensor, x: torch.Tensor, made: Weights
+    slots: list[int | None], y: torch.Tensor, x: torch.Tensor, made: Made
 ) -> torch.Tensor:
     y = y.clone()
     for row, slot in enumerate(slots):
@@ -81,7 +90,7 @@ def batches() -> list[Any]:
 
 
 @pytest.mark.parametrize("slots", batches(), ids=lambda slots: f"{len(slots)} rows")
-@pytest.mark.parametrize("wide", [RANK, 400], ids=["few ranks", "many ranks"])
+@pytest.mark.parametrize("wide", [RANK, MANY], ids=["few ranks", "many ranks"])
 def test_every_row_is_multiplied_once_with_its_own_slot(slots: list[int | None], wide: int) -> None:
     found = plan(slots, [wide] * SLOTS)
     assert planned(found) == [(row, s) for row, s in enumerate(slots) if s is not None]
@@ -107,12 +116,12 @@ def test_every_rank_is_multiplied_whole(rank: int, rows: int) -> None:
 
 def test_many_rows_of_one_adapter_have_products_of_their_own() -> None:
     ranks = [8] * 4
-    (slot, rows), *others = plan([0] * 400 + [1, 2, 3], ranks).own
-    assert (slot, rows.tolist() if rows is not None else None, others) == (0, [*range(400)], [])
+    (slot, mine), *others = plan([0] * MANY + [1, 2, 3], ranks).own
+    assert (slot, mine.tolist() if mine is not None else None, others) == (0, [*range(MANY)], [])
     assert plan([None, None], ranks).empty
-    assert plan([2] * 400, ranks).own == ((2, None),)
+    assert plan([2] * MANY, ranks).own == ((2, None),)
     assert plan([2] * 9, ranks).own == ()
-    assert plan([2] * 9, [400] * 4).own == ((2, None),), "of a higher rank from fewer rows on"
+    assert plan([2] * 9, [MANY] * 4).own == ((2, None),), "of a higher rank from fewer rows on"
 
 
 def test_only_the_ranks_in_use_are_multiplied() -> None:
@@ -125,7 +134,7 @@ def test_only_the_ranks_in_use_are_multiplied() -> None:
         one[3, 0, :, :2] = 1.0
     stacked = StackedA.of(a), StackedB.of(b)
     stacked[0].ranks[3] = 2
-    for rank in (2, 400):  # by the kernel, and by products of its own
+    for rank in (2, MANY):  # by the kernel, and by products of its own
         y = torch.zeros(2, OUT)
         add_layer(y, torch.ones(2, IN), plan([3, 3], [0, 0, 0, rank, 0]), *stacked)
         assert (y == 2 * IN).all()
@@ -157,7 +166,7 @@ def test_a_layer_reads_what_vllm_gives_it_and_nothing_that_was_there(
         torch.zeros(2, out) if lower is None or upper is None else x @ lower.T @ upper.T
         for lower, upper, out in zip(down, up, OUTS, strict=True)
     ]
-    for own in (1, 400):  # by the kernel, and by products of its own
+    for own in (1, MANY):  # by the kernel, and by products of its own
         y = torch.zeros(2, OUT)
         add_layer(y, x, plan([3, 3], [own] * SLOTS), layer.lora_a_stacked, layer.lora_b_stacked)
         torch.testing.assert_close(y, torch.cat(parts, 1), rtol=1e-4, atol=1e-4)
@@ -168,7 +177,7 @@ def test_a_layer_for_which_an_adapter_has_nothing_adds_nothing() -> None:
     layer = Layer(a, b)
     _write_in_place(layer, np.zeros(SLOTS, np.int64))
     layer.reset_lora(2)
-    for own in (1, 400):
+    for own in (1, MANY):
         y = torch.zeros(2, OUT)
         found = plan([2, 2], [own] * SLOTS)
         add_layer(y, torch.randn(2, IN), found, layer.lora_a_stacked, layer.lora_b_stacked)
@@ -213,6 +222,66 @@ class Layer:
 
     def reset_lora(self, index: int) -> None:
         self.cleared.append(index)
+
+
+class BaseLayer(Layer, BaseLinearLayerWithLoRA):  # type: ignore[misc]
+    """One of vLLM's, to whoever asks what it is."""
+
+    def __init__(self, a: list[torch.Tensor], b: list[torch.Tensor]) -> None:
+        torch.nn.Module.__init__(self)
+        Layer.__init__(self, a, b)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_are_arranged_when_they_are_read_and_as_when_they_take_a_slot(
+    dtype: torch.dtype,
+) -> None:
+    arranged, given = layers = (BaseLayer(*weights()), BaseLayer(*weights()))
+    for layer in layers:
+        _write_in_place(layer, np.zeros(SLOTS, np.int64))
+    read = {
+        "qkv": Read(
+            [torch.randn(2, IN).to(dtype), None, torch.randn(2, IN).to(dtype)],
+            [torch.randn(24, 2).to(dtype), None, torch.randn(8, 2).to(dtype)],
+        ),
+        "head": Read(torch.randn(2, IN), torch.randn(40, 2)),
+        "of another shape": Read([torch.randn(2, 3)] * 3, [torch.randn(2, 3)] * 3),
+    }
+    before = {name: (one.lora_a, one.lora_b) for name, one in read.items()}
+    held = Held({"qkv": arranged, "head": object(), "of another shape": given, "unasked": given})
+    _arrange_once(held)
+    for _ in range(2):  # as when it is added again
+        held._add_adapter(read)
+        assert held.registered == read
+        assert isinstance(read["qkv"].lora_a, Weights) is (dtype is torch.float32)
+        assert (read["head"].lora_a, read["head"].lora_b) == before["head"]
+        assert read["of another shape"].lora_a is before["of another shape"][0]
+    arranged.set_lora(3, read["qkv"].lora_a, read["qkv"].lora_b)
+    given.set_lora(3, *before["qkv"])
+    assert arranged.lora_a_stacked.ranks[3] == given.lora_a_stacked.ranks[3] == 2
+    assert torch.equal(arranged.lora_a_stacked.whole, given.lora_a_stacked.whole)
+    assert torch.equal(arranged.lora_b_stacked.whole, given.lora_b_stacked.whole)
+    assert not torch.equal(arranged.lora_a_stacked.whole, StackedA.of(weights()[0]).whole)
+
+
+class Read:
+    """What vLLM read of an adapter for one layer."""
+
+    def __init__(self, lora_a: Any, lora_b: Any) -> None:
+        self.lora_a, self.lora_b = lora_a, lora_b
+
+
+class Held:
+    """What vLLM's manager does with an adapter that was read, as far as it is seen from here."""
+
+    def __init__(self, modules: dict[str, Any]) -> None:
+        self.modules, self.registered = modules, None
+
+    def _add_adapter(self, lora: Any) -> None:
+        self.registered = lora
+
+    def _get_lora_layer_weights(self, lora: Any, name: str) -> Any:
+        return lora.get(name)
 
 
 def test_an_adapter_that_is_held_is_found_without_a_list_of_all() -> None:
@@ -280,12 +349,12 @@ def test_half_precision_is_multiplied_in_full() -> None:
     torch.testing.assert_close(y, expected, rtol=1e-2, atol=1e-2)
     assert not y[2].any()
     one = torch.zeros(6, OUT).bfloat16()
-    add_layer(one, x, plan([1] * 6, [400] * SLOTS), StackedA.of(a), StackedB.of(b))
+    add_layer(one, x, plan([1] * 6, [MANY] * SLOTS), StackedA.of(a), StackedB.of(b))
     torch.testing.assert_close(one[[1, 3]], y[[1, 3]], rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize("spoiled", [float("inf"), float("nan")])
-@pytest.mark.parametrize("times", [1, 400])
+@pytest.mark.parametrize("times", [1, MANY])
 def test_an_adapter_that_overflows_spoils_its_own_rows_only(spoiled: float, times: int) -> None:
     a, b = made = weights()
     for one in a:
@@ -345,19 +414,31 @@ def test_the_head_takes_each_prompts_own_adapter() -> None:
     a, b = (one[0] for one in weights())
     a[4] = 0.0  # this one has no weights for the head
     punica = asked((0, 12, 12, 15), (0, 12, 15))
+    punica.used[id(b)] = {0, 1}
     x, logits = torch.randn(3, IN), torch.zeros(3, 21)  # vLLM pads an adapter's width
-    for spread in (1.0, 3.0):
-        logits.zero_()
-        punica.add_lora_logits(logits, x, a, b, 1.0)
-        expected = b[1, 0, :21] @ (a[1, 0] @ x[1])
-        torch.testing.assert_close(logits[1], expected, rtol=1e-4, atol=1e-4)
-        assert not logits[[0, 2]].any()
-        a[1] *= spread + 2.0  # written to again, as a swap does
+    punica.add_lora_logits(logits, x, a, b, 1.0)
+    expected = b[1, 0, :21] @ (a[1, 0] @ x[1])
+    torch.testing.assert_close(logits[1], expected, rtol=1e-4, atol=1e-4)
+    assert not logits[[0, 2]].any()
+
+
+def test_a_slot_of_the_head_is_cleared_where_it_held_something() -> None:
+    layer = Layer(*weights())
+    used = _clear_what_is_used(layer)
+    layer.reset_lora(2)
+    assert (used, layer.cleared) == (set(), []), "nothing was there"
+    layer.set_lora(2, "a", "b")
+    layer.set_lora(2, "c", "d")
+    assert (used, layer.cleared) == ({2}, [2]), "one that takes another's place clears it"
+    layer.reset_lora(2)
+    layer.reset_lora(2)
+    assert (used, layer.cleared) == (set(), [2, 2])
 
 
 def test_the_embedding_of_a_token_without_an_adapter_stays_as_it_is() -> None:
     b = weights()[1][0]
     punica = asked((0, 12, 15), (0,))
+    punica.used[id(b)] = {1, 3, 4}
     low, y = torch.randn(3, RANK), torch.ones(3, 24)
     punica.add_lora_embedding(y, low, b)
     expected = torch.stack([torch.zeros(24), b[1, 0] @ low[1], b[4, 0] @ low[2]]) + 1
@@ -366,8 +447,10 @@ def test_the_embedding_of_a_token_without_an_adapter_stays_as_it_is() -> None:
 
 def test_a_head_asked_for_other_rows_than_planned_is_our_fault() -> None:
     a, b = (one[0] for one in weights())
+    punica = asked((12, 12), (12,))
+    punica.used[id(b)] = {1}
     with pytest.raises(AssertionError, match="other rows"):
-        asked((12, 12), (12,)).add_lora_logits(torch.zeros(2, 24), torch.randn(2, IN), a, b, 1.0)
+        punica.add_lora_logits(torch.zeros(2, 24), torch.randn(2, IN), a, b, 1.0)
 
 
 def test_without_adapters_nothing_is_computed() -> None:
