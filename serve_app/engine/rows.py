@@ -138,27 +138,34 @@ def arrange(
 
     For each slice `given_a` (rank, in) and `given_b` (out, rank), or None in both.
     """
-    slices = list(zip(given_a, given_b, strict=False))
     if not len(given_a) == len(given_b) == len(a):
         return None
-    rank = max((len(down) for down, _ in slices if down is not None), default=0)
-    for (down, up), stacked_a, stacked_b in zip(slices, a, b, strict=True):
+    ranks = list[int]()
+    for down, up, stacked_a, stacked_b in zip(given_a, given_b, a, b, strict=True):
         if down is None or up is None:
             if down is not up:
                 return None
-        elif (
-            down.shape[1] != stacked_a.shape[3]
-            or up.shape != (stacked_b.shape[2], len(down))
-            or len(down) > stacked_a.shape[2]
+            ranks.append(0)
+            continue
+        used, width = down.shape
+        if (
+            width != stacked_a.shape[3]
+            or up.shape != (stacked_b.shape[2], used)
+            or used > stacked_a.shape[2]
         ):
             return None
-    # What is multiplied with nothing must still be a number.
-    found_a = np.zeros((len(a), rank, a.array.shape[2]), np.float32)
-    found_b = np.zeros((rank, b.array.shape[2]), np.float32)
-    for number, (down, up) in enumerate(slices):
+        ranks.append(used)
+    rank = max(ranks)
+    found_a = np.empty((len(a), rank, a.array.shape[2]), np.float32)
+    found_b = np.empty((rank, b.array.shape[2]), np.float32)
+    for number, (down, up, used) in enumerate(zip(given_a, given_b, ranks, strict=True)):
+        mine = found_b[:, b.outs[number] : b.outs[number + 1]]
         if down is not None and up is not None:
-            found_a[number, : len(down)] = down.float().numpy()
-            found_b[: len(down), b.outs[number] : b.outs[number + 1]] = up.float().numpy().T
+            found_a[number, :used] = down.float().numpy()
+            mine[:used] = up.float().numpy().T
+        # What is multiplied with nothing must still be a number.
+        found_a[number, used:] = 0.0
+        mine[used:] = 0.0
     return Weights(found_a, found_b)
 
 
