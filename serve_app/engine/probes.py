@@ -3,15 +3,16 @@ library."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cluster.adapters import WEIGHTS, GoldenProbe
 
-#: Of at least so many prompts and tokens together: a step is that much longer, and two adapters for
+#: Of at least so many probes and tokens together: a step is that much longer, and two adapters for
 #: the same task differ by 0.3 nats in a token of their prompts.
-_GIVEN_PROMPTS, _GIVEN_TOKENS = 2, 16
+_GIVEN_PROBES, _GIVEN_TOKENS = 2, 16
 #: Nats charged for a token of the trainer's that is not among the engine's likeliest.
 MISSING = 5.0
 
@@ -25,15 +26,36 @@ def has_head(adapter: Path) -> bool:
         return any("lm_head" in name for name in weights.keys())  # noqa: SIM118 - not a dict
 
 
-def to_give(golden: Iterable[GoldenProbe]) -> list[GoldenProbe]:
-    """The first probes that show enough by their prompts; none where they all do not."""
-    found, shown = list[GoldenProbe](), 0
-    for probe in golden:
-        enough = len(found) >= _GIVEN_PROMPTS and shown >= _GIVEN_TOKENS
-        if probe.prompt_logprobs and not enough:
-            found.append(probe)
-            shown += len(probe.prompt_logprobs)
-    return found if shown >= _GIVEN_TOKENS else []
+@dataclass(frozen=True)
+class Given:
+    """Tokens that an engine is given, and what the trainer made of each after the first."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+
+    def cut(self, tokens: int) -> Given:
+        """Its first so many tokens."""
+        return Given(self.token_ids[:tokens], self.logprobs[: max(0, tokens - 1)])
+
+
+def to_give(golden: Sequence[GoldenProbe]) -> list[Given]:
+    """What shows enough in one step; none where it all does not.
+
+    Prompts, whole; short ones with as much of the answers as is wanted, then more of them.
+    """
+    known = [probe for probe in golden if probe.prompt_logprobs]
+    wanted = _GIVEN_TOKENS - sum(len(probe.prompt_logprobs) for probe in known[:_GIVEN_PROBES])
+    found = list[Given]()
+    for probe in known:
+        if len(found) >= _GIVEN_PROBES and wanted <= 0:
+            break
+        if len(found) >= _GIVEN_PROBES:
+            wanted -= len(probe.prompt_logprobs)
+        answer = max(0, min(wanted, len(probe.logprobs)))
+        wanted -= answer
+        ids = probe.prompt_token_ids + probe.target_token_ids[:answer]
+        found.append(Given(ids, probe.prompt_logprobs + probe.logprobs[:answer]))
+    return found if wanted <= 0 else []
 
 
 def least_certain(logprobs: Sequence[float], width: int) -> int:
@@ -46,16 +68,14 @@ def least_certain(logprobs: Sequence[float], width: int) -> int:
     return min(places, key=lambda place: sum(logprobs[place : place + width]))
 
 
-def given_differences(probe: GoldenProbe, found: Sequence[Mapping[int, Any] | None]) -> list[float]:
-    """Absolute differences in nats, token by token, of what the trainer made of the prompt.
+def given_differences(given: Given, found: Sequence[Mapping[int, Any] | None]) -> list[float]:
+    """Absolute differences in nats, token by token, of what the trainer made of what was given.
 
     `found` has, for each token after the first, token id to an object with `logprob`.
     """
     differences = [
         abs(options[token].logprob - value) if options and token in options else MISSING
-        for token, value, options in zip(
-            probe.prompt_token_ids[1:], probe.prompt_logprobs, found, strict=False
-        )
+        for token, value, options in zip(given.token_ids[1:], given.logprobs, found, strict=False)
     ]
     return differences or [MISSING]
 

@@ -29,6 +29,7 @@ from cluster.processor import precision
 from serve_app import tools
 from serve_app.config import EngineConfig
 from serve_app.engine.probes import (
+    Given,
     given_differences,
     has_head,
     least_certain,
@@ -241,13 +242,14 @@ class VLLMEngine:
         given = to_give(adapter.golden) if self._on_cpu else []
         if given and self._loras and await asyncio.to_thread(has_head, Path(adapter.path)):
             given = []
-        run = self._give_probe if given else self._write_probe
-        results = await asyncio.gather(*(run(adapter, one) for one in given or adapter.golden))
-        differences = [value for result in results for value in result]
+        asked = [self._give_probe(adapter, one) for one in given] or [
+            self._write_probe(adapter, one) for one in adapter.golden
+        ]
+        differences = [value for result in await asyncio.gather(*asked) for value in result]
         return sum(differences) / len(differences) if differences else float("inf")
 
-    async def _give_probe(self, adapter: ServedAdapter, probe: GoldenProbe) -> list[float]:
-        """In one step of the engine: its log-probabilities of the prompt.
+    async def _give_probe(self, adapter: ServedAdapter, given: Given) -> list[float]:
+        """In one step of the engine: its log-probabilities of what it is given.
 
         On a CPU only: vLLM's kernels for a GPU take the head's rows for those planned.
         """
@@ -258,9 +260,9 @@ class VLLMEngine:
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        prompt = probe.prompt_token_ids[: min(_GIVEN_AT_MOST, self._max_length - 1)]
-        output = await self._ask(adapter, list(prompt), sampling)
-        return given_differences(probe, output.prompt_logprobs[1:])
+        given = given.cut(min(_GIVEN_AT_MOST, self._max_length - 1))
+        output = await self._ask(adapter, list(given.token_ids), sampling)
+        return given_differences(given, output.prompt_logprobs[1:])
 
     async def _write_probe(self, adapter: ServedAdapter, probe: GoldenProbe) -> list[float]:
         """In a step for each token of the engine's own answer, begun with the trainer's.

@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 from cluster.adapters import WEIGHTS, GoldenProbe
 from serve_app.engine.probes import (
     MISSING,
+    Given,
     given_differences,
     has_head,
     least_certain,
@@ -21,6 +22,7 @@ PROBE = GoldenProbe(
     logprobs=(-0.1, -0.2, -0.3),
     prompt_logprobs=(-4.0, -5.0),
 )
+GIVEN = Given(PROBE.prompt_token_ids, PROBE.prompt_logprobs)
 
 
 @dataclass
@@ -82,45 +84,72 @@ def test_an_answer_is_written_where_its_trainer_was_least_certain(
     assert least_certain(logprobs, 4) == place
 
 
-def _asked(tokens: int, known: bool = True) -> GoldenProbe:
+def _asked(tokens: int, known: bool = True, answer: int = 1) -> GoldenProbe:
     return GoldenProbe(
         prompt_token_ids=tuple(range(tokens)),
-        target_token_ids=(7,),
-        logprobs=(-0.1,),
-        prompt_logprobs=(-1.0,) * (tokens - 1) if known else (),
+        target_token_ids=tuple(range(100, 100 + answer)),
+        logprobs=tuple(-0.1 * place for place in range(answer)),
+        prompt_logprobs=tuple(-1.0 - place for place in range(tokens - 1)) if known else (),
     )
 
 
-def test_no_more_prompts_are_given_than_show_enough() -> None:
-    golden = [_asked(9), _asked(30, known=False), _asked(9), _asked(9)]
-    assert to_give(golden) == [golden[0], golden[2]]
-    assert to_give([_asked(200), _asked(9), _asked(9)]) == [_asked(200), _asked(9)]
-    assert to_give([_asked(30)]) == [_asked(30)]
+def _lengths(*golden: GoldenProbe) -> list[int]:
+    found = to_give(golden)
+    assert all(len(one.logprobs) == len(one.token_ids) - 1 for one in found)
+    return [len(one.token_ids) for one in found]
 
 
-def test_prompts_that_show_too_little_are_not_given() -> None:
+def test_prompts_are_given_whole_and_no_more_of_them_than_show_enough() -> None:
+    assert _lengths(_asked(9), _asked(30, known=False), _asked(9), _asked(9)) == [9, 9]
+    assert _lengths(_asked(200), _asked(9), _asked(9)) == [200, 9]
+    assert _lengths(_asked(30)) == [30]
+    assert _lengths(_asked(30), _asked(1), _asked(5)) == [30, 5], "nothing is known of one token"
+
+
+def test_short_prompts_are_given_with_as_much_of_their_answers_as_is_wanted() -> None:
+    short = [_asked(8, answer=2), _asked(8, answer=11), _asked(8, answer=16)]
+    assert _lengths(*short) == [10, 8], "16 tokens after the first of each"
+    assert _lengths(_asked(8), _asked(8), _asked(8), _asked(8)) == [9, 9]
+    assert _lengths(_asked(3), _asked(4, answer=20)) == [4, 14]
+    assert _lengths(_asked(3), _asked(3), _asked(8), _asked(30), _asked(8)) == [4, 4, 9, 30]
+    given = to_give([_asked(3, answer=4), _asked(14)])[0]
+    assert given.token_ids == (0, 1, 2, 100)
+    assert given.logprobs == (-1.0, -2.0, -0.0)
+
+
+def test_probes_that_show_too_little_are_not_given() -> None:
     assert to_give([_asked(9), _asked(5)]) == []
+    assert to_give([_asked(3), _asked(3), _asked(3), _asked(4)]) == []
     assert to_give([_asked(30, known=False)]) == []
+    assert to_give([]) == []
+
+
+def test_no_more_is_given_than_there_is_room_for() -> None:
+    (given,) = to_give([_asked(200)])
+    assert given.cut(300) == given
+    assert len(given.cut(5).token_ids) == 5
+    assert given.cut(5).logprobs == given.logprobs[:4]
+    assert given.cut(0).logprobs == ()
 
 
 def test_every_token_of_a_given_prompt_is_compared() -> None:
     found = _given({2: -4.0}, {3: -5.7, 5: -0.1})
-    assert given_differences(PROBE, found) == pytest.approx([0, 0.7])
+    assert given_differences(GIVEN, found) == pytest.approx([0, 0.7])
 
 
 def test_of_a_given_prompt_no_more_is_compared_than_was_given() -> None:
-    assert given_differences(PROBE, _given({2: -4.2})) == pytest.approx([0.2])
+    assert given_differences(GIVEN, _given({2: -4.2})) == pytest.approx([0.2])
 
 
 @pytest.mark.parametrize("odd", [None, {5: -0.1}])
 def test_a_given_token_the_engine_says_nothing_of_counts_fully(
     odd: dict[int, float] | None,
 ) -> None:
-    assert given_differences(PROBE, _given(odd, {3: -5.0})) == pytest.approx([MISSING, 0])
+    assert given_differences(GIVEN, _given(odd, {3: -5.0})) == pytest.approx([MISSING, 0])
 
 
 def test_nothing_given_is_no_proof() -> None:
-    assert given_differences(PROBE, []) == [MISSING]
+    assert given_differences(GIVEN, []) == [MISSING]
 
 
 @pytest.mark.parametrize(
