@@ -189,8 +189,10 @@ def _clear_what_is_used(layer: Any) -> set[int]:
             reset_lora(index)
 
     def write(index: int, lora_a: Any, lora_b: Any) -> None:
-        set_lora(index, lora_a, lora_b)
-        used.add(index)
+        try:
+            set_lora(index, lora_a, lora_b)
+        finally:  # it clears the slot first, and may be stopped by a shape half-way
+            used.add(index)
 
     layer.set_lora, layer.reset_lora = write, reset
     return used

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -433,6 +434,17 @@ def test_a_slot_of_the_head_is_cleared_where_it_held_something() -> None:
     layer.reset_lora(2)
     layer.reset_lora(2)
     assert (used, layer.cleared) == (set(), [2, 2])
+
+
+def test_a_slot_of_the_head_that_was_half_written_is_cleared() -> None:
+    layer = Layer(*weights())
+    layer.set_lora = Mock(side_effect=RuntimeError("of another shape"))
+    used = _clear_what_is_used(layer)
+    with pytest.raises(RuntimeError, match="shape"):
+        layer.set_lora(2, "a", "b")
+    assert used == {2}
+    layer.reset_lora(2)
+    assert (used, layer.cleared) == (set(), [2])
 
 
 def test_the_embedding_of_a_token_without_an_adapter_stays_as_it_is() -> None:
