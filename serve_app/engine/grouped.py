@@ -157,7 +157,8 @@ def _arrange_once(held: LoRAModelManager) -> None:
     """Have `held` keep what it reads arranged as slots are: an adapter takes a slot far more often
     than it is read, and while it does the engine does nothing else.
 
-    Weights of less than 32 bits are kept as they are, for they would take more memory so.
+    Weights of less than 32 bits are kept as they are, for they would take twice the memory so; what
+    an adapter lacks of a layer is kept as zeros.
     """
     register = held._add_adapter
 
@@ -166,8 +167,6 @@ def _arrange_once(held: LoRAModelManager) -> None:
         for name, layer in held.modules.items():
             weights = held._get_lora_layer_weights(lora, name)
             if weights is None or not isinstance(layer, BaseLinearLayerWithLoRA):
-                continue
-            if isinstance(weights.lora_a, Weights):
                 continue
             parts = _as_parts(weights.lora_a, weights.lora_b)
             if all(one is None or one.dtype is torch.float32 for part in parts for one in part):

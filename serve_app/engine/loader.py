@@ -74,6 +74,11 @@ class Loader:
         async with self._changing:
             return await self._load(adapter, until, probe=True)
 
+    async def retire(self, int_id: int, timeout_s: float) -> bool:
+        """Refuse new requests of a version, wait for those in flight and unload it; whether the
+        engine confirms that. One that is not done in time is kept, and refused."""
+        return await self._engine.residents.drain(int_id, timeout_s) and await self.remove(int_id)
+
     async def remove(self, int_id: int) -> bool:
         """Unload a version; whether the engine confirms it."""
         async with self._changing:

@@ -71,6 +71,10 @@ class Merged:
         """Nothing is swapped here."""
         raise SwapError(f"{adapter.label} cannot be loaded into an engine without adapters")
 
+    async def retire(self, _int_id: int, _timeout_s: float) -> bool:
+        """As `remove`."""
+        return True
+
     async def remove(self, _int_id: int) -> bool:
         """Nothing is removed by a swap; `reconcile` sees to it."""
         return True

@@ -3,16 +3,16 @@ library."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cluster.adapters import WEIGHTS, GoldenProbe
 
-#: Of at least so many probes and tokens together: a step is that much longer, and two adapters for
+#: Of at least so many prompts and tokens together: a step is that much longer, and two adapters for
 #: the same task differ by 0.3 nats in a token of their prompts.
-_GIVEN_PROBES, _GIVEN_TOKENS = 2, 16
+_GIVEN_PROMPTS, _GIVEN_TOKENS = 2, 16
 #: Nats charged for a token of the trainer's that is not among the engine's likeliest.
 MISSING = 5.0
 
@@ -28,7 +28,7 @@ def has_head(adapter: Path) -> bool:
 
 @dataclass(frozen=True)
 class Given:
-    """Tokens that an engine is given, and what the trainer made of each after the first."""
+    """Tokens of a prompt, and what the trainer made of each after the first."""
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
@@ -38,23 +38,19 @@ class Given:
         return Given(self.token_ids[:tokens], self.logprobs[: max(0, tokens - 1)])
 
 
-def to_give(golden: Sequence[GoldenProbe]) -> list[Given]:
-    """What shows enough in one step; none where it all does not.
-
-    Prompts, whole; short ones with as much of the answers as is wanted, then more of them.
-    """
-    known = [probe for probe in golden if probe.prompt_logprobs]
-    wanted = _GIVEN_TOKENS - sum(len(probe.prompt_logprobs) for probe in known[:_GIVEN_PROBES])
-    found = list[Given]()
-    for probe in known:
-        if len(found) >= _GIVEN_PROBES and wanted <= 0:
-            break
-        if len(found) >= _GIVEN_PROBES:
-            wanted -= len(probe.prompt_logprobs)
-        answer = max(0, min(wanted, len(probe.logprobs)))
-        wanted -= answer
-        ids = probe.prompt_token_ids + probe.target_token_ids[:answer]
-        found.append(Given(ids, probe.prompt_logprobs + probe.logprobs[:answer]))
+def to_give(golden: Iterable[GoldenProbe]) -> list[Given]:
+    """The first prompts that show enough, whole, and of further ones no more than is wanted; none
+    where they all show too little."""
+    found, wanted = list[Given](), _GIVEN_TOKENS
+    for probe in golden:
+        given = Given(probe.prompt_token_ids, probe.prompt_logprobs)
+        if len(found) >= _GIVEN_PROMPTS:
+            if wanted <= 0:
+                break
+            given = given.cut(wanted + 1)
+        if given.logprobs:
+            found.append(given)
+            wanted -= len(given.logprobs)
     return found if wanted <= 0 else []
 
 

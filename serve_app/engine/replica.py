@@ -86,10 +86,8 @@ class EngineReplica:
         return self._engine.residents.holds(adapter.int_id)
 
     async def retire(self, int_id: int, timeout_s: float) -> bool:
-        """Refuse new requests of a version, wait for those in flight and unload it; whether the
-        engine confirms that."""
-        drained = await self._engine.residents.drain(int_id, timeout_s)
-        return drained and await self._loader.remove(int_id)
+        """See a version off and unload it; whether the engine confirms it."""
+        return await self._loader.retire(int_id, timeout_s)
 
     async def remove(self, int_id: int) -> bool:
         """Unload a version; whether the engine confirms it."""

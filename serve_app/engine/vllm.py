@@ -249,7 +249,7 @@ class VLLMEngine:
         return sum(differences) / len(differences) if differences else float("inf")
 
     async def _give_probe(self, adapter: ServedAdapter, given: Given) -> list[float]:
-        """In one step of the engine: its log-probabilities of what it is given.
+        """In one step of the engine: its log-probabilities of the prompt.
 
         On a CPU only: vLLM's kernels for a GPU take the head's rows for those planned.
         """

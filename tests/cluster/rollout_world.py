@@ -194,17 +194,23 @@ class Engines:
         return proofs
 
     async def retire(self, int_id: int, timeout_s: float) -> bool:
-        await self._each()
-        if self._world.faults and self._world.random.random() >= 0.9:
-            return False
-        return await self.remove(int_id)
+        done = True
+        for held in await self._each():
+            if self._world.faults and self._world.random.random() < 0.1:
+                done = False  # what it has in flight takes longer than that
+            else:
+                self._unload(held, int_id)
+        return done
 
     async def remove(self, int_id: int) -> bool:
         for held in await self._each():
-            sent = int_id in self._world.routable()
-            _require(not sent, f"removed {int_id}, which users are sent to")
-            held.discard(int_id)
+            self._unload(held, int_id)
         return True
+
+    def _unload(self, held: set[int], int_id: int) -> None:
+        sent = int_id in self._world.routable()
+        _require(not sent, f"removed {int_id}, which users are sent to")
+        held.discard(int_id)
 
     async def kill(self, name: str) -> int:
         return 0

@@ -23,6 +23,7 @@ class Engine:
         self.residents = Residents()
         self.loads: list[tuple[int, bool]] = []
         self.wrong: set[int] = set()
+        self.stuck = False
         self.most = 0
 
     async def load(self, adapter: ServedAdapter, *, probe: bool) -> float:
@@ -35,7 +36,7 @@ class Engine:
     async def unload(self, int_id: int) -> bool:
         self.residents.discard(int_id)
         await asyncio.sleep(0)
-        return True
+        return not self.stuck
 
 
 class Control:
@@ -105,6 +106,33 @@ async def test_the_first_who_asks_may_leave(world: World) -> None:
     first.cancel()
     await others
     assert world.held == [1]
+
+
+async def test_a_version_is_unloaded_once_its_last_request_is_done(world: World) -> None:
+    one, loader = world.add(1), world.loader()
+    await loader.prepare(one)
+    with world.engine.residents.using(one):
+        retiring = asyncio.ensure_future(loader.retire(1, 5.0))
+        await asyncio.sleep(0.01)
+        assert world.held == [1]
+        with pytest.raises(AdapterGone), world.engine.residents.using(one):
+            pass
+        assert not retiring.done()
+    assert await retiring
+    assert world.held == []
+
+
+async def test_a_version_that_is_not_done_in_time_is_kept_and_refused(world: World) -> None:
+    one, loader = world.add(1), world.loader()
+    await loader.prepare(one)
+    with world.engine.residents.using(one):
+        assert not await loader.retire(1, 0.01)
+    assert world.held == [1]
+    assert world.engine.residents.refuses(1)
+    await loader.prepare(one)
+    assert not world.engine.residents.refuses(1), "until it is wanted again"
+    world.engine.stuck = True
+    assert not await loader.retire(1, 0.01), "nor is it said to be gone where the engine has it"
 
 
 async def test_those_idle_longest_make_room_and_are_not_proved_again(world: World) -> None:

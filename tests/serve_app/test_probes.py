@@ -84,42 +84,40 @@ def test_an_answer_is_written_where_its_trainer_was_least_certain(
     assert least_certain(logprobs, 4) == place
 
 
-def _asked(tokens: int, known: bool = True, answer: int = 1) -> GoldenProbe:
+def _asked(tokens: int, known: bool = True) -> GoldenProbe:
     return GoldenProbe(
         prompt_token_ids=tuple(range(tokens)),
-        target_token_ids=tuple(range(100, 100 + answer)),
-        logprobs=tuple(-0.1 * place for place in range(answer)),
+        target_token_ids=(7,),
+        logprobs=(-0.1,),
         prompt_logprobs=tuple(-1.0 - place for place in range(tokens - 1)) if known else (),
     )
 
 
 def _lengths(*golden: GoldenProbe) -> list[int]:
     found = to_give(golden)
-    assert all(len(one.logprobs) == len(one.token_ids) - 1 for one in found)
+    for one in found:
+        assert one.token_ids == tuple(range(len(one.token_ids)))
+        assert one.logprobs == tuple(-1.0 - place for place in range(len(one.token_ids) - 1))
     return [len(one.token_ids) for one in found]
 
 
-def test_prompts_are_given_whole_and_no_more_of_them_than_show_enough() -> None:
+def test_two_prompts_are_given_whole_and_no_more_than_show_enough() -> None:
     assert _lengths(_asked(9), _asked(30, known=False), _asked(9), _asked(9)) == [9, 9]
     assert _lengths(_asked(200), _asked(9), _asked(9)) == [200, 9]
     assert _lengths(_asked(30)) == [30]
     assert _lengths(_asked(30), _asked(1), _asked(5)) == [30, 5], "nothing is known of one token"
 
 
-def test_short_prompts_are_given_with_as_much_of_their_answers_as_is_wanted() -> None:
-    short = [_asked(8, answer=2), _asked(8, answer=11), _asked(8, answer=16)]
-    assert _lengths(*short) == [10, 8], "16 tokens after the first of each"
-    assert _lengths(_asked(8), _asked(8), _asked(8), _asked(8)) == [9, 9]
-    assert _lengths(_asked(3), _asked(4, answer=20)) == [4, 14]
-    assert _lengths(_asked(3), _asked(3), _asked(8), _asked(30), _asked(8)) == [4, 4, 9, 30]
-    given = to_give([_asked(3, answer=4), _asked(14)])[0]
-    assert given.token_ids == (0, 1, 2, 100)
-    assert given.logprobs == (-1.0, -2.0, -0.0)
+def test_of_further_prompts_no_more_is_given_than_is_wanted() -> None:
+    assert _lengths(_asked(8), _asked(8), _asked(8), _asked(8)) == [8, 8, 3]
+    assert _lengths(*[_asked(5)] * 9) == [5, 5, 5, 5]
+    assert _lengths(*[_asked(6)] * 9) == [6, 6, 6, 2]
+    assert _lengths(_asked(3), _asked(3), _asked(100), _asked(3)) == [3, 3, 13]
 
 
-def test_probes_that_show_too_little_are_not_given() -> None:
+def test_prompts_that_show_too_little_are_not_given() -> None:
     assert to_give([_asked(9), _asked(5)]) == []
-    assert to_give([_asked(3), _asked(3), _asked(3), _asked(4)]) == []
+    assert to_give([_asked(4)] * 5) == []
     assert to_give([_asked(30, known=False)]) == []
     assert to_give([]) == []
 
