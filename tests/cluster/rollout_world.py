@@ -17,35 +17,12 @@ from cluster.control.protocol import Proof, ServedAdapter, Split
 from cluster.control.rollouts import RolloutController
 from cluster.rollout.evidence import Arm, Evidence, Moments
 from cluster.rollout.outcomes import Answer, Side
-from cluster.rollout.plan import Guardrails, Phase, RolloutPlan, Trial
 from cluster.rollout.state import Report, Rollout, Status, chosen
 from cluster.types import AdapterVersion, VersionState
+from tests.cluster.rollout_plans import AB_TEST, PLAN
 
 NAME = "care"
 _USERS = [f"user-{number}" for number in range(12)]
-PLAN = RolloutPlan(
-    phases=(
-        Phase(percent=50, shadow=True, min_requests=40, min_seconds=5),
-        Phase(percent=10, min_requests=60, min_seconds=5),
-        Phase(percent=50, min_requests=60, min_seconds=5),
-    ),
-    guardrails=Guardrails(error_rate=0.02),
-    give_up_s=4000,
-)
-#: So sure of itself that ten thousand schedules see no wrong verdict.
-AB_TEST = RolloutPlan(
-    phases=(
-        Phase(percent=50, shadow=True, min_requests=40, min_seconds=5),
-        Phase(
-            percent=30,
-            min_requests=60,
-            min_seconds=5,
-            trial=Trial(outcome="resolved", confidence=1 - 1e-7),
-        ),
-    ),
-    guardrails=Guardrails(error_rate=0.02),
-    give_up_s=4000,
-)
 _RESOLVED, _MORE, _LESS = 0.6, 0.95, 0.25
 
 

@@ -58,7 +58,7 @@ async def _passed_v2(
     await control.gate(V2, OPEN, BY)
 
 
-async def test_a_swap_proves_flips_drains_and_removes_in_that_order(
+async def test_a_swap_proves_the_new_version_and_then_retires_the_old(
     control: ControlPlane,
     fleet: FakeFleet,
     make_adapter: Callable[..., Path],
