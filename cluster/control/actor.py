@@ -206,7 +206,8 @@ class ControlPlane(Books):
                 versions.set_state(tx, retired, VersionState.RETIRED, reason, actor=actor, now=now)
             current = AdapterVersion(new.name, new.version)
             versions.set_state(tx, current, VersionState.LIVE, "promoted", actor=actor, now=now)
-        self._refresh()
+        # Nothing else has changed, and with thousands of adapters all of them are much to read.
+        self._publish(live={**self._table.live, new.name: new})
 
     def _off(self, name: str) -> bool:
         return name in self._table.killed

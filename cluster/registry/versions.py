@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from cluster.adapters import AdapterManifest
@@ -114,12 +114,19 @@ def set_state(
     now: float,
 ) -> None:
     """Move `version` to `state` and note it as an event; the gate's reason stays on record."""
-    row = _find(tx, version)
-    if row is None:
-        raise ConflictError(f"{version} is not registered")
-    row.state = state
+    change: dict[str, str] = {"state": state}
     if state in (VersionState.PASSED, VersionState.REJECTED):
-        row.reason = reason
+        change["reason"] = reason
+    # Not by its row, which would be read with all of its golden probes.
+    moved = tx.execute(
+        update(Version)
+        .where(Version.name == version.name, Version.version == version.version)
+        .values(change)
+        .returning(Version.int_id)
+        .execution_options(synchronize_session=False)
+    )
+    if moved.first() is None:
+        raise ConflictError(f"{version} is not registered")
     events.note(tx, f"version.{state}", str(version), {"reason": reason}, actor=actor, now=now)
 
 

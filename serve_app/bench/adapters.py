@@ -16,7 +16,7 @@ import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ from cluster.errors import HeadraceError
 from cluster.privacy import Vault, mask
 from cluster.types import AdapterVersion
 from cluster.wheel.narrator import Narrator
-from serve_app.bench import systems, versions
+from cluster.wheel.report import percentile
+from serve_app.bench import intervals, systems, versions
 from serve_app.bench.systems import System
 from serve_app.bench.versions import DTYPE
 
@@ -330,8 +331,8 @@ def judged(
     `wrong` are those that the version before or after it gives offline, and it does not: no other
     is in the engine. `unlike` are answers that neither gives: where two tokens are as likely,
     rounding decides, and the engine's batches round otherwise than PEFT's. Latencies are of answers
-    that began and ended within one block of swaps, or one rest; times of swaps are of all of them,
-    hurried or not.
+    that began and ended within one block of swaps, or one rest, and are kept block by block; times
+    of swaps are of all of them, hurried or not.
     """
     failed = [a for a in answers if a.error]
     whole = [a for a in answers if not a.error]
@@ -342,9 +343,11 @@ def judged(
         elif any(_agrees(answer, offline[version]) for version in _beside(answer.version, offline)):
             wrong += 1
     others = [a for a in whole if a.asked != HOT]
-    during = [a.done - a.sent for a in others if _within(a, spans.swap)]
-    resting = [a.done - a.sent for a in others if _within(a, spans.rest)]
-    hurried = [a.done - a.sent for a in others if _within(a, spans.hurried)]
+    blocks = {
+        name: [[a.done - a.sent for a in others if _within(a, span)] for span in found]
+        for name, found in asdict(spans).items()
+    }
+    during, resting, hurried = (list(chain(*blocks[n])) for n in ("swap", "rest", "hurried"))
     first = [moment for swap in swaps if (moment := _first_token(swap, whole)) is not None]
     return {
         "swaps": len(swaps),
@@ -362,9 +365,14 @@ def judged(
         "others_ms_while_swapping": _spread(during),
         "others_ms_at_rest": _spread(resting),
         "others_ms_while_hurried": _spread(hurried),
-        "others_p99_ratio": round(_quantile(during, 0.99) / _quantile(resting, 0.99), 3),
-        "others_p99_ratio_hurried": round(_quantile(hurried, 0.99) / _quantile(resting, 0.99), 3),
+        "others_p99_ratio": round(percentile(during, 0.99) / percentile(resting, 0.99), 3),
+        "others_p99_ratio_95": _interval(blocks["swap"], blocks["rest"]),
+        "others_p99_ratio_hurried": round(percentile(hurried, 0.99) / percentile(resting, 0.99), 3),
         "worst_proof": max(swap.report["proof_difference"] for swap in swaps),
+        "others_rows_ms": {
+            name: [[round(seconds * 1000, 2) for seconds in block] for block in found]
+            for name, found in blocks.items()
+        },
     }
 
 
@@ -415,18 +423,23 @@ def _first_token(swap: Swap, answers: list[Answer]) -> float | None:
     return min(found) - swap.asked if found else None
 
 
-def _within(answer: Answer, spans: list[tuple[float, float]]) -> bool:
-    return any(start <= answer.sent and answer.done <= end for start, end in spans)
+def _within(answer: Answer, span: tuple[float, float]) -> bool:
+    start, end = span
+    return start <= answer.sent and answer.done <= end
+
+
+def _interval(swapping: list[list[float]], resting: list[list[float]]) -> list[float]:
+    """Where the ratio of the p99s lies, as 19 of 20 such runs would have it.
+
+    A block of swaps goes with the rest before it; the rest after the last goes with the last.
+    """
+    before = [*resting[: len(swapping) - 1], list(chain(*resting[len(swapping) - 1 :]))]
+    return [round(end, 3) for end in intervals.p99_ratio(list(zip(swapping, before, strict=True)))]
 
 
 def _spread(seconds: list[float]) -> dict[str, float]:
     return {
         "n": len(seconds),
-        "p50": round(_quantile(seconds, 0.5) * 1000, 2),
-        "p99": round(_quantile(seconds, 0.99) * 1000, 2),
+        "p50": round(percentile(seconds, 0.5) * 1000, 2),
+        "p99": round(percentile(seconds, 0.99) * 1000, 2),
     }
-
-
-def _quantile(values: list[float], share: float) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.wheel.narrator import Narrator
+from cluster.wheel.report import percentile
 from serve_app.bench import systems
 from serve_app.bench.streams import Stream
 from serve_app.bench.systems import System
@@ -112,19 +113,18 @@ def summed(
         concurrency,
         len(whole),
         round(sum(stream.tokens for stream in whole) / seconds, 2),
-        _quantile(firsts, 0.5),
-        _quantile(firsts, 0.99),
-        _quantile(pace, 0.5),
-        _quantile(pace, 0.99),
-        _quantile(gaps, 0.5),
-        _quantile(gaps, 0.99),
+        _rounded(firsts, 0.5),
+        _rounded(firsts, 0.99),
+        _rounded(pace, 0.5),
+        _rounded(pace, 0.99),
+        _rounded(gaps, 0.5),
+        _rounded(gaps, 0.99),
         len(streams) - len(whole),
     )
 
 
-def _quantile(values: list[float], share: float) -> float:
-    ordered = sorted(values)
-    return round(ordered[min(len(ordered) - 1, int(share * len(ordered)))], 3) if ordered else 0.0
+def _rounded(values: list[float], share: float) -> float:
+    return round(percentile(values, share), 3)
 
 
 def ratios(rows: list[Measurement]) -> dict[str, float]:

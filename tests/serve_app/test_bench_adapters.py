@@ -8,6 +8,7 @@ import pytest
 from serve_app.bench.adapters import Answer, Kill, Plan, Spans, Swap, judged, judged_kills
 from serve_app.bench.crowd import draws
 from serve_app.bench.crowds import ratios
+from serve_app.bench.intervals import p99_ratio
 
 OFFLINE = {
     "hot@1": ["one", "uno"],
@@ -60,7 +61,20 @@ def test_answers_are_held_against_the_version_they_name() -> None:
     assert found["errors"] == ["503"]
     assert found["promote_to_first_token_ms"] == {"n": 1, "p50": 350.0, "p99": 350.0}
     assert found["others_p99_ratio"] == 3.0
+    assert found["others_p99_ratio_95"] == [3.0, 3.0]
     assert found["others_p99_ratio_hurried"] == 5.0
+    assert found["others_rows_ms"] == {"swap": [[300.0]], "rest": [[100.0]], "hurried": [[500.0]]}
+
+
+def test_blocks_drawn_anew_tell_how_far_a_ratio_is_off() -> None:
+    steady = [([1.0, 2.0, 3.3], [1.0, 2.0, 3.0])] * 8
+    assert p99_ratio(steady) == pytest.approx((1.1, 1.1))
+    # One block in eight is three times as slow: it is in two of three draws.
+    low, high = p99_ratio([*steady[1:], ([9.0], [3.0])])
+    assert low == pytest.approx(1.1)
+    assert high == pytest.approx(3.0)
+    # A draw of nothing but an empty block tells nothing.
+    assert p99_ratio([([2.0], []), ([4.0], [2.0])]) == (2.0, 2.0)
 
 
 def test_a_kill_is_over_with_the_last_whole_answer() -> None:
