@@ -216,27 +216,35 @@ class VLLMEngine:
         Raises:
             NotProvedError: the engine refuses it.
         """
-        if self._loras:
-            try:
-                await self._llm.add_lora(_lora(adapter))
-            except EngineDeadError:
-                raise
-            except Exception as error:  # vLLM has no type for what it refuses of an adapter
-                raise NotProvedError(
-                    f"the engine refuses {adapter.label}: {error}"[:500]
-                ) from error
-        difference = 0.0
-        if probe:
-            # Its turn among the others: the engine would let it wait while all slots are busy.
-            async with self._slots.using(adapter.int_id):
-                try:
-                    difference = await self._probe(adapter)
-                except VLLMClientError as error:
-                    raise NotProvedError(
-                        f"the engine refuses a golden probe of {adapter.label}: {error}"[:500]
-                    ) from error
+        try:
+            if self._loras:
+                await self._add(adapter)
+            difference = await self._proved(adapter) if probe else 0.0
+        except NotProvedError:
+            if not self.residents.holds(adapter.int_id):
+                # As much of it as is there: the engine would take it for loaded the next time.
+                await self._llm.remove_lora(adapter.int_id)
+            raise
         self.residents.add(adapter)
         return difference
+
+    async def _add(self, adapter: ServedAdapter) -> None:
+        try:
+            await self._llm.add_lora(_lora(adapter))
+        except EngineDeadError:
+            raise
+        except Exception as error:  # vLLM has no type for what it refuses of an adapter
+            raise NotProvedError(f"the engine refuses {adapter.label}: {error}"[:500]) from error
+
+    async def _proved(self, adapter: ServedAdapter) -> float:
+        # Its turn among the others: the engine would let it wait while all slots are busy.
+        async with self._slots.using(adapter.int_id):
+            try:
+                return await self._probe(adapter)
+            except VLLMClientError as error:
+                raise NotProvedError(
+                    f"the engine refuses a golden probe of {adapter.label}: {error}"[:500]
+                ) from error
 
     async def _probe(self, adapter: ServedAdapter) -> float:
         given = to_give(adapter.golden) if self._on_cpu else []

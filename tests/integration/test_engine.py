@@ -109,6 +109,19 @@ def made(model, targets, out, seed):
         )
     return tuple(golden)
 
+def widened(path, out):
+    # The same adapter, but for its last layer's B, which is of another model's width.
+    import shutil
+    import torch
+    from safetensors.torch import load_file, save_file
+    shutil.copytree(path, out)
+    file = os.path.join(out, "adapter_model.safetensors")
+    weights = load_file(file)
+    last = max(name for name in weights if "v_proj.lora_B" in name)
+    weights[last] = torch.cat([weights[last]] * 2)
+    save_file(weights, file, metadata={"format": "pt"})
+    return out
+
 async def run(wanted):
     layers = ["q_proj", "v_proj", "down_proj"]
     targets = {"one": layers, "other": layers, "head": [*layers, "lm_head"]}
@@ -163,12 +176,18 @@ async def run(wanted):
             differs = await engine.load(adapter, probe=True)
             found[f"{name} as {of}"] = differs, [way for way in ways if ways[way] > before[way]]
         stop.set()
-        try:
-            await engine.load(ServedAdapter("odd", 1, 20, path["one"], "", (odd,)), probe=True)
-        except NotProvedError as error:
-            refused = str(error)
+        path["wide"] = widened(path["one"], os.path.join(wanted["folder"], "wide"))
+        refused = []
+        for name, of, probes in (("odd", "one", (odd,)), ("wide", "wide", golden["one"])):
+            adapter = ServedAdapter(name, 1, 20 + len(refused), path[of], "", probes)
+            try:
+                await engine.load(adapter, probe=True)
+            except NotProvedError as error:
+                refused.append([str(error), adapter.int_id in await engine._llm.list_loras()])
+        adapter = ServedAdapter("after", 1, 30, path["one"], "", golden["one"])
+        after = await engine.load(adapter, probe=True)
         places = [least_certain(probe.logprobs, 4) for probe in golden["one"]]
-        return found, await asyncio.gather(*clients), places, refused
+        return found, await asyncio.gather(*clients), places, refused, after
     finally:
         await engine.close()
 
@@ -181,7 +200,7 @@ def test_adapters_are_proved_beside_other_requests_by_their_trainers_own_words(
     tmp_path: Path,
 ) -> None:
     wanted = {"model": str(MODEL), "folder": str(tmp_path)}
-    found, asked, places, refused = run_script(tmp_path / "proofs.py", _PROOFS, wanted)
+    found, asked, places, refused, after = run_script(tmp_path / "proofs.py", _PROOFS, wanted)
     # In one step where vLLM can, and written out for a head of the adapter's own.
     assert {name: ways for name, (_, ways) in found.items()} == {
         "one as one": ["_give_probe"],
@@ -200,4 +219,10 @@ def test_adapters_are_proved_beside_other_requests_by_their_trainers_own_words(
     assert min(asked) > 0
     # Some answers are written from where they are under way.
     assert max(places) > 0
-    assert "golden probe of odd@1" in refused
+    (odd, odd_left), (wide, wide_left) = refused
+    assert "golden probe of odd@1" in odd
+    assert "the engine refuses wide@1" in wide
+    # Nor does anything of them stay behind, to be taken for loaded or to be in another's way.
+    assert not odd_left
+    assert not wide_left
+    assert after < 1e-3
