@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from cluster.budget.prices import PriceBook
+from cluster.config import load
 from tests.conftest import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -69,6 +71,18 @@ def test_it_answers(command: str) -> None:
         PROBES[command], cwd=REPOSITORY, capture_output=True, text=True, timeout=120
     )
     assert result.returncode == 0, result.stderr
+
+
+def test_its_price_book_is_one(tmp_path: Path) -> None:
+    shown = re.search(r"```yaml\n(default: .*?)```", README, re.DOTALL)
+    assert shown is not None
+    file = tmp_path / "prices.yaml"
+    file.write_text(shown[1], encoding="utf-8")
+    book = load(PriceBook, file)
+    assert book.tokens("insurance@2").cost(1_000_000, 2_000_000) == 7.0
+    assert book.tokens("retail@1").cost(1_000_000, 2_000_000) == 3.5
+    # No key of it that a price book has is missing here.
+    assert book.model_fields_set == set(PriceBook.model_fields)
 
 
 def test_links_lead_somewhere() -> None:
