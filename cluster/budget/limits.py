@@ -8,13 +8,16 @@ from pydantic import Field
 
 from cluster.config import ConfigModel
 
+#: Whole numbers that a float tells apart, and a database takes.
+_MOST = 1 << 53
+
 
 class Limits(ConfigModel):
     """Bounds on use; None is no bound."""
 
-    rpm: int | None = Field(default=None, ge=1)
+    rpm: int | None = Field(default=None, ge=1, le=_MOST)
     """Requests in any minute."""
-    tpm: int | None = Field(default=None, ge=1)
+    tpm: int | None = Field(default=None, ge=1, le=_MOST)
     """Tokens, read and written, in any minute."""
     max_usd: float | None = Field(default=None, ge=0)
     """Money for tokens, at the price book's prices, in each period."""

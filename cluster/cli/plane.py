@@ -222,8 +222,10 @@ def _kill(options: argparse.Namespace) -> int:
         f"{report.version or report.adapter} is off after {report.seconds * 1000:.0f} ms; "
         f"{report.aborted} requests cut off; {told}"
     )
+    if not report.recorded:
+        line += "; NOT recorded yet: make room for the registry and the audit log"
     say(options, asdict(report), [line])
-    return 0 if report.confirmed else 1
+    return 0 if report.confirmed and report.recorded else 1
 
 
 def _revive(options: argparse.Namespace) -> int:

@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 from cluster import adapters
 from cluster.control import swap as swapping
 from cluster.control.books import Books
+from cluster.control.kills import Kills
 from cluster.control.protocol import Fleet, KillReport, RoutingTable, ServedAdapter, SwapReport
 from cluster.control.rollout_store import RolloutStore, served
 from cluster.control.rollouts import RolloutController
@@ -56,7 +57,7 @@ class ControlPlane(Books):
         self._changing = asyncio.Lock()
         self._changed = asyncio.Condition()
         self._preparing: dict[int, ServedAdapter] = {}
-        self._kills = 0
+        self._kills, self._off_switch = 0, Kills(self._change)
         self._store = RolloutStore(lambda: Session(self._engine), self._change)
         self._rollouts = RolloutController(self._store, fleet, self._refresh)
         self._ticking: asyncio.Task[None] | None = None
@@ -69,7 +70,7 @@ class ControlPlane(Books):
 
     def _known(self, tx: Session) -> dict[str, Any]:
         """What the registry has to say about the routing table."""
-        killed = access.killed(tx)
+        killed = access.killed(tx) | self._off_switch.unrecorded
         ids = versions.live_ids(tx)
         self._store.forget_but({*ids.values(), *self._rollouts.versions})
         live = {name: self._store.served(v) for name, v in ids.items() if name not in killed}
@@ -118,11 +119,13 @@ class ControlPlane(Books):
 
     async def serve_base(self, info: BaseModelInfo, actor: str) -> list[str]:
         """Make `info` the base model that serves; labels of the versions to be fitted again."""
-        with self._change() as tx:
-            marked = bases.serve(tx, info, actor=actor, now=time.time())
-        for label in marked:
-            self._rollouts.withdraw(label.partition("@")[0], "the base model was replaced")
-        self._refresh()
+        # Not while a version of the base before is proved: it would be live after all.
+        async with self._changing:
+            with self._change() as tx:
+                marked = bases.serve(tx, info, actor=actor, now=time.time())
+            for label in marked:
+                self._rollouts.withdraw(label.partition("@")[0], "the base model was replaced")
+            self._refresh()
         return marked
 
     async def register_candidate(self, path: str, owner: str, actor: str) -> AdapterVersion:
@@ -219,17 +222,21 @@ class ControlPlane(Books):
     # -- the kill switch --------------------------------------------------------------------
 
     async def kill(self, name: str, reason: str, actor: str) -> KillReport:
-        """Switch an adapter off everywhere; it waits for no swap under way.
+        """Switch an adapter off everywhere; it waits for no swap under way, nor for a disk.
 
         Raises:
             ConflictError: there is no such adapter.
         """
         started = time.monotonic()
-        with self._change() as tx:
-            access.kill(tx, name, reason, actor=actor, now=time.time())
+        recorded = self._off_switch.record(name, reason, actor=actor, now=time.time())
         self._kills += 1
-        was = self._table.live.get(name)
-        self._refresh()
+        table = self._table
+        # Nothing is read for it: the registry may be what has failed.
+        self._publish(
+            killed=table.killed | {name},
+            live={other: version for other, version in table.live.items() if other != name},
+            splits={other: split for other, split in table.splits.items() if other != name},
+        )
         aborted, confirmed = 0, True
         try:
             aborted = await self._fleet.kill(name)
@@ -237,9 +244,11 @@ class ControlPlane(Books):
             logger.exception("not every engine replica confirmed that %s is off", name)
             confirmed = False
         seconds = time.monotonic() - started
-        # Last: it writes again, and should that fail the next tick does it.
-        self._rollouts.withdraw(name, "the adapter was switched off")
-        return KillReport(name, was.label if was else None, aborted, confirmed, seconds)
+        if recorded:
+            # Last: it writes again, and should that fail the next tick does it.
+            self._rollouts.withdraw(name, "the adapter was switched off")
+        was = table.live.get(name)
+        return KillReport(name, was.label if was else None, aborted, confirmed, recorded, seconds)
 
     async def revive(self, name: str, actor: str) -> SwapReport | None:
         """Let a killed adapter serve again, its version proved anew; None where none was live.
@@ -249,6 +258,11 @@ class ControlPlane(Books):
             SwapError: its version was not proved on every replica; it stays off.
         """
         async with self._changing:
+            if not self._off_switch.catch_up():
+                raise ConflictError(
+                    f"that {name!r} is off could not be recorded: see that the registry and the "
+                    "audit log can be written to, then revive it"
+                )
             with Session(self._engine) as tx:
                 record = versions.live(tx).get(name)
                 if name not in access.killed(tx):
@@ -336,6 +350,7 @@ class ControlPlane(Books):
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(_TICK_S)
+            self._off_switch.catch_up()
             # Side by side: what one waits for, such as a drain, holds up no other.
             for rollout in self._rollouts.active:
                 if rollout.id not in self._moving:

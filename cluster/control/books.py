@@ -235,8 +235,9 @@ class Books(ABC):
     async def register_dataset(self, path: str) -> DatasetManifest:
         """Register a published dataset version."""
         manifest = read_manifest(Path(path))
+        # Every byte is read.
+        digest = await asyncio.to_thread(require_stable, Path(path))
         with Session(self._engine) as tx, tx.begin():
-            digest = require_stable(Path(path))
             versions.register_dataset(tx, manifest, Path(path), digest, time.time())
         return manifest
 

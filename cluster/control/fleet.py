@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ray import serve
@@ -24,6 +25,7 @@ class ServeFleet:
 
     def __init__(self) -> None:
         self._handle: Any = None
+        self._killing: ThreadPoolExecutor | None = None
 
     async def _broadcast(self, method: str, *args: object, timeout_s: float) -> list[Any]:
         if self._handle is None:
@@ -57,7 +59,11 @@ class ServeFleet:
             return sum(await asyncio.wait_for(told.results_async(), _KILL_TIMEOUT_S))
 
         async def plain() -> int:
-            names = await asyncio.to_thread(_plain_deployments)
+            if self._killing is None:
+                # The threads that others share may all be reading, for a bill or a digest.
+                self._killing = ThreadPoolExecutor(1, "kill")
+            loop = asyncio.get_running_loop()
+            names = await loop.run_in_executor(self._killing, _plain_deployments)
             return sum(await asyncio.gather(*map(tell, names)))
 
         # All are told before any complaint is raised.

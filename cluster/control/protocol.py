@@ -146,6 +146,8 @@ class KillReport:
     """Requests that were cut off."""
     confirmed: bool
     """Whether every engine replica confirmed; where not, the gateways refuse it all the same."""
+    recorded: bool
+    """Whether it is on record; where not, that is tried again, and a restart would forget it."""
     seconds: float
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from sqlalchemy import func, insert, or_, select
 from sqlalchemy.orm import Session
 
@@ -45,6 +45,8 @@ class GivenLabel(BaseModel):
     answer: str = Field(max_length=8192)
     rationale: str = Field(default="", max_length=2048)
     annotator: str = Field(max_length=64)
+
+    _name = field_validator("adapter")(checked_name)
 
 
 def enqueue(tx: Session, tasks: Iterable[LabelTask], now: float) -> int:
@@ -98,7 +100,7 @@ def submit(tx: Session, tenant: str, labels: Iterable[GivenLabel], now: float) -
             raise ConflictError(f"trace {label.trace_id} is not in the label queue")
         if row.state == CLAIMED and row.claimed_by != label.annotator and row.claimed_until > now:
             raise ConflictError(f"trace {label.trace_id} is claimed by another annotator")
-        row.state, row.adapter, row.answer = LABELLED, checked_name(label.adapter), label.answer
+        row.state, row.adapter, row.answer = LABELLED, label.adapter, label.answer
         row.rationale, row.annotator, row.labelled_at = label.rationale, label.annotator, now
         count += 1
     return count

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import comb
+from math import comb, exp, lgamma, log
 
 from cluster.adapters import Evaluation
 from cluster.config import ConfigModel
+
+#: Coins up to which whole numbers are summed up, which grow as long as there are coins.
+_EXACT = 1000
 
 
 class GateConfig(ConfigModel):
@@ -33,9 +36,24 @@ class Verdict:
 def sign_test(wins: int, losses: int) -> float:
     """One-sided exact sign test (McNemar 1947): P(at least `wins` of the discordant pairs)."""
     total = wins + losses
-    if total == 0:
-        return 1.0
-    return float(sum(comb(total, k) for k in range(wins, total + 1)) / 2**total)
+    if total <= _EXACT:
+        return float(sum(comb(total, k) for k in range(wins, total + 1)) / 2**total)
+    return _tail(total, wins) if wins > losses else 1 - _tail(total, losses + 1)
+
+
+def _tail(total: int, least: int) -> float:
+    """P(at least `least` of `total` fair coins), for more than half of them."""
+    if least > total:
+        return 0.0
+    logarithms = lgamma(total + 1) - lgamma(least + 1) - lgamma(total - least + 1)
+    term = found = exp(logarithms - total * log(2))
+    for k in range(least, total):
+        # Each is smaller than the one before, the more so the further out.
+        term *= (total - k) / (k + 1)
+        if term <= found * 1e-17:
+            break
+        found += term
+    return found
 
 
 def judge(evaluation: Evaluation, gate: GateConfig) -> Verdict:

@@ -328,9 +328,9 @@ def judged(
     as governance masks what a model writes: random weights write what looks like a telephone's
     number now and then.
 
-    `wrong` are those that the version before or after it gives offline, and it does not: no other
-    is in the engine. `unlike` are answers that neither gives: where two tokens are as likely,
-    rounding decides, and the engine's batches round otherwise than PEFT's. Latencies are of answers
+    `wrong` are those that another version of that adapter gives offline, and it does not. `unlike`
+    are answers that none gives: where two tokens are as likely, rounding decides, and the engine's
+    batches round otherwise than PEFT's. Latencies are of answers
     that began and ended within one block of swaps, or one rest, and are kept block by block; times
     of swaps are of all of them, hurried or not.
     """
@@ -340,7 +340,7 @@ def judged(
     for answer in whole:
         if _agrees(answer, offline[answer.version]):
             right += 1
-        elif any(_agrees(answer, offline[version]) for version in _beside(answer.version, offline)):
+        elif any(_agrees(answer, offline[version]) for version in _others(answer.version, offline)):
             wrong += 1
     others = [a for a in whole if a.asked != HOT]
     blocks = {
@@ -408,13 +408,10 @@ def _agrees(answer: Answer, offline: list[str]) -> bool:
     return mask(whole, Vault()) == answer.text
 
 
-def _beside(label: str, offline: dict[str, list[str]]) -> list[str]:
-    """The versions before and after `label`."""
-    version = AdapterVersion.parse(label)
-    near = (
-        AdapterVersion(version.name, n) for n in (version.version - 1, version.version + 1) if n
-    )
-    return [str(one) for one in near if str(one) in offline]
+def _others(label: str, offline: dict[str, list[str]]) -> list[str]:
+    """The other versions of the adapter that `label` is of."""
+    name = AdapterVersion.parse(label).name
+    return [one for one in offline if one != label and AdapterVersion.parse(one).name == name]
 
 
 def _first_token(swap: Swap, answers: list[Answer]) -> float | None:

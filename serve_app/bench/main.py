@@ -22,7 +22,8 @@ _WORKDIR = Path(__file__).resolve().parents[2] / ".headrace" / "bench"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Parse and run one benchmark; 2 on a mistake the caller can mend."""
+    """Parse and run one benchmark; 2 on a mistake the caller can mend, 1 where an adapter's answer
+    was not given, or was another's."""
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
     verbs = parser.add_subparsers(required=True, metavar="BENCHMARK")
     gateway = verbs.add_parser("gateway", help="our graph beside LiteLLM and the bare engine")
@@ -74,7 +75,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     if options.report:
         write_atomic(options.report, json.dumps(found, indent=2) + "\n")
-    return 0
+    judged = (found, found.get("crowd", {}))
+    return int(any(part.get("wrong") or part.get("failed") for part in judged))
 
 
 def _gateway(options: argparse.Namespace) -> dict[str, Any]:

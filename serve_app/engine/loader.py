@@ -68,22 +68,40 @@ class Loader:
         """Load `adapter` and show that it is what the trainer made.
 
         Raises:
-            SwapError: there is no room, every version held being in use.
+            SwapError: there is no room, every version held being in use; or it was switched off
+                meanwhile.
         """
-        until = time.monotonic() + _ROOM_S
+        residents, until = self._engine.residents, time.monotonic() + _ROOM_S
+        kills = residents.kills(adapter.name)
         async with self._changing:
-            return await self._load(adapter, until, probe=True)
+            proof = await self._load(adapter, until, probe=True)
+            if residents.kills(adapter.name) != kills:
+                # Loaded as if it had not been; it may have requests again by now.
+                residents.kill(adapter.name)
+                raise SwapError(f"{adapter.label} was switched off while it was loaded")
+            return proof
 
     async def retire(self, int_id: int, timeout_s: float) -> bool:
         """Refuse new requests of a version, wait for those in flight and unload it; whether the
         engine confirms that. One that is not done in time is kept, and refused."""
-        return await self._engine.residents.drain(int_id, timeout_s) and await self.remove(int_id)
+        drained = await self._engine.residents.drain(int_id, timeout_s)
+        return drained and await self._remove_drained(int_id)
+
+    async def _remove_drained(self, int_id: int) -> bool:
+        async with self._changing:
+            # While this waited its turn it may have been prepared again, and be in use.
+            if not self._engine.residents.refuses(int_id):
+                return False
+            return await self._remove(int_id)
 
     async def remove(self, int_id: int) -> bool:
         """Unload a version; whether the engine confirms it."""
         async with self._changing:
-            self._proved.pop(int_id, None)
-            return await self._engine.unload(int_id)
+            return await self._remove(int_id)
+
+    async def _remove(self, int_id: int) -> bool:
+        self._proved.pop(int_id, None)
+        return await self._engine.unload(int_id)
 
     async def hold(self, adapter: ServedAdapter) -> None:
         """Load what gateways are sent to and this replica does not hold, if it is still wanted."""
@@ -109,7 +127,7 @@ class Loader:
         unwanted = self._engine.residents.held.keys() - {one.int_id for one in desired}
         for int_id in unwanted & self._unwanted:
             if await self._engine.residents.drain(int_id, 0.0):
-                await self.remove(int_id)
+                await self._remove_drained(int_id)
         self._unwanted = set(unwanted)
 
     async def _fetch(self, adapter: ServedAdapter) -> None:

@@ -1,6 +1,7 @@
 """The control plane as a plain object: real SQLite and PostgreSQL, a fake fleet."""
 
 import asyncio
+import errno
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -245,6 +246,39 @@ async def test_a_kill_that_a_replica_does_not_confirm_holds_at_the_gateways(
     assert (await control.table()).live == {}
     with pytest.raises(ConflictError, match="there is no adapter"):
         await control.kill("nope", "stop", BY)
+
+
+async def test_a_kill_that_cannot_be_recorded_holds_and_is_recorded_later(
+    control: ControlPlane,
+    fleet: FakeFleet,
+    make_adapter: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    await _live_v1(control, make_adapter)
+    with monkeypatch.context() as full:
+
+        def no_room(_entries: object) -> list[str]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        full.setattr(control._chain, "append", no_room)
+        report = await control.kill("inventory", "it lies", "ann")
+        assert (report.version, report.confirmed, report.recorded) == ("inventory@1", True, False)
+        assert fleet.calls[-1] == "kill inventory"
+        table = await control.table()
+        assert (table.live, table.killed) == ({}, {"inventory"})
+        await control.grant("inventory", "*", False, BY)  # whatever else the gateways are told
+        assert (await control.table()).killed == {"inventory"}
+        with pytest.raises(ConflictError, match="could not be recorded"):
+            await control.revive("inventory", BY)
+        with pytest.raises(ConflictError, match="there is no adapter"):
+            await control.kill("nope", "stop", BY)
+    kinds = [event["kind"] for event in await control.newest_events(3)]
+    assert "adapter.killed" not in kinds
+    await control.watch((await control.table()).generation, 1.5)  # it ticks
+    newest = (await control.newest_events(1))[0]
+    assert (newest["kind"], newest["actor"]) == ("adapter.killed", "ann")
+    assert (await control.revive("inventory", BY)) is not None
+    assert (await control.table()).live.keys() == {"inventory"}
 
 
 async def test_a_revival_that_cannot_be_proved_leaves_it_off(

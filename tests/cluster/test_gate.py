@@ -1,3 +1,5 @@
+from math import comb
+
 import pytest
 
 from cluster.adapters import Evaluation
@@ -48,3 +50,33 @@ def test_the_sign_test_is_exact() -> None:
     assert sign_test(0, 0) == 1.0
     assert sign_test(5, 0) == 1 / 32
     assert sign_test(1, 1) == 0.75
+
+
+@pytest.mark.parametrize(("wins", "losses"), [(520, 500), (500, 520), (900, 300), (300, 900)])
+def test_the_sign_test_of_many_rows_is_as_good(wins: int, losses: int) -> None:
+    total = wins + losses
+    exact = sum(comb(total, k) for k in range(wins, total + 1)) / 2**total
+    assert sign_test(wins, losses) == pytest.approx(exact, rel=1e-9)
+
+
+def test_the_sign_test_of_millions_of_rows_takes_no_time() -> None:
+    assert sign_test(5_000_000, 5_000_000) == pytest.approx(0.5, abs=2e-4)
+    assert sign_test(10_000_000, 0) == 0.0
+    assert sign_test(0, 10_000_000) == 1.0
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"accuracy": float("nan")},
+        {"accuracy": 1.5},
+        {"previous_accuracy": float("-inf")},
+        {"heldout_rows": -1},
+        {"wins": 10**12},
+    ],
+)
+def test_what_is_no_share_or_count_is_no_evaluation(
+    evaluation: Evaluation, wrong: dict[str, object]
+) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Evaluation.model_validate({**evaluation.model_dump(), **wrong})

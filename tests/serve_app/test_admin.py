@@ -238,7 +238,11 @@ async def test_adapters_are_switched_granted_and_rolled_out(
     assert (await admin("admin", "POST", "/v1/adapters/inventory/revive")).status_code == 200
     again = await admin("admin", "POST", "/v1/adapters/inventory/revive")
     assert again.status_code == 409
-    await admin("admin", "POST", "/v1/adapters/inventory/grant", {"tenant": "rival"})
+    for tenant in ("rival", "*"):
+        granting = "POST", "/v1/adapters/inventory/grant", {"tenant": tenant}
+        assert (await admin("admin", *granting)).status_code == 403
+    assert (await admin("rival", "GET", "/v1/adapters")).json()["data"] == []
+    await admin("operator", "POST", "/v1/adapters/inventory/grant", {"tenant": "rival"})
     assert (await admin("rival", "GET", "/v1/adapters")).json()["data"] != []
     await admin("admin", "POST", "/v1/adapters/inventory/withdraw", {"tenant": "rival"})
     assert (await admin("rival", "GET", "/v1/adapters")).json()["data"] == []

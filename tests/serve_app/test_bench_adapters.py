@@ -13,6 +13,7 @@ from serve_app.bench.intervals import p99_ratio
 OFFLINE = {
     "hot@1": ["one", "uno"],
     "hot@2": ["two", "uno"],
+    "hot@3": ["three", "tre"],
     "steady-a@1": ["a", "number 2377777777"],
 }
 REPORT = {
@@ -47,6 +48,8 @@ def test_answers_are_held_against_the_version_they_name() -> None:
         _answer("hot@2", "two", 0, 12.4),
         _answer("hot@2", "uno", 1, 12.5),
         _answer("hot@2", "zwei", 0, 12.6),
+        # Weights of long before, or of what is not yet to serve.
+        _answer("hot@1", "three", 0, 12.6),
         _answer("steady-a@1", "a", 0, 1.0),
         _answer("steady-a@1", "number [PHONE_1]", 1, 12.0, done=12.3),
         _answer("", "", 0, 12.0, error="503"),
@@ -57,7 +60,7 @@ def test_answers_are_held_against_the_version_they_name() -> None:
     ]
     spans = Spans(swap=[(11.5, 13.0)], rest=[(0.5, 10.0)], hurried=[(13.5, 15.0)])
     found = judged(answers, [Swap("hot@2", 12.0, 12.4, REPORT)], spans, OFFLINE)
-    assert (found["right"], found["wrong"], found["unlike"], found["failed"]) == (8, 1, 1, 1)
+    assert (found["right"], found["wrong"], found["unlike"], found["failed"]) == (8, 2, 1, 1)
     assert found["errors"] == ["503"]
     assert found["promote_to_first_token_ms"] == {"n": 1, "p50": 350.0, "p99": 350.0}
     assert found["others_p99_ratio"] == 3.0

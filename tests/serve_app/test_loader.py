@@ -12,7 +12,7 @@ from cluster.errors import SwapError
 from cluster.storage import require_stable
 from serve_app.engine.loader import Loader
 from serve_app.engine.residents import Residents
-from serve_app.protocol import AdapterGone
+from serve_app.protocol import AdapterGone, AdapterKilled
 from tests.waiting import until
 
 
@@ -135,6 +135,20 @@ async def test_a_version_that_is_not_done_in_time_is_kept_and_refused(world: Wor
     assert not await loader.retire(1, 0.01), "nor is it said to be gone where the engine has it"
 
 
+async def test_a_version_prepared_again_while_it_is_seen_off_stays(world: World) -> None:
+    one, loader = world.add(1), world.loader()
+    await loader.prepare(one)
+    again = asyncio.ensure_future(loader.prepare(one))
+    await until(lambda: len(world.engine.loads) == 2)
+    # It is idle, so that nothing but the change under way is waited for.
+    assert not await loader.retire(1, 5.0)
+    await again
+    with world.engine.residents.using(one):
+        assert world.held == [1]
+    assert await loader.retire(1, 5.0)
+    assert world.held == []
+
+
 async def test_those_idle_longest_make_room_and_are_not_proved_again(world: World) -> None:
     one, two, three = (world.add(number) for number in (1, 2, 3))
     loader = world.loader(eager=0)
@@ -232,6 +246,20 @@ async def test_what_is_wanted_no_more_goes_when_it_was_so_twice_and_is_idle(worl
         assert world.held == [1]
     await loader.reconcile()
     assert world.held == []
+
+
+async def test_what_is_switched_off_while_it_is_prepared_serves_nobody(world: World) -> None:
+    one, loader = world.add(1), world.loader()
+    preparing = asyncio.ensure_future(loader.prepare(one))
+    await until(lambda: bool(world.engine.loads))
+    world.engine.residents.kill("inventory")
+    with pytest.raises(SwapError, match="switched off"):
+        await preparing
+    with pytest.raises(AdapterKilled), world.engine.residents.using(one):
+        pass
+    await loader.prepare(one)
+    with world.engine.residents.using(one):
+        assert world.held == [1]
 
 
 async def test_what_is_switched_off_while_it_is_loaded_serves_nobody(world: World) -> None:
