@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ import msgspec
 GENESIS = "0" * 64
 #: Where, below the audit folder, the control plane chains what it changed.
 CONTROL = "control"
+#: Bytes that are read at a time, and the rest of a trace.
+_PIECE = 8 << 20
 
 _ENCODER = msgspec.json.Encoder(order="sorted")
 
@@ -159,20 +161,42 @@ class Place:
     """In bytes."""
 
 
-def read_chains(
-    directory: Path, begun: Mapping[str, Place]
-) -> Iterator[tuple[str, list[dict[str, Any]], Place]]:
-    """Each writer under `directory` with its whole traces from where `begun` says on, the first of
-    a chain where it says nothing, and the place after them."""
-    for path in sorted(directory.glob("traces-*.jsonl")):
-        writer = path.stem.removeprefix("traces-")
-        start = begun.get(writer, Place())
-        if path.stat().st_size <= start.offset:
-            continue
+_START = Place()
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Whole traces of one writer, one after another, each as it was written."""
+
+    writer: str
+    first: Place
+    lines: list[bytes]
+
+    @property
+    def after(self) -> Place:
+        """The place after them."""
+        length = sum(map(len, self.lines)) + len(self.lines)
+        return Place(self.first.traces + len(self.lines), self.first.offset + length)
+
+
+def read_pieces(directory: Path, writer: str, begin: Place = _START) -> Iterator[Piece]:
+    """What `writer` has written by now from `begin` on, as much of it as memory takes at a time."""
+    path = directory / f"traces-{writer}.jsonl"
+    end = path.stat().st_size
+    while begin.offset < end:
         with path.open("rb") as file:
-            file.seek(start.offset)
-            whole = file.read()
-        whole = whole[: whole.rfind(b"\n") + 1]  # the last may be being written
-        traces = [json.loads(line) for line in whole.splitlines()]
-        after = Place(start.traces + len(traces), start.offset + len(whole))
-        yield writer, traces, after
+            file.seek(begin.offset)
+            found = file.read(min(_PIECE, end - begin.offset))
+            if not found.endswith(b"\n"):
+                found += file.readline()
+        whole = found[: found.rfind(b"\n") + 1]  # the last may be being written
+        if not whole:
+            return
+        piece = Piece(writer, begin, whole[:-1].split(b"\n"))
+        yield piece
+        begin = piece.after
+
+
+def writers(directory: Path) -> list[str]:
+    """Whose chains are in `directory`."""
+    return sorted(path.stem.removeprefix("traces-") for path in directory.glob("traces-*.jsonl"))

@@ -7,7 +7,6 @@ gateways at once goes through `_keys_changed`.
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 import uuid
 from abc import ABC, abstractmethod
@@ -15,7 +14,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, sessionmaker
 
 from cluster.audit import CONTROL, ChainWriter, Place
 from cluster.budget.exchange import Reservation, Settlement
@@ -43,9 +42,6 @@ from cluster.registry.versions import AdapterRecord
 from cluster.storage import require_stable
 from cluster.types import AdapterVersion, Principal
 
-#: To enter what was read from the log, while gateways tell of it too.
-_TRIES = 3
-
 
 class Books(ABC):
     """The registry, its audit chain and the till."""
@@ -58,7 +54,7 @@ class Books(ABC):
         self._till = Till(lambda: Session(self._engine))
         self._traffic = Traffic()
         self._read: dict[str, Place] = {}
-        self._settling = threading.Lock()
+        self._settling = asyncio.Lock()
 
     def _change(self) -> AbstractContextManager[Session]:
         return events.recorded(self._engine, self._chain)
@@ -179,18 +175,6 @@ class Books(ABC):
         with Session(self._engine) as tx, tx.begin():
             return usage.tell(tx, uses)
 
-    def _settle(self) -> None:
-        """Enter what the audit log has and the meter does not."""
-        for _ in range(_TRIES):
-            with Session(self._engine) as tx:
-                found, read = usage.untold(tx, self._audit, self._read)
-            with Session(self._engine) as tx, tx.begin():
-                told = usage.tell(tx, found)
-            if told == len(found):
-                self._read = read
-                return
-            # A gateway told some of it meanwhile, and what overlaps was left out whole.
-
     async def bill(
         self, tenant: str, start: float, end: float, prices: PriceBook | None
     ) -> dict[str, Any]:
@@ -200,12 +184,14 @@ class Books(ABC):
         """
 
         def reckon() -> dict[str, Any]:
-            with self._settling:
-                self._settle()
             with Session(self._engine) as tx:
                 return usage.bill(tx, tenant, start, end, prices)
 
-        # The log is read: in a thread, gateways' questions are answered meanwhile.
+        # The log is read: in a thread, gateways' questions are answered meanwhile; one thread,
+        # however many ask.
+        async with self._settling:
+            begin = sessionmaker(self._engine).begin
+            await asyncio.to_thread(usage.settle, begin, self._audit, self._read)
         return await asyncio.to_thread(reckon)
 
     async def key_spend(self, key_id: str) -> float:

@@ -7,7 +7,10 @@ that was never told is found by reading the log, so that bill and log agree to t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import json
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
 
-from cluster.audit import Place, read_chains
+from cluster.audit import Piece, Place, read_pieces, writers
 from cluster.budget.prices import PriceBook
 from cluster.registry import events, residency
 from cluster.registry.schema import PriceRow, TokenRow, WorkRow
@@ -104,6 +107,8 @@ def work(tx: Session, kind: str, reference: str, *, tenant: str, amount: float, 
 
 
 _STRETCH_S = 3600.0
+#: To enter what was read from the log, while gateways tell of it too.
+_TRIES = 3
 TRAINING, LABELS = "training_seconds", "labels"
 
 
@@ -207,38 +212,63 @@ def _amount(tx: Session, kind: str, tenant: str, start: float, end: float) -> fl
     return float(tx.scalar(select(func.sum(WorkRow.amount)).where(*mine)) or 0.0)
 
 
-def untold(
-    tx: Session, audit: Path, begun: Mapping[str, Place]
-) -> tuple[list[TokenUse], dict[str, Place]]:
-    """What the log has and the meter does not: stretches that were lost on their way here.
+def settle(
+    begin: Callable[[], AbstractContextManager[Session]], audit: Path, read: dict[str, Place]
+) -> None:
+    """Enter what the log has and the meter does not: stretches that were lost on their way here.
 
-    Each is dated when it was recorded, and cut where the price book changed. Of each writer's chain
-    the log is read from where `begun` says on; the second is how far it was read, which is where
-    to begin once the first is told.
+    `read` is how far each writer's chain was read before, and is moved on. `begin` opens
+    transactions, short ones: others wait to write.
     """
-    found: list[TokenUse] = []
+    for writer in writers(audit):
+        for piece in read_pieces(audit, writer, read.get(writer, Place())):
+            if not _entered(begin, piece):
+                break  # the next bill reads it again
+            read[writer] = piece.after
+
+
+def _entered(begin: Callable[[], AbstractContextManager[Session]], piece: Piece) -> bool:
+    for _ in range(_TRIES):
+        with begin() as tx:
+            found = untold(tx, piece)
+        # Apart: SQLite lets nobody write in a transaction that has read what changed since.
+        with begin() as tx:
+            if tell(tx, found) == len(found):
+                return True
+        # A gateway told some of it meanwhile, and what overlaps was left out whole.
+    return False
+
+
+def untold(tx: Session, piece: Piece) -> list[TokenUse]:
+    """What is in a piece of the log and not in the meter.
+
+    Each is dated when it was recorded, and cut where the price book changed.
+    """
     changes = [at for at, _ in books(tx)[1:]]
-    ends = dict(begun)
-    for writer, traces, after in read_chains(audit, begun):
-        ends[writer], start = after, after.traces - len(traces)
-        mine = (TokenRow.writer == writer, TokenRow.after > start)
-        told = tx.execute(select(TokenRow.first, TokenRow.after).where(*mine).distinct())
-        covered = {place for first, end in told for place in range(max(first, start), end)}
-        tally: Tally | None = None
-        since = 0.0
-        for place, trace in enumerate(traces, start):
-            at = float(trace["recorded_at"])
-            missing = place not in covered and trace["usage"] is not None
-            if tally is not None and (not missing or _apart(since, at, changes)):
-                found += tally.uses(since)
-                tally = None
-            if missing:
-                if tally is None:
-                    tally, since = Tally(writer, place), at
-                tally.add(trace)
-        if tally is not None:
+    start, end = piece.first.traces, piece.after.traces
+    near = (TokenRow.writer == piece.writer, TokenRow.first < end, TokenRow.after > start)
+    told = select(TokenRow.first, TokenRow.after).where(*near).distinct()
+    stretches = deque(sorted((int(first), int(after)) for first, after in tx.execute(told)))
+    found: list[TokenUse] = []
+    tally: Tally | None = None
+    since = 0.0
+    for place, line in enumerate(piece.lines, start):
+        while stretches and stretches[0][1] <= place:
+            stretches.popleft()
+        covered = bool(stretches) and stretches[0][0] <= place
+        trace: dict[str, Any] = {"usage": None} if covered else json.loads(line)
+        missing = trace["usage"] is not None
+        at = float(trace["recorded_at"]) if missing else 0.0
+        if tally is not None and (not missing or _apart(since, at, changes)):
             found += tally.uses(since)
-    return found, ends
+            tally = None
+        if missing:
+            if tally is None:
+                tally, since = Tally(piece.writer, place), at
+            tally.add(trace)
+    if tally is not None:
+        found += tally.uses(since)
+    return found
 
 
 def _apart(first: float, at: float, changes: list[float]) -> bool:

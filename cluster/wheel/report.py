@@ -7,16 +7,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from cluster.dataset import DatasetManifest
+from cluster.quantiles import percentile
 from cluster.registry.versions import AdapterRecord
 from cluster.types import PUBLISHED_SHARES, VersionState
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """The value below which `share` of `values` lie (nearest rank); 0 where there are none."""
-    ordered = sorted(values)
-    if not ordered:
-        return 0.0
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
 def stage_table(traces: Iterable[dict[str, Any]], audit_ms: Sequence[float]) -> dict[str, Any]:

@@ -24,9 +24,9 @@ import aiohttp
 
 from cluster.errors import HeadraceError
 from cluster.privacy import Vault, mask
+from cluster.quantiles import percentile
 from cluster.types import AdapterVersion
 from cluster.wheel.narrator import Narrator
-from cluster.wheel.report import percentile
 from serve_app.bench import intervals, systems, versions
 from serve_app.bench.systems import System
 from serve_app.bench.versions import DTYPE

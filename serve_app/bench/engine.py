@@ -14,8 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cluster.quantiles import percentile
 from cluster.wheel.narrator import Narrator
-from cluster.wheel.report import percentile
 from serve_app.bench import systems
 from serve_app.bench.streams import Stream
 from serve_app.bench.systems import System

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.wheel.report import percentile
+from cluster.quantiles import percentile
 
 _DRAWS = 2000
 

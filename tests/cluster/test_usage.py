@@ -3,13 +3,15 @@
 import random
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy.orm import Session
 
-from cluster.audit import ChainWriter, Place, read_traces
+from cluster.audit import ChainWriter, Place, read_pieces, read_traces
 from cluster.budget.prices import Price, PriceBook
 from cluster.registry import access, events, residency, usage
 from cluster.registry.db import open_database
@@ -70,8 +72,12 @@ def test_refusals_cost_nothing_and_cached_answers_no_tokens(tx: Session) -> None
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_bill_and_log_agree_to_the_token(tx: Session, tmp_path: Path, seed: int) -> None:
+def test_bill_and_log_agree_to_the_token(
+    tx: Session, tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     drawn = random.Random(seed)
+    # From less than a trace to more than all of them.
+    monkeypatch.setattr("cluster.audit._PIECE", drawn.choice((1, 300, 2000, 1 << 20)))
     folder, read = tmp_path / "audit", dict[str, Place]()
     for name in ("w1", "w2"):
         writer, tally = ChainWriter(folder, name), Tally(name, 0)
@@ -90,13 +96,15 @@ def test_bill_and_log_agree_to_the_token(tx: Session, tmp_path: Path, seed: int)
                 if drawn.random() < 0.3:
                     usage.tell(tx, told)
             elif fate < 0.35:  # somebody reads the log while a stretch is still to be told
-                found, read = usage.untold(tx, folder, read)
-                usage.tell(tx, found)
+                usage.settle(partial(nullcontext, tx), folder, read)
         writer.close()
-    found, read = usage.untold(tx, folder, read)
-    usage.tell(tx, found)
-    assert usage.untold(tx, folder, read) == ([], read)
-    assert usage.untold(tx, folder, {}) == ([], read), "nor is there anything in the whole log"
+    usage.settle(partial(nullcontext, tx), folder, read)
+    assert read.keys() == {"w1", "w2"}
+    for name, place in read.items():
+        assert list(read_pieces(folder, name, place)) == []
+        whole = list(read_pieces(folder, name))
+        assert whole[-1].after == place
+        assert [usage.untold(tx, piece) for piece in whole] == [[]] * len(whole)
     logged: Counter[str] = Counter()
     for trace in read_traces(folder):
         if trace["usage"]:
@@ -136,7 +144,8 @@ def test_what_was_lost_is_dated_when_it_was_used_and_cut_where_prices_changed(
     for at in (1000.0, 1900.0, 2100.0, 9000.0):
         writer.append([_trace(0, recorded_at=at)])
     writer.close()
-    assert usage.tell(tx, usage.untold(tx, tmp_path, {})[0]) == 3
+    [piece] = read_pieces(tmp_path, "w")
+    assert usage.tell(tx, usage.untold(tx, piece)) == 3
     found = usage.bill(tx, "acme", 0.0, 10_000.0)
     assert found["usd"] == pytest.approx(2 * 10 * 1.0 + 2 * 10 * 2.0)
     assert usage.bill(tx, "acme", 0.0, 2000.0)["usd"] == pytest.approx(20.0)
