@@ -35,10 +35,21 @@ def publishing(final: Path) -> Iterator[Path]:
         ConflictError: `final` is already there; published directories are immutable.
         DiskFullError: there is no room for it.
     """
+    with staged_for(final) as staged:
+        yield staged
+        publish(staged, final)
+
+
+@contextmanager
+def staged_for(final: Path) -> Iterator[Path]:
+    """A fresh directory for the caller to publish as `final`, gone if anything fails.
+
+    Raises:
+        DiskFullError: there is no room for it.
+    """
     staged = staging(final)
     try:
         yield staged
-        publish(staged, final)
     except BaseException as error:
         shutil.rmtree(staged, ignore_errors=True)
         if _disk_is_full(error):

@@ -34,6 +34,7 @@ def export(source: Source, out: Path, key: signing.PrivateKey, dtype: str, say: 
 
     Raises:
         ConflictError: `out` is there already.
+        DiskFullError: there is no room for it.
         ArtifactError: adapter or base are not what was registered, or the merged model is not
             what the trainer proved.
     """
@@ -43,15 +44,11 @@ def export(source: Source, out: Path, key: signing.PrivateKey, dtype: str, say: 
         raise ArtifactError(f"{record.path} is not the directory that was registered")
     if not base.is_dir() or storage.tree_digest(base) != source.base.digest:
         raise ArtifactError(f"{base} is not the base model that {record.id} was fitted on")
-    staged = storage.staging(out)
-    try:
+    with storage.staged_for(out) as staged:
         _fill(staged, source, dtype, say)
         say("sealing")
         contents.seal(staged, key)
         storage.publish_sealed(staged, out)
-    except BaseException:
-        shutil.rmtree(staged, ignore_errors=True)
-        raise
     return out
 
 

@@ -332,10 +332,13 @@ class ControlPlane(Books):
             self._refuse_killed(adapter)
             self._rollouts.promote(adapter, actor, time.time())
 
-    async def rollouts(self, limit: int) -> list[Rollout]:
-        """The newest rollouts, newest first; those under way with all that was seen of them."""
+    async def rollouts(self, limit: int, owner: str | None = None) -> list[Rollout]:
+        """The newest rollouts, newest first; those under way with all that was seen of them.
+
+        Of `owner`'s adapters, or of everyone's.
+        """
         now = {rollout.id: rollout for rollout in self._rollouts.active}
-        return [now.get(rollout.id, rollout) for rollout in self._store.listed(limit)]
+        return [now.get(rollout.id, rollout) for rollout in self._store.listed(limit, owner)]
 
     async def report(self, reports: list[Report]) -> None:
         """Count what a gateway saw of the rollouts under way."""

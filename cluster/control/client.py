@@ -373,7 +373,7 @@ class AsyncControlClient:
         """Promote the candidate of a rollout that waits for a person."""
         await self._call("promote_rollout", adapter, actor)
 
-    async def rollouts(self, limit: int) -> list[Rollout]:
-        """The newest rollouts, newest first."""
-        result: list[Rollout] = await self._call("rollouts", limit)
+    async def rollouts(self, limit: int, owner: str | None) -> list[Rollout]:
+        """The newest rollouts, newest first; of one tenant's adapters, or of all."""
+        result: list[Rollout] = await self._call("rollouts", limit, owner)
         return result

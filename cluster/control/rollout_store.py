@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from cluster.control.protocol import ServedAdapter
 from cluster.errors import ConflictError
 from cluster.registry import access, answers, events, versions
-from cluster.registry.schema import RolloutRow
+from cluster.registry.schema import Adapter, RolloutRow
 from cluster.registry.versions import AdapterRecord
 from cluster.rollout.outcomes import Answer, Side
 from cluster.rollout.plan import RolloutPlan
@@ -81,9 +81,12 @@ class RolloutStore:
         with self._read() as tx:
             return _active(tx)
 
-    def listed(self, limit: int) -> list[Rollout]:
-        """The newest rollouts, newest first."""
+    def listed(self, limit: int, owner: str | None = None) -> list[Rollout]:
+        """The newest rollouts, newest first; of one tenant's adapters, or of all."""
         newest = select(RolloutRow).order_by(RolloutRow.rollout_id.desc()).limit(limit)
+        if owner is not None:
+            mine = Adapter.owner == owner
+            newest = newest.join(Adapter, Adapter.name == RolloutRow.adapter).where(mine)
         with self._read() as tx:
             return [_STATE.validate_python(row.state) for row in tx.scalars(newest)]
 

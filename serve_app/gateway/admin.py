@@ -72,7 +72,7 @@ class Plane(Protocol):
     ) -> Rollout: ...
     async def end_rollout(self, adapter: str, reason: str, actor: str) -> None: ...
     async def promote_rollout(self, adapter: str, actor: str) -> None: ...
-    async def rollouts(self, limit: int) -> list[Rollout]: ...
+    async def rollouts(self, limit: int, owner: str | None) -> list[Rollout]: ...
     async def judge(self, trace_id: str, version: AdapterVersion, found: Arm) -> bool: ...
 
 
@@ -444,12 +444,9 @@ def _rollout_routes(door: _Door) -> list[Route]:
 
     async def listed(request: Request) -> Response:
         principal = await door.admit(request)
-        found = []
-        for rollout in await door.plane.rollouts(_MAX_LISTED):
-            owner = await door.plane.owner(rollout.candidate.name)
-            if owner == principal.tenant or principal.may(Role.OPERATOR):
-                found.append(rollout.as_json())
-        return JSONResponse({"data": found})
+        owner = None if principal.may(Role.OPERATOR) else principal.tenant
+        found = await door.plane.rollouts(_MAX_LISTED, owner)
+        return JSONResponse({"data": [rollout.as_json() for rollout in found]})
 
     async def end(request: Request) -> Response:
         principal = await door.admit(request)

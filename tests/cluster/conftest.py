@@ -1,7 +1,9 @@
-"""The registry's databases: SQLite, and a real PostgreSQL where one is installed."""
+"""The registry's databases: SQLite, and a real PostgreSQL where one is installed. A full disk."""
 
 from __future__ import annotations
 
+import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +20,21 @@ def postgresql() -> Iterator[str]:
         pytest.skip("PostgreSQL's server is not installed: apt-get install postgresql")
     with postgres.server(programs) as url:
         yield url
+
+
+@pytest.fixture
+def small_disk() -> Iterator[Path]:
+    """A file system of 256 KiB; needs the right to mount one."""
+    folder = Path(tempfile.mkdtemp())
+    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
+    if subprocess.run(command, capture_output=True).returncode != 0:
+        folder.rmdir()
+        pytest.skip("a file system cannot be mounted here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+        folder.rmdir()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -182,8 +182,8 @@ def test_the_desk_prices_by_who_answers_and_reserves_for_the_dearest() -> None:
 class Registry:
     """A registry with one key of one tenant."""
 
-    def __init__(self, folder: Path) -> None:
-        self.engine: Engine = open_database(f"sqlite:///{folder / 'registry.db'}")
+    def __init__(self, url: str, folder: Path) -> None:
+        self.engine: Engine = open_database(url)
         self.chain = ChainWriter(folder / CONTROL, "control")
         self.now = NOW
         self.key = self.issue()
@@ -214,8 +214,8 @@ class Registry:
 
 
 @pytest.fixture
-def registry(tmp_path: Path) -> Iterator[Registry]:
-    registry = Registry(tmp_path)
+def registry(url: str, tmp_path: Path) -> Iterator[Registry]:
+    registry = Registry(url, tmp_path)
     yield registry
     registry.engine.dispose()
 

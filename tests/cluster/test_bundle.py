@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from cluster import adapters, storage
 from cluster.bundle import contents, merge, signing
 from cluster.bundle.export import Source, export
-from cluster.errors import ArtifactError, ConfigError, ConflictError
+from cluster.errors import ArtifactError, ConfigError, ConflictError, DiskFullError
 from cluster.registry.bases import describe
 from cluster.registry.versions import AdapterRecord
 from cluster.types import AdapterVersion, VersionState
@@ -185,6 +185,14 @@ def test_what_the_trainer_did_not_prove_is_not_exported(
     with pytest.raises(ArtifactError, match="away from care@1's trainer"):
         export(Source(record, source.base, ""), tmp_path / "out", key, "float32", _silent)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_no_bundle(
+    published: Path, key: signing.PrivateKey, small_disk: Path
+) -> None:
+    with pytest.raises(DiskFullError, match="make room"):
+        export(_source(published), small_disk / "out", key, "float32", _silent)
+    assert list(small_disk.iterdir()) == []
 
 
 def test_an_export_writes_over_nothing(

@@ -16,7 +16,7 @@ from cluster.registry.bases import BaseModelInfo
 from cluster.registry.keys import KeyRequest, digest
 from cluster.registry.labels import GivenLabel, LabelTask
 from cluster.rollout.gate import GateConfig
-from cluster.types import AdapterVersion, Principal, Role
+from cluster.types import AdapterVersion, Principal, Role, VersionState
 from tests.fakes.fleet import FakeFleet
 
 BASE = BaseModelInfo(name="headrace-mini", path="/base", digest="0" * 64, licence="apache-2.0")
@@ -301,6 +301,36 @@ async def test_another_base_model_takes_its_adapters_out_of_service(
     assert (await control.table()).live == {}
     ended = [event["subject"] for event in await control.newest_events(9)]
     assert "inventory@1" in ended, "its adapter hours end here"
+
+
+async def test_a_base_is_replaced_after_the_swap_under_way(
+    control: ControlPlane,
+    fleet: FakeFleet,
+    make_adapter: Callable[..., Path],
+    evaluation: Evaluation,
+) -> None:
+    await _live_v1(control, make_adapter)
+    await _passed_v2(control, make_adapter, evaluation)
+    proving, go = asyncio.Event(), asyncio.Event()
+    prepare = fleet.prepare
+
+    async def slowly(adapter: ServedAdapter) -> list[Proof]:
+        proving.set()
+        await go.wait()
+        return await prepare(adapter)
+
+    fleet.prepare = slowly  # type: ignore[method-assign]
+    swap = asyncio.create_task(control.promote(V2, BY))
+    await proving.wait()
+    other = BASE.model_copy(update={"name": "other", "digest": "1" * 64})
+    serving = asyncio.create_task(control.serve_base(other, BY))
+    await asyncio.sleep(0)
+    go.set()
+    await swap
+    assert await serving == ["inventory@1", "inventory@2"]
+    assert (await control.table()).live == {}
+    states = {record.id: record.state for record in await control.adapter_versions()}
+    assert states == dict.fromkeys((V1, V2), VersionState.RETIRED)
 
 
 async def test_gateways_forget_keys_when_one_ends(control: ControlPlane) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -29,10 +29,17 @@ def fleet() -> FakeFleet:
 
 
 @pytest.fixture
-def start(tmp_path: Path, fleet: FakeFleet) -> Callable[[], ControlPlane]:
+def start(url: str, tmp_path: Path, fleet: FakeFleet) -> Iterator[Callable[[], ControlPlane]]:
     """Starts a control plane on the same registry, as Ray does after a crash."""
-    database = f"sqlite:///{tmp_path / 'registry.db'}"
-    return lambda: ControlPlane(database, fleet, max_rank=32, audit=tmp_path / "audit")
+    made = list[ControlPlane]()
+
+    def again() -> ControlPlane:
+        made.append(ControlPlane(url, fleet, max_rank=32, audit=tmp_path / "audit"))
+        return made[-1]
+
+    yield again
+    for one in made:
+        one._engine.dispose()
 
 
 @pytest.fixture

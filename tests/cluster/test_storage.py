@@ -1,6 +1,3 @@
-import subprocess
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -53,25 +50,6 @@ def test_paths_stay_below_their_root(tmp_path: Path) -> None:
     assert storage.confined(tmp_path, "a", "1") == tmp_path.resolve() / "a" / "1"
     with pytest.raises(ArtifactError, match="leaves"):
         storage.confined(tmp_path, "..", "x")
-
-
-def _full(size: int) -> Iterator[Path]:
-    """A file system of `size` KiB; needs the right to mount one."""
-    folder = Path(tempfile.mkdtemp())
-    command = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", str(folder)]
-    if subprocess.run(command, capture_output=True).returncode != 0:
-        folder.rmdir()
-        pytest.skip("a file system cannot be mounted here")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
-        folder.rmdir()
-
-
-@pytest.fixture
-def small_disk() -> Iterator[Path]:
-    yield from _full(256)
 
 
 def test_a_full_disk_leaves_nothing_published_and_nothing_behind(small_disk: Path) -> None:

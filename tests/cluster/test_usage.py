@@ -19,8 +19,8 @@ from cluster.registry.usage import Tally, TokenUse
 
 
 @pytest.fixture
-def tx(tmp_path: Path) -> Iterator[Session]:
-    engine = open_database(f"sqlite:///{tmp_path / 'registry.db'}")
+def tx(url: str) -> Iterator[Session]:
+    engine = open_database(url)
     with Session(engine) as tx, tx.begin():
         yield tx
     engine.dispose()

@@ -148,6 +148,7 @@ async def test_a_key_is_made_used_bounded_and_ended(admin: Admin) -> None:
         ({"duration": "0d"}, "length of time"),
         ({"duration": "9999999d"}, "hundred years"),
         ({"user_id": "../root"}, "name"),
+        ({"rpm_limit": 10**30}, "rpm"),
         ({"models": ["a/b"]}, "name"),
         ({"roles": []}, "roles"),
         ({"blocked": True}, "blocked"),

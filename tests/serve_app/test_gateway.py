@@ -334,6 +334,13 @@ async def test_labels_need_their_own_role(world: World, client: httpx.AsyncClien
     assert (await client.get("/v1/labels", headers=headers)).json() == {"counts": {"queued": 0}}
     bad = await client.post("/v1/labels/claim", json={"annotator": ""}, headers=headers)
     assert bad.status_code == 400
+    climbing = {"trace_id": "t", "adapter": "../../etc", "answer": "x", "annotator": "ann"}
+    bad = await client.post("/v1/labels", json={"labels": [climbing]}, headers=headers)
+    assert bad.status_code == 400
+    assert "adapter" in bad.json()["error"]["message"]
+    block = world.audited[-1].block
+    assert block is not None
+    assert block.param == "labels.0.adapter"
 
 
 async def test_over_the_bound_requests_are_refused_before_any_work(world: World) -> None:
