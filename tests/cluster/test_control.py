@@ -51,6 +51,20 @@ def _second(evaluation: Evaluation) -> Evaluation:
     )
 
 
+def _slow(fleet: FakeFleet) -> tuple[asyncio.Event, asyncio.Event]:
+    """From now on a proof is under way once the first is set, and goes on with the second."""
+    proving, go = asyncio.Event(), asyncio.Event()
+    prepare = fleet.prepare
+
+    async def slowly(adapter: ServedAdapter) -> list[Proof]:
+        proving.set()
+        await go.wait()
+        return await prepare(adapter)
+
+    fleet.prepare = slowly  # type: ignore[method-assign]
+    return proving, go
+
+
 async def _passed_v2(
     control: ControlPlane, make_adapter: Callable[..., Path], evaluation: Evaluation
 ) -> None:
@@ -218,15 +232,7 @@ async def test_a_kill_in_the_middle_of_a_swap_wins(
 ) -> None:
     await _live_v1(control, make_adapter)
     await _passed_v2(control, make_adapter, evaluation)
-    proving, go = asyncio.Event(), asyncio.Event()
-    prepare = fleet.prepare
-
-    async def slowly(adapter: ServedAdapter) -> list[Proof]:
-        proving.set()
-        await go.wait()
-        return await prepare(adapter)
-
-    fleet.prepare = slowly  # type: ignore[method-assign]
+    proving, go = _slow(fleet)
     swap = asyncio.create_task(control.promote(V2, BY))
     await proving.wait()
     await control.kill("inventory", "stop", BY)
@@ -311,15 +317,7 @@ async def test_a_base_is_replaced_after_the_swap_under_way(
 ) -> None:
     await _live_v1(control, make_adapter)
     await _passed_v2(control, make_adapter, evaluation)
-    proving, go = asyncio.Event(), asyncio.Event()
-    prepare = fleet.prepare
-
-    async def slowly(adapter: ServedAdapter) -> list[Proof]:
-        proving.set()
-        await go.wait()
-        return await prepare(adapter)
-
-    fleet.prepare = slowly  # type: ignore[method-assign]
+    proving, go = _slow(fleet)
     swap = asyncio.create_task(control.promote(V2, BY))
     await proving.wait()
     other = BASE.model_copy(update={"name": "other", "digest": "1" * 64})
