@@ -2,13 +2,14 @@
 
 Everything a known key was denied is recorded. What nobody can be named for, what was over a bound
 and what was no proper request is recorded up to a rate, and counted above it: neither strangers nor
-a client that does not wait must be able to fill the log.
+a client that does not wait must be able to fill the log, nor to keep another's attempts out of it.
 """
 
 from __future__ import annotations
 
 import time
 import uuid
+from collections import Counter
 from collections.abc import Awaitable, Callable
 
 from serve_app.gateway.errors import Refused
@@ -32,7 +33,9 @@ class Denials:
     ) -> None:
         self._record = record
         self._now = now
-        self._second, self._seen, self._unrecorded = 0, 0, 0
+        self._second = 0
+        # By tenant; all strangers are one.
+        self._seen, self._unrecorded = Counter[str](), Counter[str]()
 
     async def __call__(self, error: Refused, path: str) -> str | None:
         """The trace of a refusal, or None where it was not a denial or was only counted."""
@@ -40,18 +43,17 @@ class Denials:
         improper = principal is not None and error.block.status in _IMPROPER
         if error.block.status not in _DENIED and not improper:
             return None
-        metadata = {"path": path[:_LONGEST]}
+        metadata, tenant = {"path": path[:_LONGEST]}, principal.tenant if principal else ""
         if principal is None or improper or error.block.status == 429:
-            if not self._room(int(now)):
-                self._unrecorded += 1
+            if not self._room(tenant, int(now)):
+                self._unrecorded[tenant] += 1
                 return None
-            if self._unrecorded:
-                metadata["unrecorded_before"] = str(self._unrecorded)
-                self._unrecorded = 0
+            if missed := self._unrecorded.pop(tenant, 0):
+                metadata["unrecorded_before"] = str(missed)
         envelope = Envelope(
             trace_id=f"tr-{uuid.uuid4().hex}",
             received_at=now,
-            tenant=principal.tenant if principal else "",
+            tenant=tenant,
             attributes={},
             model=error.model[:_LONGEST],
             messages=[],
@@ -63,8 +65,8 @@ class Denials:
         await self._record(envelope)
         return envelope.trace_id
 
-    def _room(self, second: int) -> bool:
+    def _room(self, tenant: str, second: int) -> bool:
         if second != self._second:
-            self._second, self._seen = second, 0
-        self._seen += 1
-        return self._seen <= _BOUNDED_A_SECOND
+            self._second, self._seen = second, Counter()
+        self._seen[tenant] += 1
+        return self._seen[tenant] <= _BOUNDED_A_SECOND

@@ -190,6 +190,10 @@ async def test_strangers_cannot_fill_the_log() -> None:
         await denials(improper, "/v1/labels")
     assert before < len(recorded) < before + 50
     assert recorded[-1].tenant == "acme"
+    # Nor does one tenant keep another's out of it.
+    other = Principal("r", "rival", frozenset())
+    await denials(Refused(Block(409, "x", "no"), principal=other), "/v1/rollouts")
+    assert (recorded[-1].tenant, recorded[-1].metadata) == ("rival", {"path": "/v1/rollouts"})
 
 
 async def test_what_is_remembered_of_a_key_ends_with_it() -> None:
