@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +39,22 @@ def _sha256(line: bytes) -> str:
     return hashlib.sha256(line).hexdigest()
 
 
+def _write(handle: FileIO, data: bytes) -> None:
+    """All of it, durably; a disk that fills up takes a part first."""
+    left = memoryview(data)
+    while left:
+        left = left[handle.write(left) :]
+    os.fsync(handle.fileno())
+
+
 class ChainWriter:
     """Appends traces and their chain entries; one fsync a batch, not one a record."""
 
     def __init__(self, directory: Path, writer: str) -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        self._traces = (directory / f"traces-{writer}.jsonl").open("xb")
-        self._chain = (directory / f"chain-{writer}.jsonl").open("xb")
+        # Unbuffered: what could not be written must not be written later.
+        self._traces = (directory / f"traces-{writer}.jsonl").open("xb", buffering=0)
+        self._chain = (directory / f"chain-{writer}.jsonl").open("xb", buffering=0)
         self.writer = writer
         self._sequence = 0
         self._previous = GENESIS
@@ -55,26 +65,38 @@ class ChainWriter:
         return self._sequence
 
     def append(self, traces: Sequence[dict[str, Any]]) -> list[str]:
-        """Write `traces` durably and return the chain hash of each, in order."""
-        hashes = []
-        for trace in traces:
+        """Write `traces` durably and return the chain hash of each, in order.
+
+        Raises:
+            OSError: they could not be written, and none of them is in the log.
+        """
+        hashes, lines, entries = list[str](), list[bytes](), list[bytes]()
+        previous = self._previous
+        for sequence, trace in enumerate(traces, self._sequence):
             line = _canonical(trace)
             body = {
                 "content": _sha256(line),
-                "previous": self._previous,
-                "sequence": self._sequence,
+                "previous": previous,
+                "sequence": sequence,
                 "trace_id": trace["trace_id"],
                 "writer": self.writer,
             }
-            self._previous = _sha256(_canonical(body))
-            self._sequence += 1
-            self._traces.write(line + b"\n")
-            self._chain.write(_canonical({**body, "hash": self._previous}) + b"\n")
-            hashes.append(self._previous)
+            previous = _sha256(_canonical(body))
+            lines.append(line + b"\n")
+            entries.append(_canonical({**body, "hash": previous}) + b"\n")
+            hashes.append(previous)
         # Content first: an entry in the chain never points at a trace that is not on disk.
-        for handle in (self._traces, self._chain):
-            handle.flush()
-            os.fsync(handle.fileno())
+        parts = ((self._traces, b"".join(lines)), (self._chain, b"".join(entries)))
+        sizes = [handle.tell() for handle, _ in parts]
+        try:
+            for handle, data in parts:
+                _write(handle, data)
+        except OSError:
+            for (handle, _), size in zip(parts, sizes, strict=True):
+                handle.seek(size)
+                handle.truncate()
+            raise
+        self._sequence, self._previous = self._sequence + len(hashes), previous
         return hashes
 
     def close(self) -> None:

@@ -58,7 +58,8 @@ class ControlPlane(Books):
         self._changed = asyncio.Condition()
         self._preparing: dict[int, ServedAdapter] = {}
         self._kills, self._off_switch = 0, Kills(self._change)
-        self._store = RolloutStore(lambda: Session(self._engine), self._change)
+        off = partial(getattr, self._off_switch, "unrecorded")
+        self._store = RolloutStore(lambda: Session(self._engine), self._change, off)
         self._rollouts = RolloutController(self._store, fleet, self._refresh)
         self._ticking: asyncio.Task[None] | None = None
         self._moving: dict[int, asyncio.Task[None]] = {}
@@ -227,11 +228,12 @@ class ControlPlane(Books):
         Raises:
             ConflictError: there is no such adapter.
         """
-        started = time.monotonic()
-        recorded = self._off_switch.record(name, reason, actor=actor, now=time.time())
+        started, table = time.monotonic(), self._table
+        if name not in table.access:
+            raise ConflictError(f"there is no adapter {name[:64]!r}")
         self._kills += 1
-        table = self._table
-        # Nothing is read for it: the registry may be what has failed.
+        self._off_switch.add(name, reason, actor=actor, now=time.time())
+        # Before it is recorded, and without a look into the registry: that may be what has failed.
         self._publish(
             killed=table.killed | {name},
             live={other: version for other, version in table.live.items() if other != name},
@@ -244,9 +246,11 @@ class ControlPlane(Books):
             logger.exception("not every engine replica confirmed that %s is off", name)
             confirmed = False
         seconds = time.monotonic() - started
-        if recorded:
-            # Last: it writes again, and should that fail the next tick does it.
+        recorded = self._off_switch.record(name, time.time())
+        try:
             self._rollouts.withdraw(name, "the adapter was switched off")
+        except Exception:  # it is off whether or not that can be written; the next tick does it
+            logger.exception("the rollout of %s is not withdrawn yet", name)
         was = table.live.get(name)
         return KillReport(name, was.label if was else None, aborted, confirmed, recorded, seconds)
 
@@ -258,7 +262,7 @@ class ControlPlane(Books):
             SwapError: its version was not proved on every replica; it stays off.
         """
         async with self._changing:
-            if not self._off_switch.catch_up():
+            if not self._off_switch.record(name, time.time()):
                 raise ConflictError(
                     f"that {name!r} is off could not be recorded: see that the registry and the "
                     "audit log can be written to, then revive it"
@@ -353,7 +357,7 @@ class ControlPlane(Books):
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(_TICK_S)
-            self._off_switch.catch_up()
+            self._off_switch.catch_up(time.time())
             # Side by side: what one waits for, such as a drain, holds up no other.
             for rollout in self._rollouts.active:
                 if rollout.id not in self._moving:

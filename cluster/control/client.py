@@ -31,6 +31,8 @@ from cluster.rollout.state import Report, Rollout
 from cluster.types import AdapterVersion, Principal
 
 _TIMEOUT_S = 120.0
+#: Of what waits for a swap under way, which may take as long as its last request does.
+_AFTER_A_SWAP_S = 300.0
 
 
 def _actor() -> Any:
@@ -47,9 +49,9 @@ class ControlClient:
         self._name = name
         self._actor = _actor()
 
-    def _get(self, reference: Any) -> Any:
+    def _get(self, reference: Any, timeout_s: float = _TIMEOUT_S) -> Any:
         try:
-            return ray.get(reference, timeout=_TIMEOUT_S)
+            return ray.get(reference, timeout=timeout_s)
         except ray.exceptions.RayTaskError as error:
             # Ray wraps what the actor raised; callers handle our own error types.
             raise (error.cause if isinstance(error.cause, Exception) else error) from error
@@ -79,7 +81,8 @@ class ControlClient:
 
     def serve_base(self, info: BaseModelInfo) -> list[str]:
         """Make `info` the base model that serves; labels of the versions to be fitted again."""
-        result: list[str] = self._get(self._actor.serve_base.remote(info, self._name))
+        asked = self._actor.serve_base.remote(info, self._name)
+        result: list[str] = self._get(asked, _AFTER_A_SWAP_S)
         return result
 
     def base_model(self, digest: str | None = None) -> BaseModelInfo:

@@ -63,7 +63,8 @@ class ServeFleet:
                 # The threads that others share may all be reading, for a bill or a digest.
                 self._killing = ThreadPoolExecutor(1, "kill")
             loop = asyncio.get_running_loop()
-            names = await loop.run_in_executor(self._killing, _plain_deployments)
+            asked = loop.run_in_executor(self._killing, _plain_deployments)
+            names = await asyncio.wait_for(asked, _KILL_TIMEOUT_S)
             return sum(await asyncio.gather(*map(tell, names)))
 
         # All are told before any complaint is raised.

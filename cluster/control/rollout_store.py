@@ -42,10 +42,13 @@ def served(record: AdapterRecord) -> ServedAdapter:
 
 
 class RolloutStore:
-    """Implements `cluster.control.rollouts.Store`. `read` and `change` open transactions."""
+    """Implements `cluster.control.rollouts.Store`. `read` and `change` open transactions; `off` are
+    the adapters that are switched off and not on record as such."""
 
-    def __init__(self, read: Callable[[], Session], change: Change) -> None:
-        self._read, self._change = read, change
+    def __init__(
+        self, read: Callable[[], Session], change: Change, off: Callable[[], frozenset[str]]
+    ) -> None:
+        self._read, self._change, self._off = read, change, off
         self._served: dict[AdapterVersion, ServedAdapter] = {}
 
     def begin(
@@ -105,7 +108,7 @@ class RolloutStore:
         """Keep `rollout`, its candidate being live from now on and its baseline no longer."""
         now = time.time()
         with self._change() as tx:
-            if rollout.adapter in access.killed(tx):
+            if rollout.adapter in access.killed(tx) | self._off():
                 raise ConflictError(f"adapter {rollout.adapter!r} is switched off")
             self._write(tx, rollout, now)
             moves = [(rollout.candidate, VersionState.LIVE)]
@@ -141,7 +144,7 @@ class RolloutStore:
     def killed(self) -> frozenset[str]:
         """The adapters that are switched off."""
         with self._read() as tx:
-            return access.killed(tx)
+            return access.killed(tx) | self._off()
 
     def served(self, version: AdapterVersion) -> ServedAdapter:
         """A version as the engines know it; versions do not change, so it is read once."""

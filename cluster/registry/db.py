@@ -17,6 +17,7 @@ from cluster.errors import ConfigError, ConflictError
 _MIGRATIONS = Path(__file__).with_name("migrations")
 _DIALECTS = ("sqlite", "postgresql")
 #: PostgreSQL's lock that keeps two control planes from migrating at once: any number of our own.
+_CONNECT_S = 5
 _LOCK = 0x4865616472616365
 
 
@@ -45,7 +46,10 @@ def _engine(url: str) -> Engine:
             raise ConfigError(f"the registry runs on SQLite or PostgreSQL, not on {name!r}")
         if name == "postgresql":
             parsed = parsed.set(drivername="postgresql+psycopg")
-        return create_engine(parsed, pool_pre_ping=name == "postgresql")
+            # A host that does not answer must not hold the control plane up for minutes.
+            within = {} if "connect_timeout" in parsed.query else {"connect_timeout": _CONNECT_S}
+            return create_engine(parsed, pool_pre_ping=True, connect_args=within)
+        return create_engine(parsed)
     except (ArgumentError, NoSuchModuleError) as error:
         # SQLAlchemy's own message repeats the URL, password and all.
         raise ConfigError("the registry's URL is not one: write postgresql://...") from error

@@ -17,6 +17,8 @@ from cluster.registry.schema import Label
 from cluster.types import checked_name
 
 LEASE_S = 600.0
+#: PostgreSQL's text has no NUL.
+_TEXT = r"^[^\x00]*$"
 QUEUED, CLAIMED, LABELLED = "queued", "claimed", "labelled"
 
 
@@ -42,9 +44,9 @@ class GivenLabel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     trace_id: str = Field(max_length=64)
     adapter: str = Field(max_length=63)
-    answer: str = Field(max_length=8192)
-    rationale: str = Field(default="", max_length=2048)
-    annotator: str = Field(max_length=64)
+    answer: str = Field(max_length=8192, pattern=_TEXT)
+    rationale: str = Field(default="", max_length=2048, pattern=_TEXT)
+    annotator: str = Field(max_length=64, pattern=_TEXT)
 
     _name = field_validator("adapter")(checked_name)
 

@@ -8,6 +8,7 @@ that was never told is found by reading the log, so that bill and log agree to t
 from __future__ import annotations
 
 import json
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
@@ -105,6 +106,8 @@ def work(tx: Session, kind: str, reference: str, *, tenant: str, amount: float, 
         tx.add(WorkRow(kind=kind, reference=reference, tenant=tenant, amount=amount, at=at))
         tx.flush()
 
+
+logger = logging.getLogger(__name__)
 
 _STRETCH_S = 3600.0
 #: To enter what was read from the log, while gateways tell of it too.
@@ -223,6 +226,7 @@ def settle(
     for writer in writers(audit):
         for piece in read_pieces(audit, writer, read.get(writer, Place())):
             if not _entered(begin, piece):
+                logger.warning("a stretch of %s is not in the meter yet: others tell of it", writer)
                 break  # the next bill reads it again
             read[writer] = piece.after
 

@@ -77,7 +77,7 @@ class Loader:
             proof = await self._load(adapter, until, probe=True)
             if residents.kills(adapter.name) != kills:
                 # Loaded as if it had not been; it may have requests again by now.
-                residents.kill(adapter.name)
+                residents.refuse(adapter.int_id)
                 raise SwapError(f"{adapter.label} was switched off while it was loaded")
             return proof
 
@@ -89,8 +89,9 @@ class Loader:
 
     async def _remove_drained(self, int_id: int) -> bool:
         async with self._changing:
+            residents = self._engine.residents
             # While this waited its turn it may have been prepared again, and be in use.
-            if not self._engine.residents.refuses(int_id):
+            if residents.holds(int_id) and not residents.refuses(int_id):
                 return False
             return await self._remove(int_id)
 

@@ -113,11 +113,16 @@ class Residents:
         ended = 0
         self._kills[name] = self._kills.get(name, 0) + 1
         for key in [key for key, adapter in self._held.items() if adapter.name == name]:
-            self._killed.add(key)
-            for task in self._in_flight.get(key, ()):
-                task.cancel()
-                ended += 1
+            ended += self.refuse(key)
         return ended
+
+    def refuse(self, int_id: int) -> int:
+        """Refuse one version, as if it was held when its adapter was killed; how many it ended."""
+        self._killed.add(int_id)
+        tasks = self._in_flight.get(int_id, ())
+        for task in tasks:
+            task.cancel()
+        return len(tasks)
 
     async def drain(self, int_id: int, timeout_s: float) -> bool:
         """Refuse new requests of the version and wait until the last one is done."""

@@ -220,8 +220,9 @@ class VLLMEngine:
             if self._loras:
                 await self._add(adapter)
             difference = await self._proved(adapter) if probe else 0.0
-        except NotProvedError:
-            if self._loras and not self.residents.holds(adapter.int_id):
+        except BaseException as error:
+            dead = isinstance(error, EngineDeadError)
+            if self._loras and not dead and not self.residents.holds(adapter.int_id):
                 # As much of it as is there: the engine would take it for loaded the next time.
                 await self._llm.remove_lora(adapter.int_id)
             raise

@@ -149,7 +149,7 @@ class LimitTenant(_Bounds):
 class Reason(_Body):
     """Why, for the audit log."""
 
-    reason: str = Field(min_length=1, max_length=1000)
+    reason: str = Field(min_length=1, max_length=1000, pattern=r"^[^\x00]*$")
 
 
 class Grantee(_Body):

@@ -1,6 +1,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from cluster.audit import ChainWriter, read_traces, verify
 
 
@@ -43,6 +45,23 @@ def test_a_removed_record_is_found(tmp_path: Path) -> None:
         lines = (tmp_path / name).read_text(encoding="utf-8").split("\n")
         (tmp_path / name).write_text("\n".join([lines[0], *lines[2:]]), encoding="utf-8")
     assert "a.jsonl line 2: the chain is broken" in verify(tmp_path).faults
+
+
+def test_what_could_not_be_written_is_not_in_the_log(small_disk: Path) -> None:
+    log = ChainWriter(small_disk, "a")
+    log.append([{"trace_id": "a-0"}])
+    filler = small_disk / "filler"
+    filler.write_bytes(b"x" * (200 << 10))
+    for _ in range(50):
+        with pytest.raises(OSError, match="No space left"):
+            log.append([{"trace_id": f"lost-{n}", "text": "x" * 100} for n in range(300)])
+    assert verify(small_disk).records == 1
+    filler.unlink()
+    log.append([{"trace_id": "a-1"}])
+    log.close()
+    found = verify(small_disk)
+    assert (found.records, found.faults) == (2, [])
+    assert [trace["trace_id"] for trace in read_traces(small_disk)] == ["a-0", "a-1"]
 
 
 def test_a_missing_file_is_found(tmp_path: Path) -> None:

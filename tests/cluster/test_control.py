@@ -2,20 +2,26 @@
 
 import asyncio
 import errno
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from sqlalchemy.orm import Session
 
 from cluster import audit
 from cluster.adapters import Evaluation
 from cluster.control.actor import ControlPlane
+from cluster.control.kills import Kills
 from cluster.control.protocol import Proof, ServedAdapter
 from cluster.errors import ArtifactError, ConflictError, SwapError
 from cluster.registry.bases import BaseModelInfo
 from cluster.registry.keys import KeyRequest, digest
 from cluster.registry.labels import GivenLabel, LabelTask
 from cluster.rollout.gate import GateConfig
+from cluster.rollout.plan import Phase, RolloutPlan
+from cluster.rollout.state import Status
 from cluster.types import AdapterVersion, Principal, Role, VersionState
 from tests.fakes.fleet import FakeFleet
 
@@ -254,37 +260,81 @@ async def test_a_kill_that_a_replica_does_not_confirm_holds_at_the_gateways(
         await control.kill("nope", "stop", BY)
 
 
+@contextmanager
+def _no_room(control: ControlPlane) -> Iterator[None]:
+    """The disk that the audit log is on is full."""
+
+    def append(_entries: object) -> list[str]:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.MonkeyPatch.context() as full:
+        full.setattr(control._chain, "append", append)
+        yield
+
+
 async def test_a_kill_that_cannot_be_recorded_holds_and_is_recorded_later(
-    control: ControlPlane,
-    fleet: FakeFleet,
-    make_adapter: Callable[..., Path],
-    monkeypatch: pytest.MonkeyPatch,
+    control: ControlPlane, fleet: FakeFleet, make_adapter: Callable[..., Path]
 ) -> None:
     await _live_v1(control, make_adapter)
-    with monkeypatch.context() as full:
-
-        def no_room(_entries: object) -> list[str]:
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-        full.setattr(control._chain, "append", no_room)
+    with _no_room(control):
         report = await control.kill("inventory", "it lies", "ann")
         assert (report.version, report.confirmed, report.recorded) == ("inventory@1", True, False)
         assert fleet.calls[-1] == "kill inventory"
         table = await control.table()
         assert (table.live, table.killed) == ({}, {"inventory"})
-        await control.grant("inventory", "*", False, BY)  # whatever else the gateways are told
+        control._refresh()  # whatever else the gateways are told
         assert (await control.table()).killed == {"inventory"}
-        with pytest.raises(ConflictError, match="could not be recorded"):
-            await control.revive("inventory", BY)
         with pytest.raises(ConflictError, match="there is no adapter"):
             await control.kill("nope", "stop", BY)
-    kinds = [event["kind"] for event in await control.newest_events(3)]
-    assert "adapter.killed" not in kinds
+    newest = (await control.newest_events(1))[0]
+    assert newest["kind"] != "adapter.killed"
     await control.watch((await control.table()).generation, 1.5)  # it ticks
     newest = (await control.newest_events(1))[0]
     assert (newest["kind"], newest["actor"]) == ("adapter.killed", "ann")
+
+
+async def test_what_is_off_and_not_on_record_is_revived_once_it_can_be(
+    control: ControlPlane,
+    make_adapter: Callable[..., Path],
+    evaluation: Evaluation,
+    tmp_path: Path,
+) -> None:
+    await _live_v1(control, make_adapter)
+    await _passed_v2(control, make_adapter, evaluation)
+    plan = RolloutPlan(phases=(Phase(percent=50, min_requests=50, min_seconds=0),))
+    await control.start_rollout(V2, plan, BY)
+    with _no_room(control):
+        # Nor is a reason in the way that no database takes.
+        assert not (await control.kill("inventory", "it\0lies \udce9", "ann")).recorded
+        with pytest.raises(ConflictError, match="could not be recorded"):
+            await control.revive("inventory", BY)
+    await control._rollouts.tick(time.time())
+    [rollout] = await control.rollouts(1)
+    assert rollout.status == Status.WITHDRAWING, "its candidate is loaded by nobody"
     assert (await control.revive("inventory", BY)) is not None
     assert (await control.table()).live.keys() == {"inventory"}
+    killed = [e for e in await control.newest_events(9) if e["kind"] == "adapter.killed"]
+    assert [event["detail"] for event in killed] == [{"reason": "itlies ?"}]
+    assert audit.verify(tmp_path / "audit").verified
+
+
+def test_a_kill_that_cannot_be_recorded_is_tried_again_less_and_less() -> None:
+    tries = list[float]()
+
+    @contextmanager
+    def change() -> Iterator[Session]:
+        tries.append(now)
+        raise OSError(errno.ENOSPC, "No space left on device")
+        yield
+
+    kills, now = Kills(change), 0.0
+    kills.add("inventory", "it lies", actor="ann", now=now)
+    assert not kills.record("inventory", now)
+    while now < 300.0:
+        now += 1.0
+        kills.catch_up(now)
+    assert tries == [0.0, 1.0, 3.0, 7.0, 15.0, 31.0, 63.0, 123.0, 183.0, 243.0]
+    assert kills.unrecorded == {"inventory"}
 
 
 async def test_a_revival_that_cannot_be_proved_leaves_it_off(

@@ -253,13 +253,16 @@ async def test_what_is_switched_off_while_it_is_prepared_serves_nobody(world: Wo
     preparing = asyncio.ensure_future(loader.prepare(one))
     await until(lambda: bool(world.engine.loads))
     world.engine.residents.kill("inventory")
+    # What comes after it waits for nothing but its turn.
+    reviving = asyncio.ensure_future(loader.prepare(world.add(2)))
     with pytest.raises(SwapError, match="switched off"):
         await preparing
     with pytest.raises(AdapterKilled), world.engine.residents.using(one):
         pass
+    await reviving
     await loader.prepare(one)
     with world.engine.residents.using(one):
-        assert world.held == [1]
+        assert world.held == [1, 2]
 
 
 async def test_what_is_switched_off_while_it_is_loaded_serves_nobody(world: World) -> None:
