@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
@@ -58,6 +59,7 @@ class ChainWriter:
         self.writer = writer
         self._sequence = 0
         self._previous = GENESIS
+        self._sizes, self._torn = (0, 0), False
 
     @property
     def sequence(self) -> int:
@@ -85,19 +87,32 @@ class ChainWriter:
             lines.append(line + b"\n")
             entries.append(_canonical({**body, "hash": previous}) + b"\n")
             hashes.append(previous)
-        # Content first: an entry in the chain never points at a trace that is not on disk.
-        parts = ((self._traces, b"".join(lines)), (self._chain, b"".join(entries)))
-        sizes = [handle.tell() for handle, _ in parts]
-        try:
-            for handle, data in parts:
-                _write(handle, data)
-        except OSError:
-            for (handle, _), size in zip(parts, sizes, strict=True):
-                handle.seek(size)
-                handle.truncate()
-            raise
+        self._commit(b"".join(lines), b"".join(entries))
         self._sequence, self._previous = self._sequence + len(hashes), previous
         return hashes
+
+    def _commit(self, lines: bytes, entries: bytes) -> None:
+        """Both or neither; where not even that is possible, before anything else is written."""
+        if self._torn:
+            self._take_back()
+        self._torn = True
+        try:
+            # Content first: an entry in the chain never points at a trace that is not on disk.
+            _write(self._traces, lines)
+            _write(self._chain, entries)
+        except BaseException:
+            with suppress(OSError):
+                self._take_back()
+            raise
+        self._torn = False
+        self._sizes = self._sizes[0] + len(lines), self._sizes[1] + len(entries)
+
+    def _take_back(self) -> None:
+        for handle, size in zip((self._traces, self._chain), self._sizes, strict=True):
+            handle.seek(size)
+            handle.truncate()
+            os.fsync(handle.fileno())
+        self._torn = False
 
     def close(self) -> None:
         """Release the files."""
@@ -207,7 +222,10 @@ def read_pieces(directory: Path, writer: str, begin: Place = _START) -> Iterator
     end = path.stat().st_size
     while begin.offset < end:
         with path.open("rb") as file:
-            file.seek(begin.offset)
+            file.seek(max(0, begin.offset - 1))
+            if begin.offset and file.read(1) != b"\n":
+                begin = _START  # what was read then could not be kept, and was taken back
+                file.seek(0)
             found = file.read(min(_PIECE, end - begin.offset))
             if not found.endswith(b"\n"):
                 found += file.readline()

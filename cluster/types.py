@@ -23,6 +23,9 @@ PUBLISHED_SHARES = {
 #: In a grant: every tenant.
 EVERYONE = "*"
 
+#: A pattern of what a database takes as a text: PostgreSQL's has no NUL.
+TEXT = r"^[^\x00]*$"
+
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 
 

@@ -57,9 +57,11 @@ class ControlPlane(Books):
         self._changing = asyncio.Lock()
         self._changed = asyncio.Condition()
         self._preparing: dict[int, ServedAdapter] = {}
+        self._owners: dict[str, str] = {}
         self._kills, self._off_switch = 0, Kills(self._change)
-        off = partial(getattr, self._off_switch, "unrecorded")
-        self._store = RolloutStore(lambda: Session(self._engine), self._change, off)
+        self._store = RolloutStore(
+            lambda: Session(self._engine), self._change, lambda: self._off_switch.unrecorded
+        )
         self._rollouts = RolloutController(self._store, fleet, self._refresh)
         self._ticking: asyncio.Task[None] | None = None
         self._moving: dict[int, asyncio.Task[None]] = {}
@@ -76,7 +78,9 @@ class ControlPlane(Books):
         self._store.forget_but({*ids.values(), *self._rollouts.versions})
         live = {name: self._store.served(v) for name, v in ids.items() if name not in killed}
         splits = {n: s for n, s in self._rollouts.splits().items() if n not in killed}
-        return {"live": live, "access": access.access(tx), "killed": killed, "splits": splits}
+        self._owners = access.owners(tx)
+        reach = access.access(tx)
+        return {"live": live, "access": reach, "killed": killed, "splits": splits}
 
     def _refresh(self) -> None:
         """Tell the gateways what the registry says now."""
@@ -142,6 +146,11 @@ class ControlPlane(Books):
             usage.work(tx, usage.TRAINING, label, tenant=owner, amount=seconds, at=time.time())
         self._refresh()
         return manifest.id
+
+    async def owner(self, adapter: str) -> str | None:
+        """The tenant an adapter belongs to, or None where there is no such adapter."""
+        # From memory: whoever switches one off must not wait for the database.
+        return self._owners.get(adapter)
 
     async def grant(self, name: str, tenant: str, granted: bool, actor: str) -> None:
         """Let `tenant` reach adapter `name`, or no longer; `*` is every tenant."""
@@ -267,6 +276,8 @@ class ControlPlane(Books):
                     f"that {name!r} is off could not be recorded: see that the registry and the "
                     "audit log can be written to, then revive it"
                 )
+            # That may not have been possible when it was switched off.
+            self._rollouts.withdraw(name, "the adapter was switched off")
             with Session(self._engine) as tx:
                 record = versions.live(tx).get(name)
                 if name not in access.killed(tx):
@@ -360,7 +371,9 @@ class ControlPlane(Books):
             self._off_switch.catch_up(time.time())
             # Side by side: what one waits for, such as a drain, holds up no other.
             for rollout in self._rollouts.active:
-                if rollout.id not in self._moving:
+                # What is off is withdrawn once that is on record.
+                off = rollout.adapter in self._off_switch.unrecorded
+                if rollout.id not in self._moving and not off:
                     move = asyncio.ensure_future(self._rollouts.move(rollout.id, time.time()))
                     self._moving[rollout.id] = move
                     move.add_done_callback(partial(self._moved, rollout.id))

@@ -25,7 +25,6 @@ from cluster.control.budgets import Till
 from cluster.control.traffic import Traffic
 from cluster.dataset import DatasetManifest, read_manifest
 from cluster.registry import (
-    access,
     bases,
     card,
     events,
@@ -149,11 +148,6 @@ class Books(ABC):
         with Session(self._engine) as tx:
             wanted = bases.serving(tx) if digest is None else digest
             return bases.get(tx, wanted or "")
-
-    async def owner(self, adapter: str) -> str | None:
-        """The tenant an adapter belongs to, or None where there is no such adapter."""
-        with Session(self._engine) as tx:
-            return access.owner(tx, adapter)
 
     async def adapter_version(self, version: AdapterVersion) -> AdapterRecord:
         """One registered version."""

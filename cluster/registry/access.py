@@ -39,10 +39,9 @@ def require(tx: Session, name: str) -> Adapter:
     return row
 
 
-def owner(tx: Session, name: str) -> str | None:
-    """The tenant that the adapter belongs to, or None where there is no such adapter."""
-    row = tx.get(Adapter, name)
-    return None if row is None else row.owner
+def owners(tx: Session) -> dict[str, str]:
+    """The tenant that each adapter belongs to."""
+    return {row.name: row.owner for row in tx.execute(select(Adapter.name, Adapter.owner))}
 
 
 def grant(tx: Session, name: str, tenant: str, *, actor: str, now: float) -> None:
@@ -68,8 +67,8 @@ def withdraw(tx: Session, name: str, tenant: str, *, actor: str, now: float) -> 
 
 
 def access(tx: Session) -> dict[str, frozenset[str]]:
-    """The tenants that reach each adapter."""
-    found = {name: {owner} for name, owner in tx.execute(select(Adapter.name, Adapter.owner))}
+    """The tenants that reach each adapter, its owner and those it was granted to."""
+    found = {name: {owner} for name, owner in owners(tx).items()}
     for name, tenant in tx.execute(select(Grant.adapter, Grant.tenant)):
         found[name].add(tenant)
     return {name: frozenset(tenants) for name, tenants in found.items()}

@@ -17,8 +17,10 @@ from cluster.errors import ConfigError, ConflictError
 _MIGRATIONS = Path(__file__).with_name("migrations")
 _DIALECTS = ("sqlite", "postgresql")
 #: PostgreSQL's lock that keeps two control planes from migrating at once: any number of our own.
-_CONNECT_S = 5
 _LOCK = 0x4865616472616365
+#: PostgreSQL's: seconds to connect, and milliseconds until what was sent is heard. A host that does
+#: not answer must not hold the control plane up for minutes.
+_WITHIN = {"connect_timeout": 5, "tcp_user_timeout": 5000}
 
 
 def open_database(url: str) -> Engine:
@@ -46,8 +48,7 @@ def _engine(url: str) -> Engine:
             raise ConfigError(f"the registry runs on SQLite or PostgreSQL, not on {name!r}")
         if name == "postgresql":
             parsed = parsed.set(drivername="postgresql+psycopg")
-            # A host that does not answer must not hold the control plane up for minutes.
-            within = {} if "connect_timeout" in parsed.query else {"connect_timeout": _CONNECT_S}
+            within = {name: value for name, value in _WITHIN.items() if name not in parsed.query}
             return create_engine(parsed, pool_pre_ping=True, connect_args=within)
         return create_engine(parsed)
     except (ArgumentError, NoSuchModuleError) as error:

@@ -14,11 +14,9 @@ from sqlalchemy.orm import Session
 
 from cluster.errors import ConflictError
 from cluster.registry.schema import Label
-from cluster.types import checked_name
+from cluster.types import TEXT, checked_name
 
 LEASE_S = 600.0
-#: PostgreSQL's text has no NUL.
-_TEXT = r"^[^\x00]*$"
 QUEUED, CLAIMED, LABELLED = "queued", "claimed", "labelled"
 
 
@@ -42,11 +40,11 @@ class GivenLabel(BaseModel):
     """An expert's verdict on one trace."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    trace_id: str = Field(max_length=64)
+    trace_id: str = Field(max_length=64, pattern=TEXT)
     adapter: str = Field(max_length=63)
-    answer: str = Field(max_length=8192, pattern=_TEXT)
-    rationale: str = Field(default="", max_length=2048, pattern=_TEXT)
-    annotator: str = Field(max_length=64, pattern=_TEXT)
+    answer: str = Field(max_length=8192, pattern=TEXT)
+    rationale: str = Field(default="", max_length=2048, pattern=TEXT)
+    annotator: str = Field(max_length=64, pattern=TEXT)
 
     _name = field_validator("adapter")(checked_name)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
@@ -47,6 +48,8 @@ from serve_app.protocol import (
     Sampling,
     TokenLogprob,
 )
+
+logger = logging.getLogger(__name__)
 
 _CPU_WORKER = "serve_app.engine.grouped.GroupedWorker"
 #: By its full name, for vLLM turns `uni` into `mp` on a CPU: a scheduler in a process of its own,
@@ -224,7 +227,10 @@ class VLLMEngine:
             dead = isinstance(error, EngineDeadError)
             if self._loras and not dead and not self.residents.holds(adapter.int_id):
                 # As much of it as is there: the engine would take it for loaded the next time.
-                await self._llm.remove_lora(adapter.int_id)
+                try:
+                    await self._llm.remove_lora(adapter.int_id)
+                except Exception:  # must not hide why it is refused
+                    logger.exception("could not clear %s from the engine", adapter.label)
             raise
         self.residents.add(adapter)
         return difference
@@ -254,7 +260,13 @@ class VLLMEngine:
         asked = [self._give_probe(adapter, one) for one in given] or [
             self._write_probe(adapter, one) for one in adapter.golden
         ]
-        differences = [value for result in await asyncio.gather(*asked) for value in result]
+        # All of them to their end: one that is still under way would load the adapter again.
+        results = await asyncio.gather(*asked, return_exceptions=True)
+        differences = list[float]()
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+            differences += result
         return sum(differences) / len(differences) if differences else float("inf")
 
     async def _give_probe(self, adapter: ServedAdapter, given: Given) -> list[float]:

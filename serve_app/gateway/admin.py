@@ -34,7 +34,7 @@ from cluster.registry.versions import AdapterRecord
 from cluster.rollout.evidence import Arm
 from cluster.rollout.plan import RolloutPlan
 from cluster.rollout.state import Rollout
-from cluster.types import EVERYONE, AdapterVersion, Principal, Role
+from cluster.types import EVERYONE, TEXT, AdapterVersion, Principal, Role
 from serve_app.gateway import errors
 from serve_app.gateway.auth import Authenticator
 from serve_app.gateway.bodies import parse
@@ -149,13 +149,13 @@ class LimitTenant(_Bounds):
 class Reason(_Body):
     """Why, for the audit log."""
 
-    reason: str = Field(min_length=1, max_length=1000, pattern=r"^[^\x00]*$")
+    reason: str = Field(min_length=1, max_length=1000, pattern=TEXT)
 
 
 class Grantee(_Body):
     """Who is let in, or no longer; `*` is every tenant."""
 
-    tenant: str = Field(min_length=1, max_length=63)
+    tenant: str = Field(min_length=1, max_length=63, pattern=TEXT)
 
 
 class StartRollout(_Body):

@@ -1,9 +1,10 @@
+import errno
 import json
 from pathlib import Path
 
 import pytest
 
-from cluster.audit import ChainWriter, read_traces, verify
+from cluster.audit import ChainWriter, Place, read_pieces, read_traces, verify
 
 
 def _write(folder: Path, writer: str, count: int) -> None:
@@ -62,6 +63,40 @@ def test_what_could_not_be_written_is_not_in_the_log(small_disk: Path) -> None:
     found = verify(small_disk)
     assert (found.records, found.faults) == (2, [])
     assert [trace["trace_id"] for trace in read_traces(small_disk)] == ["a-0", "a-1"]
+
+
+def test_a_log_that_could_not_be_mended_is_mended_before_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = ChainWriter(tmp_path, "a")
+    log.append([{"trace_id": "a-0"}])
+    with monkeypatch.context() as broken:
+
+        def sync(_handle: int) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+        broken.setattr("os.fsync", sync)
+        for _ in range(2):
+            with pytest.raises(OSError, match="Input/output"):
+                log.append([{"trace_id": "lost"}])
+    log.append([{"trace_id": "a-1"}])
+    log.close()
+    assert verify(tmp_path).faults == []
+    assert [trace["trace_id"] for trace in read_traces(tmp_path)] == ["a-0", "a-1"]
+
+
+def test_what_was_read_and_taken_back_is_read_from_the_start(tmp_path: Path) -> None:
+    _write(tmp_path, "a", 3)
+    path = tmp_path / "traces-a.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"trace_id": "lost"}\n')
+    [piece] = read_pieces(tmp_path, "a")
+    assert len(piece.lines) == 5
+    path.write_bytes(whole)
+    assert list(read_pieces(tmp_path, "a", piece.after)) == []
+    path.write_bytes(whole + b'{"trace_id": "another", "text": "longer"}\n')
+    [again] = read_pieces(tmp_path, "a", piece.after)
+    assert (again.first, len(again.lines)) == (Place(), 5)
 
 
 def test_a_missing_file_is_found(tmp_path: Path) -> None:

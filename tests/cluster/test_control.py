@@ -295,6 +295,7 @@ async def test_a_kill_that_cannot_be_recorded_holds_and_is_recorded_later(
 
 async def test_what_is_off_and_not_on_record_is_revived_once_it_can_be(
     control: ControlPlane,
+    fleet: FakeFleet,
     make_adapter: Callable[..., Path],
     evaluation: Evaluation,
     tmp_path: Path,
@@ -308,13 +309,15 @@ async def test_what_is_off_and_not_on_record_is_revived_once_it_can_be(
         assert not (await control.kill("inventory", "it\0lies \udce9", "ann")).recorded
         with pytest.raises(ConflictError, match="could not be recorded"):
             await control.revive("inventory", BY)
-    await control._rollouts.tick(time.time())
-    [rollout] = await control.rollouts(1)
-    assert rollout.status == Status.WITHDRAWING, "its candidate is loaded by nobody"
+        assert not (await control.kill("inventory", "again", "bob")).recorded
+        await control._rollouts.tick(time.time())
+        assert "prepare inventory@2" not in fleet.calls
     assert (await control.revive("inventory", BY)) is not None
     assert (await control.table()).live.keys() == {"inventory"}
+    [rollout] = await control.rollouts(1)
+    assert rollout.status == Status.WITHDRAWING, "it is not on trial again"
     killed = [e for e in await control.newest_events(9) if e["kind"] == "adapter.killed"]
-    assert [event["detail"] for event in killed] == [{"reason": "itlies ?"}]
+    assert [event["detail"]["reason"] for event in killed] == ["again", "itlies ?"]
     assert audit.verify(tmp_path / "audit").verified
 
 

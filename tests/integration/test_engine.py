@@ -178,7 +178,8 @@ async def run(wanted):
         stop.set()
         path["wide"] = widened(path["one"], os.path.join(wanted["folder"], "wide"))
         refused = []
-        for name, of, probes in (("odd", "one", (odd,)), ("wide", "wide", golden["one"])):
+        odd_and_others = (odd, *golden["one"][1:])
+        for name, of, probes in (("odd", "one", odd_and_others), ("wide", "wide", golden["one"])):
             adapter = ServedAdapter(name, 1, 20 + len(refused), path[of], "", probes)
             try:
                 await engine.load(adapter, probe=True)
