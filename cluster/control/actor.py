@@ -276,12 +276,12 @@ class ControlPlane(Books):
                     f"that {name!r} is off could not be recorded: see that the registry and the "
                     "audit log can be written to, then revive it"
                 )
-            # That may not have been possible when it was switched off.
-            self._rollouts.withdraw(name, "the adapter was switched off")
             with Session(self._engine) as tx:
                 record = versions.live(tx).get(name)
                 if name not in access.killed(tx):
                     raise ConflictError(f"adapter {name!r} is not switched off")
+            # That may not have been possible when it was switched off.
+            self._rollouts.withdraw(name, "the adapter was switched off")
             kills = self._kills
             report = await self._prove(record) if record is not None else None
             if kills != self._kills:

@@ -260,6 +260,18 @@ async def test_a_kill_that_a_replica_does_not_confirm_holds_at_the_gateways(
         await control.kill("nope", "stop", BY)
 
 
+async def test_to_revive_what_is_not_off_ends_no_rollout(
+    control: ControlPlane, make_adapter: Callable[..., Path], evaluation: Evaluation
+) -> None:
+    await _live_v1(control, make_adapter)
+    await _passed_v2(control, make_adapter, evaluation)
+    plan = RolloutPlan(phases=(Phase(percent=50, min_requests=50, min_seconds=0),))
+    begun = await control.start_rollout(V2, plan, BY)
+    with pytest.raises(ConflictError, match="not switched off"):
+        await control.revive("inventory", BY)
+    assert await control.rollouts(1) == [begun]
+
+
 @contextmanager
 def _no_room(control: ControlPlane) -> Iterator[None]:
     """The disk that the audit log is on is full."""
