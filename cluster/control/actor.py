@@ -79,7 +79,7 @@ class ControlPlane(Books):
         live = {name: self._store.served(v) for name, v in ids.items() if name not in killed}
         splits = {n: s for n, s in self._rollouts.splits().items() if n not in killed}
         self._owners = access.owners(tx)
-        reach = access.access(tx)
+        reach = access.access(tx, self._owners)
         return {"live": live, "access": reach, "killed": killed, "splits": splits}
 
     def _refresh(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -66,12 +68,17 @@ def withdraw(tx: Session, name: str, tenant: str, *, actor: str, now: float) -> 
         events.note(tx, "adapter.withdrawn", name, {"tenant": tenant}, actor=actor, now=now)
 
 
-def access(tx: Session) -> dict[str, frozenset[str]]:
-    """The tenants that reach each adapter, its owner and those it was granted to."""
-    found = {name: {owner} for name, owner in owners(tx).items()}
+def access(tx: Session, owners: Mapping[str, str]) -> dict[str, frozenset[str]]:
+    """The tenants that reach each adapter, its owner of `owners` and those it was granted to."""
+    found = {name: {owner} for name, owner in owners.items()}
     for name, tenant in tx.execute(select(Grant.adapter, Grant.tenant)):
         found[name].add(tenant)
     return {name: frozenset(tenants) for name, tenants in found.items()}
+
+
+def grantees(tx: Session, name: str) -> list[str]:
+    """The tenants that the adapter was granted to, in order."""
+    return sorted(tx.scalars(select(Grant.tenant).where(Grant.adapter == name)))
 
 
 def kill(tx: Session, name: str, reason: str, *, actor: str, now: float) -> None:

@@ -125,7 +125,7 @@ def _evaluation(record: AdapterRecord) -> list[tuple[str, object]]:
 
 def _deployment(tx: Session, record: AdapterRecord, row: Version) -> list[tuple[str, object]]:
     adapter = tx.get_one(Adapter, record.id.name)
-    reached = sorted(access.access(tx)[record.id.name] - {adapter.owner})
+    reached = [one for one in access.grantees(tx, record.id.name) if one != adapter.owner]
     moves = tx.scalars(select(Event).where(Event.subject == str(record.id)).order_by(Event.id))
     state = "switched off" if adapter.killed_at is not None else str(record.state)
     return [

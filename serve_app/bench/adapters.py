@@ -330,9 +330,9 @@ def judged(
 
     `wrong` are those that another version of that adapter gives offline, and it does not. `unlike`
     are answers that none gives: where two tokens are as likely, rounding decides, and the engine's
-    batches round otherwise than PEFT's. Latencies are of answers
-    that began and ended within one block of swaps, or one rest, and are kept block by block; times
-    of swaps are of all of them, hurried or not.
+    batches round otherwise than PEFT's. Latencies are of answers that began and ended within one
+    block of swaps, or one rest, and are kept block by block; times of swaps are of all of them,
+    hurried or not.
     """
     failed = [a for a in answers if a.error]
     whole = [a for a in answers if not a.error]
@@ -426,7 +426,7 @@ def _within(answer: Answer, span: tuple[float, float]) -> bool:
 
 
 def _interval(swapping: list[list[float]], resting: list[list[float]]) -> list[float]:
-    """Where the ratio of the p99s lies, as 19 of 20 such runs would have it.
+    """Where the ratio of the p99s lies in 19 of 20 draws of this run's blocks.
 
     A block of swaps goes with the rest before it; the rest after the last goes with the last.
     """

@@ -405,16 +405,15 @@ def _adapter_routes(door: _Door) -> list[Route]:
 
     async def change(request: Request, granted: bool) -> Response:
         principal = await door.admit(request)
-        body = await parse(request, Grantee, _LIMIT)
         name = await door.adapter(principal, request.path_params["name"])
+        if granted:
+            # What a tenant reaches may answer its `auto` requests: it is no other tenant's to give.
+            _require_operator(principal, "only an operator lets another tenant in")
+        body = await parse(request, Grantee, _LIMIT)
         await door.plane.grant(name, body.tenant, granted, _who(principal))
         return JSONResponse({"adapter": name, "tenant": body.tenant, "granted": granted})
 
     async def grant(request: Request) -> Response:
-        principal = await door.admit(request)
-        await door.adapter(principal, request.path_params["name"])
-        # What a tenant reaches may answer its `auto` requests: it is no other tenant's to give.
-        _require_operator(principal, "only an operator lets another tenant in")
         return await change(request, True)
 
     async def withdraw(request: Request) -> Response:
