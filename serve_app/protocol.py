@@ -125,6 +125,8 @@ class Generation:
     total_ms: float
     replica: str
     tokens: list[TokenLogprob] | None = None
+    waited_ms: float = 0.0
+    """Of the total, until it was its adapter's turn among the others."""
 
 
 @dataclass

@@ -120,7 +120,8 @@ class RolloutStore:
     def note(self, report: Report) -> None:
         """Keep which answers `report` is of, until its rollout is over."""
         with self._change() as tx:
-            answers.note(tx, report.rollout, report.phase, report.answered)
+            given = {key: (one.side, one.group) for key, one in report.answered.items()}
+            answers.note(tx, report.rollout, report.phase, given)
 
     def answer(self, trace_id: str) -> Answer | None:
         """An answer that was noted, if it still is."""
@@ -129,7 +130,8 @@ class RolloutStore:
             if found is None:
                 return None
             side: Side = "candidate" if found.side == "candidate" else "baseline"
-            return Answer(found.rollout_id, found.phase, side, frozenset(found.counted))
+            counted = frozenset(found.counted)
+            return Answer(found.rollout_id, found.phase, side, found.user_group, counted)
 
     def judged(self, trace_id: str, answer: Answer) -> None:
         """Keep what is known of an answer that was noted."""

@@ -142,7 +142,8 @@ class RolloutController:
             return False
         answer, new = judged
         number = rollout.taken.get(_FEEDBACK, -1) + 1
-        report = Report(_FEEDBACK, number, rollout.id, answer.phase, Evidence(**{side: new}))
+        seen = Evidence(**{side: new})
+        report = Report(_FEEDBACK, number, rollout.id, answer.phase, seen, group=answer.group)
         if (after := rollout.with_report(report)) is rollout:
             return False
         # First: should this process die now, a vote is lost rather than given twice.

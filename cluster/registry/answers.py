@@ -15,9 +15,14 @@ _AT_ONCE = 500
 
 
 def note(
-    tx: Session, rollout: int, phase: int, answered: Mapping[str, str], kept: int = KEPT
+    tx: Session,
+    rollout: int,
+    phase: int,
+    answered: Mapping[str, tuple[str, int]],
+    kept: int = KEPT,
 ) -> None:
-    """Remember which side gave which answer, by trace id; what is known stays as it is."""
+    """Remember which side gave which answer to which group of users, by trace id; what is known
+    stays as it is."""
     traces = list(answered)
     for start in range(0, len(traces), _AT_ONCE):
         some = traces[start : start + _AT_ONCE]
@@ -28,7 +33,8 @@ def note(
                 "trace_id": trace_id,
                 "rollout_id": rollout,
                 "phase": phase,
-                "side": answered[trace_id],
+                "side": answered[trace_id][0],
+                "user_group": answered[trace_id][1],
                 "counted": [],
             }
             for trace_id in some

@@ -133,6 +133,7 @@ class RolloutAnswer(Table):
     rollout_id: Mapped[int] = mapped_column(ForeignKey("rollouts.rollout_id"), index=True)
     phase: Mapped[int] = mapped_column(Integer)
     side: Mapped[str] = mapped_column(String(16))
+    user_group: Mapped[int] = mapped_column(Integer)
     counted: Mapped[list[str]]
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from operator import attrgetter
 
-from cluster.rollout.evidence import Evidence
-from cluster.rollout.plan import Guardrails, RolloutPlan
-from cluster.rollout.sequential import difference, radius
-from cluster.rollout.trial import verdict
+from cluster.rollout.evidence import Evidence, Moments
+from cluster.rollout.plan import RolloutPlan
+from cluster.rollout.sequential import Range, compared, radius
+from cluster.rollout.trial import Sides, verdict
 
 
 class Action(StrEnum):
@@ -45,17 +47,18 @@ def decide(
     number: int,
     *,
     phase_started: float,
-    seen: Evidence,
-    whole: Evidence,
+    evidence: Mapping[int, Evidence],
+    sides: Sides,
     now: float,
 ) -> Decision:
     """The next step of a rollout in phase `number`.
 
-    `seen` is the evidence of this phase, `whole` of all phases of its kind, shadow or not: what
-    only all of it can tell must not be forgotten from phase to phase.
+    `evidence` is that of each phase of its kind, shadow or not, by the phase's number: what only
+    all of it can tell must not be forgotten from phase to phase. `sides` are the outcomes of this
+    phase's A/B test by groups of users.
     """
-    phase = plan.phases[number]
-    judged = _worse(plan.guardrails, whole)
+    phase, last = plan.phases[number], number + 1 == len(plan.phases)
+    judged = _worse(plan, evidence)
     for found in judged:
         if found.at_least > found.allowed:
             return Decision(
@@ -64,60 +67,67 @@ def decide(
                 f"{found.allowed:.3g} allowed",
                 at_fault=True,
             )
+    seen = evidence.get(number, Evidence())
     requests, waited = seen.candidate.errors.n, now - phase_started
+    over = waited > plan.give_up_s
     if requests < phase.min_requests or waited < phase.min_seconds:
-        if waited > plan.give_up_s:
+        if over:
             reason = f"only {requests} of {phase.min_requests} requests in {waited:.0f} s"
             return Decision(Action.ROLL_BACK, reason)
         return Decision(Action.HOLD, f"{requests} of {phase.min_requests} requests")
     for found in judged:
         if found.estimate > found.allowed:
-            if waited > plan.give_up_s:
-                reason = f"{found.what}: it does not come right"
-                return Decision(Action.ROLL_BACK, reason, at_fault=True)
+            # Where a person decides, how long it has been says nothing.
+            if over and not (last and plan.at_end == "wait"):
+                return Decision(Action.ROLL_BACK, f"{found.what}: it does not come right")
             return Decision(Action.HOLD, f"{found.what}: looks worse by {found.estimate:.3g}")
     shown = f"{requests} requests within the guardrails"
     if phase.trial is not None:
-        test = verdict(phase.trial, seen)
-        over = waited > plan.give_up_s
+        test = verdict(phase.trial, sides)
         if test.says == "undecided" and not over:
             return Decision(Action.HOLD, str(test))
         given_up = test.says == "undecided" and phase.trial.undecided == "roll back"
         if test.says == "worse" or given_up:
             return Decision(Action.ROLL_BACK, str(test), at_fault=test.says == "worse")
         shown = str(test)
-    if number + 1 < len(plan.phases):
+    if not last:
         return Decision(Action.ADVANCE, shown)
     if plan.at_end == "wait":
         return Decision(Action.HOLD, f"it waits for a person to promote it ({shown})")
     return Decision(Action.PROMOTE, shown)
 
 
-def _worse(limits: Guardrails, seen: Evidence) -> list[_Worse]:
-    """Each measure of which both versions have something to show, and errors in any case."""
-    old, new = seen.baseline, seen.candidate
-    alpha = limits.alpha / 5
-    errors = difference(old.errors, new.errors, alpha, within=(0, 1))
-    disliked = difference(old.disliked, new.disliked, alpha, within=(0, 1))
-    escalated = difference(old.escalated, new.escalated, alpha, within=(0, 1))
-    slower = difference(old.latency_ms, new.latency_ms, alpha)
-    surer = difference(old.confidence, new.confidence, alpha)
-    slack = (limits.latency_ratio - 1) * old.latency_ms.mean
-    rows = (
-        (old.errors, new.errors, "error rate", errors.low, limits.error_rate),
-        (old.disliked, new.disliked, "disliked answers", disliked.low, limits.disliked),
-        (old.escalated, new.escalated, "escalations", escalated.low, limits.escalated),
-        (old.latency_ms, new.latency_ms, "latency in ms", slower.low, slack),
-    )
-    found = [
-        _Worse(what, low, theirs.mean - ours.mean, allowed)
-        for ours, theirs, what, low, allowed in rows
-        if ours.n and theirs.n
-    ]
-    if new.errors.n and not old.errors.n:  # all users have the candidate: what fails is its own
-        failing = new.errors.mean - radius(new.errors, alpha, within=(0, 1))
-        found.append(_Worse("error rate", failing, new.errors.mean, limits.error_rate))
-    if old.confidence.n and new.confidence.n:
-        lost = old.confidence.mean - new.confidence.mean
-        found.append(_Worse("confidence", -surer.high, lost, limits.confidence))
+_RATE: Range = (0, 1)
+
+
+def _worse(plan: RolloutPlan, evidence: Mapping[int, Evidence]) -> list[_Worse]:
+    """Each measure of which both versions have enough to show, and errors in any case."""
+    limits = plan.guardrails
+    alpha, found = limits.alpha / 5, list[_Worse]()
+
+    def pairs(measure: str) -> list[tuple[Moments, Moments]]:
+        of = attrgetter(measure)
+        return [(of(one.baseline), of(one.candidate)) for one in evidence.values()]
+
+    for what, measure, allowed in (
+        ("error rate", "errors", limits.error_rate),
+        ("disliked answers", "disliked", limits.disliked),
+        ("escalations", "escalated", limits.escalated),
+    ):
+        if (rate := compared(pairs(measure), alpha, within=_RATE)) is not None:
+            found.append(_Worse(what, rate.interval.low, rate.estimate, allowed))
+    if (took := compared(pairs("latency_ms"), alpha)) is not None:
+        slack = (limits.latency_ratio - 1) * took.baseline
+        found.append(_Worse("latency in ms", took.interval.low, took.estimate, slack))
+    if (sure := compared(pairs("confidence"), alpha)) is not None:
+        lost = -sure.interval.high
+        found.append(_Worse("confidence", lost, -sure.estimate, limits.confidence))
+    for number, one in evidence.items():
+        shared = plan.phases[number].percent < 100 and one.baseline.errors.n
+        if shared or plan.phases[number].shadow:
+            continue
+        # All users there are have the candidate: what fails is its own.
+        errors = one.candidate.errors
+        failing = errors.mean - radius(errors, alpha, within=_RATE)
+        found.append(_Worse("error rate", failing, errors.mean, limits.error_rate))
     return found

@@ -16,12 +16,21 @@ Side = Literal["baseline", "candidate"]
 
 
 @dataclass(frozen=True)
+class Given:
+    """Who gave an answer, and the group of the user who got it: see `cluster.rollout.groups`."""
+
+    side: Side
+    group: int
+
+
+@dataclass(frozen=True)
 class Answer:
     """An answer that a user saw of a version on trial."""
 
     rollout: int
     phase: int
     side: Side
+    group: int
     counted: frozenset[str] = frozenset()
     """The outcomes of it that are known, by their names in `Arm`."""
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import reduce
 from typing import Any
 
 from cluster.rollout.decide import Action, Decision, decide
-from cluster.rollout.evidence import Evidence
-from cluster.rollout.outcomes import Side
+from cluster.rollout.evidence import Evidence, Moments
+from cluster.rollout.outcomes import Given, Side
 from cluster.rollout.plan import RolloutPlan
 from cluster.rollout.trial import Verdict, verdict
 from cluster.types import AdapterVersion
@@ -45,8 +46,10 @@ class Report:
     rollout: int
     phase: int
     seen: Evidence
-    answered: dict[str, Side] = field(default_factory=dict)
+    answered: dict[str, Given] = field(default_factory=dict)
     """Who gave which answers, by trace id, where users saw them."""
+    group: int | None = None
+    """Of users, where it is one user's word on an answer."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +64,10 @@ class Rollout:
     phase: int = 0
     phase_started: float = 0.0
     """When it was asked for, until its first phase."""
-    seen: Evidence = field(default_factory=Evidence)
-    """Of this phase."""
-    whole: Evidence = field(default_factory=Evidence)
-    """Of all phases of its kind, shadow or not."""
+    evidence: dict[int, Evidence] = field(default_factory=dict)
+    """Of each phase so far, by its number."""
+    sides: dict[Side, dict[int, Moments]] = field(default_factory=dict)
+    """Of this phase's A/B test, where it is one: see `cluster.rollout.trial.Sides`."""
     taken: dict[str, int] = field(default_factory=dict)
     """The number of the last report of each source."""
     reason: str = ""
@@ -89,15 +92,47 @@ class Rollout:
             or report.number <= self.taken.get(report.source, -1)
         ):
             return self
-        taken = {**self.taken, report.source: report.number}
-        here = report.phase == self.phase
-        alike = self.plan.phases[report.phase].shadow == self.plan.phases[self.phase].shadow
+        seen = self.evidence.get(report.phase, Evidence()) + report.seen
         return replace(
             self,
-            taken=taken,
-            seen=self.seen + report.seen if here else self.seen,
-            whole=self.whole + report.seen if alike else self.whole,
+            taken={**self.taken, report.source: report.number},
+            evidence={**self.evidence, report.phase: seen},
+            sides=self._sides_with(report),
         )
+
+    def _sides_with(self, report: Report) -> dict[Side, dict[int, Moments]]:
+        trial = self.plan.phases[self.phase].trial
+        if trial is None or report.group is None or report.phase != self.phase:
+            return self.sides
+        sides: dict[Side, Moments] = {
+            "baseline": getattr(report.seen.baseline, trial.outcome),
+            "candidate": getattr(report.seen.candidate, trial.outcome),
+        }
+        found = dict(self.sides)
+        for side, said in sides.items():
+            if said.n:
+                groups = found.get(side, {})
+                before = groups.get(report.group, Moments())
+                found[side] = {**groups, report.group: before + said}
+        return found
+
+    @property
+    def seen(self) -> Evidence:
+        """The evidence of this phase."""
+        return self.evidence.get(self.phase, Evidence())
+
+    @property
+    def alike(self) -> dict[int, Evidence]:
+        """The evidence of the phases of this one's kind: what a shadow shows says nothing of
+        answers that users see, and wait for."""
+        phases = self.plan.phases
+        kind = phases[self.phase].shadow
+        return {n: seen for n, seen in self.evidence.items() if phases[n].shadow == kind}
+
+    @property
+    def whole(self) -> Evidence:
+        """All of that together, for a reader: shares changed between phases."""
+        return reduce(Evidence.__add__, self.alike.values(), Evidence())
 
     def decided(self, now: float) -> Decision:
         """What its evidence says it should do next."""
@@ -105,8 +140,8 @@ class Rollout:
             self.plan,
             self.phase,
             phase_started=self.phase_started,
-            seen=self.seen,
-            whole=self.whole,
+            evidence=self.alike,
+            sides=self.sides,
             now=now,
         )
 
@@ -119,7 +154,7 @@ class Rollout:
     def verdict(self) -> Verdict | None:
         """What the A/B test of this phase has shown, where it is one."""
         trial = self.plan.phases[self.phase].trial
-        return None if trial is None else verdict(trial, self.seen)
+        return None if trial is None else verdict(trial, self.sides)
 
     def as_json(self) -> dict[str, Any]:
         """How it stands, for a reader."""
@@ -149,16 +184,7 @@ class Rollout:
             return replace(self, status=Status.DRAINING, reason=decision.reason)
         if decision.action is Action.HOLD:
             return self
-        phases, number = self.plan.phases, self.phase + 1
-        alike = phases[number].shadow == phases[self.phase].shadow
-        return replace(
-            self,
-            phase=number,
-            phase_started=now,
-            seen=Evidence(),
-            # What a shadow shows says nothing of answers that users see, and wait for.
-            whole=self.whole if alike else Evidence(),
-        )
+        return replace(self, phase=self.phase + 1, phase_started=now, sides={})
 
     def withdrawn(self, reason: str, *, at_fault: bool) -> Rollout:
         """On its way out; `at_fault`: for good."""

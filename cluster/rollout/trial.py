@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from math import isfinite
 from typing import Any, Literal
 
-from cluster.rollout.evidence import Evidence
+from cluster.rollout.evidence import Moments
+from cluster.rollout.groups import design_effect, total
+from cluster.rollout.outcomes import Side
 from cluster.rollout.plan import Outcome, Trial
 from cluster.rollout.sequential import Range, difference
 
@@ -17,6 +20,9 @@ _RANGES: dict[Outcome, Range] = {
     "disliked": (0, 1),
 }
 _LESS_IS_BETTER = frozenset({"escalated", "disliked"})
+
+Sides = Mapping[Side, Mapping[int, Moments]]
+"""What is known of the outcome that a trial compares: of each version, by group of users."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,10 @@ class Verdict:
     candidate: float
     baseline_n: int
     candidate_n: int
+    """Outcomes."""
+    baseline_groups: int
+    candidate_groups: int
+    """Groups of users that they are of."""
     low: float
     high: float
     """The true difference lies between these, with `confidence`, however often one looks."""
@@ -47,20 +57,23 @@ class Verdict:
         found = f"{self.outcome} {self.baseline:.3f} to {self.candidate:.3f}"
         if self.low == float("-inf"):
             seen = min(self.baseline_n, self.candidate_n)
-            return f"{self.says}: {found}, only {seen} outcomes on one side"
+            groups = min(self.baseline_groups, self.candidate_groups)
+            return f"{self.says}: {found}, only {seen} outcomes of {groups} users on one side"
         between = f"difference {self.low:+.3f} to {self.high:+.3f}"
         return f"{self.says}: {found}, {between} at {self.confidence:.0%} confidence"
 
 
-def verdict(trial: Trial, seen: Evidence) -> Verdict:
-    """What `seen` says of the trial's outcome.
+def verdict(trial: Trial, sides: Sides) -> Verdict:
+    """What is known of the trial's outcome says this.
 
     Wrong with a chance of at most one less the confidence, over all looks together (see
-    `cluster.rollout.sequential`).
+    `cluster.rollout.sequential`), however much users differ from each other.
     """
     name = trial.outcome
-    old, new = getattr(seen.baseline, name), getattr(seen.candidate, name)
-    found = difference(old, new, 1 - trial.confidence, within=_RANGES[name])
+    groups = [sides.get("baseline", {}), sides.get("candidate", {})]
+    old, new = map(total, groups)
+    designs = design_effect(groups[0], old), design_effect(groups[1], new)
+    found = difference(old, new, 1 - trial.confidence, within=_RANGES[name], designs=designs)
     gain, loss = (found.low, found.high)
     if name in _LESS_IS_BETTER:
         gain, loss = -found.high, -found.low
@@ -70,5 +83,15 @@ def verdict(trial: Trial, seen: Evidence) -> Verdict:
     elif loss < 0:
         says = "worse"
     return Verdict(
-        name, says, old.mean, new.mean, old.n, new.n, found.low, found.high, trial.confidence
+        outcome=name,
+        says=says,
+        baseline=old.mean,
+        candidate=new.mean,
+        baseline_n=old.n,
+        candidate_n=new.n,
+        baseline_groups=len(groups[0]),
+        candidate_groups=len(groups[1]),
+        low=found.low,
+        high=found.high,
+        confidence=trial.confidence,
     )

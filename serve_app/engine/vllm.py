@@ -153,6 +153,7 @@ class VLLMEngine:
         first_ms: float | None = None
         unsaid: tuple[TokenLogprob, ...] = ()
         async with self._holding(adapter):
+            waited = (time.perf_counter() - started) * 1000
             async for output in self._generate(request, ids, kind):
                 piece = output.outputs[0]
                 if first_ms is None:
@@ -180,6 +181,7 @@ class VLLMEngine:
             total_ms=total,
             replica=self._replica,
             tokens=logprobs.tokens,
+            waited_ms=waited,
         )
 
     @asynccontextmanager

@@ -17,10 +17,11 @@ from cluster.types import Principal, Role
 from serve_app.config import GatewayConfig
 from serve_app.gateway import answers, wire
 from serve_app.gateway.auth import Authenticator
+from serve_app.gateway.blocks import unserved
 from serve_app.gateway.bodies import parse
 from serve_app.gateway.budgets import Budgets
 from serve_app.gateway.errors import Refused
-from serve_app.gateway.road import Road, unserved
+from serve_app.gateway.road import Road
 from serve_app.gateway.streams import streamed
 from serve_app.protocol import Block, Envelope, PromptCount, Sampling
 from serve_app.stages.routing import AUTO

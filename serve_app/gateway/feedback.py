@@ -14,9 +14,10 @@ from starlette.responses import JSONResponse, Response
 from cluster.rollout.evidence import Arm
 from cluster.types import AdapterVersion, Role
 from serve_app.gateway.auth import Authenticator
+from serve_app.gateway.blocks import unserved
 from serve_app.gateway.bodies import parse
 from serve_app.gateway.errors import Refused
-from serve_app.gateway.road import Road, TableSource, unserved
+from serve_app.gateway.road import Road, TableSource
 from serve_app.gateway.trials import one
 from serve_app.protocol import Envelope, Sampling
 

@@ -15,9 +15,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
-from cluster.control.protocol import Caller, RoutingTable, ServedAdapter
+from cluster.control.protocol import RoutingTable, ServedAdapter
 from cluster.privacy import restore
 from serve_app.cache import ResponseCache, Slot
+from serve_app.gateway import blocks
 from serve_app.gateway.budgets import Ended, most_read
 from serve_app.gateway.trials import Trials
 from serve_app.handoff import Pending
@@ -120,6 +121,18 @@ def _nobody(_envelope: Envelope) -> None:
 class _Progress:
     recording: bool = False
     """Audit has been asked to record this request, and does so whoever still waits for it."""
+
+
+@dataclass
+class _Walk:
+    """One request's tries to be answered."""
+
+    patience: float
+    """Seconds it still waits for news of swaps."""
+    spared: bool = False
+    """Its candidate was not to be had: the live version answers."""
+    counts: bool = False
+    """Whether its version was picked for its user, as both versions' answers on trial are."""
 
 
 class Road:
@@ -272,8 +285,9 @@ class Road:
         _withhold_unchecked(envelope)
         await self._hops[AUDIT.name](envelope)
 
-    def _resolve(self, envelope: Envelope) -> ServedAdapter | None:
+    def _resolve(self, envelope: Envelope, walk: _Walk) -> ServedAdapter | None:
         """The version that answers now; an adapter that is not live yields to the next best."""
+        walk.counts = False
         route = envelope.route
         # Without a route (routing may fail open) the client's own choice stands, else the base.
         table = self._table()
@@ -292,12 +306,15 @@ class Road:
         wanted = envelope.model if named else name
         adapter = table.resolve(envelope, wanted)
         if adapter is None and wanted == envelope.model:
-            envelope.block = unserved(table, envelope, wanted)
+            envelope.block = blocks.unserved(table, envelope, wanted)
         elif adapter is None:
             envelope.warnings.append(f"adapter {name} is not live; the base model answered")
         if adapter is None or wanted != name:
             return adapter  # whoever names a version gets that one
-        return self.trials.pick(adapter, envelope.user or envelope.key_id)
+        if walk.spared:
+            return adapter
+        walk.counts = True
+        return self.trials.pick(adapter, _user(envelope))
 
     def _request(self, envelope: Envelope, adapter: ServedAdapter | None) -> GenerationRequest:
         return GenerationRequest(
@@ -326,10 +343,10 @@ class Road:
         return replace(_usage(envelope, version, read, min(written, self._window)), exact=False)
 
     async def _generate(self, envelope: Envelope) -> Generation | None:
-        patience = _NEWS_S
+        walk = _Walk(_NEWS_S)
         for _ in range(_SWAP_RETRIES):
             known = self._table().generation
-            adapter = self._resolve(envelope)
+            adapter = self._resolve(envelope, walk)
             if envelope.block is not None:
                 return None
             slot, found = self._cached(envelope, adapter)
@@ -340,27 +357,28 @@ class Road:
                 found = await self._engine.complete(request)
             except AdapterGone:
                 # Swapped out between the look-up and the engine.
-                patience = await self._newer(known, patience)
+                await self._gone(adapter, known, walk)
                 continue
             except asyncio.CancelledError:
                 envelope.usage = self._most_used(envelope, request, request.sampling.max_tokens)
                 raise
             except Exception as error:  # its fault costs this request, which is still recorded
-                self._faulted(envelope, request, error)
+                self._faulted(envelope, request, error, walk)
                 return None
             _used(envelope, found.version, found)
-            self.trials.saw(request, found)
+            if walk.counts:
+                self.trials.saw(request, found, _user(envelope))
             if slot is not None:
                 self._cache.put(slot, found, time.monotonic())
             return found
-        envelope.block = _swapping()
+        envelope.block = blocks.swapping()
         return None
 
     async def _stream(self, envelope: Envelope) -> AsyncGenerator[Delta | Generation, None]:
-        patience = _NEWS_S
+        walk = _Walk(_NEWS_S)
         for _ in range(_SWAP_RETRIES):
             known = self._table().generation
-            adapter = self._resolve(envelope)
+            adapter = self._resolve(envelope, walk)
             if envelope.block is not None:
                 return
             slot, found = self._cached(envelope, adapter)
@@ -376,22 +394,31 @@ class Road:
                 ) as items:
                     async for item in items:
                         if isinstance(item, Generation):
-                            self.trials.saw(request, item)
+                            if walk.counts:
+                                self.trials.saw(request, item, _user(envelope))
                             if slot is not None:
                                 self._cache.put(slot, item, time.monotonic())
                         yield item
                 return
             except AdapterGone:
                 # Raised before the first token: nothing has been shown.
-                patience = await self._newer(known, patience)
+                await self._gone(adapter, known, walk)
                 continue
             except (asyncio.CancelledError, GeneratorExit):
                 envelope.usage = envelope.usage or self._most_used(envelope, request, 0)
                 raise
             except Exception as error:  # as above; what was streamed is followed by the error
-                self._faulted(envelope, request, error)
+                self._faulted(envelope, request, error, walk)
                 return
-        envelope.block = _swapping()
+        envelope.block = blocks.swapping()
+
+    async def _gone(self, adapter: ServedAdapter | None, known: int, walk: _Walk) -> None:
+        """Wait for news of a version that no replica holds; without any, a candidate's user gets
+        the live version, and the rollout hears nothing of it."""
+        walk.patience = await self._newer(known, walk.patience)
+        walk.spared = walk.spared or (
+            self._table().generation <= known and self.trials.tried(adapter)
+        )
 
     async def _newer(self, known: int, patience: float) -> float:
         """Wait `patience` seconds at most for a table newer than `known`; what is left of them.
@@ -404,46 +431,28 @@ class Road:
             await asyncio.sleep(_LOOK_S)
         return max(0.0, deadline - time.monotonic())
 
-    def _faulted(self, envelope: Envelope, request: GenerationRequest, error: Exception) -> None:
+    def _faulted(
+        self, envelope: Envelope, request: GenerationRequest, error: Exception, walk: _Walk
+    ) -> None:
         """Say on the envelope why the engine gave no answer."""
         if isinstance(error, AdapterKilled):
-            envelope.block = _killed(str(error))
+            envelope.block = blocks.killed(str(error))
         elif isinstance(error, PromptTooLong | NotSupported):
-            envelope.block = _refusal(error)
+            envelope.block = blocks.refusal(error)
         else:
-            self.trials.saw(request, None)
-            envelope.block = _failed(envelope)
+            if walk.counts:
+                self.trials.saw(request, None, _user(envelope))
+            envelope.block = blocks.failed(envelope)
 
 
-def unserved(table: RoutingTable, caller: Caller, model: str) -> Block:
-    """Why `model` does not answer `caller`. What is out of reach does not exist for them."""
-    if table.stopped(caller, model):
-        return _killed(model)
-    return Block(404, "model_not_found", f"model {model[:64]!r} is not served here", "model")
-
-
-def _killed(model: str) -> Block:
-    return Block(503, "adapter_killed", f"{model} is switched off", "model")
+def _user(envelope: Envelope) -> str:
+    """Who keeps to one version of two: whom the caller named, else whose key it is."""
+    return envelope.user or envelope.key_id
 
 
 def _named(envelope: Envelope, table: RoutingTable) -> str | None:
     name = envelope.model.partition("@")[0]
     return name if table.serves(envelope, name) else None
-
-
-def _refusal(error: PromptTooLong | NotSupported) -> Block:
-    if isinstance(error, PromptTooLong):
-        return Block(400, "context_length_exceeded", str(error), "messages")
-    return Block(400, "invalid_value", str(error))
-
-
-def _failed(envelope: Envelope) -> Block:
-    logger.exception("the engine failed on trace %s", envelope.trace_id)
-    return Block(502, "engine_error", "the engine failed on this request; try again")
-
-
-def _swapping() -> Block:
-    return Block(503, "adapter_unavailable", "the adapter is being replaced; try again")
 
 
 def _withhold_unchecked(envelope: Envelope) -> None:

@@ -14,9 +14,16 @@ from dataclasses import replace
 
 from cluster.control.protocol import RoutingTable, ServedAdapter, Split
 from cluster.rollout.evidence import Arm, Evidence, Moments
-from cluster.rollout.outcomes import Side
+from cluster.rollout.groups import group_of
+from cluster.rollout.outcomes import Given
 from cluster.rollout.state import Report, chosen
-from serve_app.protocol import Engines, Generation, GenerationRequest
+from serve_app.protocol import (
+    AdapterGone,
+    AdapterKilled,
+    Engines,
+    Generation,
+    GenerationRequest,
+)
 from serve_app.tasks import apart
 
 logger = logging.getLogger(__name__)
@@ -34,7 +41,7 @@ class Trials:
     def __init__(self, engine: Engines, table: Callable[[], RoutingTable]) -> None:
         self._engine, self._table = engine, table
         self._seen: dict[tuple[int, int], Evidence] = {}
-        self._answered: dict[tuple[int, int], dict[str, Side]] = {}
+        self._answered: dict[tuple[int, int], dict[str, Given]] = {}
         self._shadows: set[asyncio.Task[None]] = set()
         self._unheard: list[Report] = []
         self._number = 0
@@ -46,12 +53,14 @@ class Trials:
             return adapter
         return split.candidate
 
-    def saw(
-        self,
-        request: GenerationRequest,
-        generation: Generation | None,
-    ) -> None:
-        """Count an answer, or None for a fault of the engine's; perhaps try a shadow on it."""
+    def tried(self, adapter: ServedAdapter | None) -> bool:
+        """Whether `adapter` is a candidate that users get now."""
+        split = self._table().splits.get(adapter.name) if adapter else None
+        return split is not None and not split.shadow and adapter == split.candidate
+
+    def saw(self, request: GenerationRequest, generation: Generation | None, user: str) -> None:
+        """Count what a version answered that was picked for `user`, or None for a fault of the
+        engine's; perhaps try a shadow on it."""
         if request.adapter is None:
             return
         split = self._table().splits.get(request.adapter.name)
@@ -60,17 +69,16 @@ class Trials:
         answered = _arm(generation)
         if request.adapter == split.candidate:
             self._count(split, Evidence(candidate=answered))
-            self._note(split, request, "candidate", generation)
+            self._note(split, request, Given("candidate", group_of(user)), generation)
             return
         shadowed = split.shadow and chosen(split.rollout, request.request_id, split.percent)
         if shadowed and len(self._shadows) >= _SHADOWS:
             return
-        # In a shadow the live version counts where the candidate does: on the same requests.
-        if shadowed or not split.shadow:
+        if not split.shadow:
             self._count(split, Evidence(baseline=answered))
-            self._note(split, request, "baseline", generation)
+            self._note(split, request, Given("baseline", group_of(user)), generation)
         if shadowed:
-            task = apart(self._shadow(split, request))
+            task = apart(self._shadow(split, request, answered))
             self._shadows.add(task)
             task.add_done_callback(self._shadows.discard)
 
@@ -90,21 +98,24 @@ class Trials:
         counts it once."""
         self._unheard = reports[-_KEPT:]
 
-    async def _shadow(self, split: Split, request: GenerationRequest) -> None:
+    async def _shadow(self, split: Split, request: GenerationRequest, baseline: Arm) -> None:
         again = replace(request, request_id=f"{request.request_id}-shadow", adapter=split.candidate)
         try:
             answer = await asyncio.wait_for(self._engine.complete(again), _SHADOW_S)
+        except (AdapterGone, AdapterKilled):
+            return  # no replica holds it now, which is no fault of its own
         except Exception:  # what the candidate does to this request is what is looked for
             logger.warning("shadow of %s failed on %s", split.candidate.label, again.request_id)
             answer = None
-        self._count(split, Evidence(candidate=_arm(answer)))
+        # The live version counts where the candidate does: on the same requests.
+        self._count(split, Evidence(baseline, _arm(answer)))
 
     def _note(
-        self, split: Split, request: GenerationRequest, side: Side, answer: Generation | None
+        self, split: Split, request: GenerationRequest, given: Given, answer: Generation | None
     ) -> None:
         if answer is not None and not split.shadow:
             mine = self._answered.setdefault((split.rollout, split.phase), {})
-            mine[request.request_id] = side
+            mine[request.request_id] = given
 
     def _count(self, split: Split, seen: Evidence) -> None:
         key = (split.rollout, split.phase)
@@ -116,7 +127,8 @@ def _arm(generation: Generation | None) -> Arm:
         return Arm(errors=one(True))
     return Arm(
         errors=one(False),
-        latency_ms=Moments.of([generation.total_ms]),
+        # Without the wait for its turn, which whoever has fewer requests has more of.
+        latency_ms=Moments.of([generation.total_ms - generation.waited_ms]),
         confidence=Moments.of([math.exp(generation.mean_logprob)]),
     )
 

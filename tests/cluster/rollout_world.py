@@ -16,7 +16,7 @@ from typing import Any
 from cluster.control.protocol import Proof, ServedAdapter, Split
 from cluster.control.rollouts import RolloutController
 from cluster.rollout.evidence import Arm, Evidence, Moments
-from cluster.rollout.outcomes import Answer, Side
+from cluster.rollout.outcomes import Answer, Given, Side
 from cluster.rollout.state import Report, Rollout, Status, chosen
 from cluster.types import AdapterVersion, VersionState
 from tests.cluster.rollout_plans import AB_TEST, PLAN
@@ -24,6 +24,8 @@ from tests.cluster.rollout_plans import AB_TEST, PLAN
 NAME = "care"
 _USERS = [f"user-{number}" for number in range(12)]
 _RESOLVED, _MORE, _LESS = 0.6, 0.95, 0.25
+#: Groups of users: as many as an A/B test needs, and some.
+_GROUPS = 30
 
 
 class Crash(BaseException):
@@ -98,8 +100,9 @@ class Store:
     def note(self, report: Report) -> None:
         def change() -> None:
             known = self._world.durable.answers.setdefault(report.rollout, {})
-            for trace_id, side in report.answered.items():
-                known.setdefault(trace_id, Answer(report.rollout, report.phase, side))
+            for trace_id, given in report.answered.items():
+                mine = Answer(report.rollout, report.phase, given.side, given.group)
+                known.setdefault(trace_id, mine)
 
         self._write(change)
 
@@ -365,22 +368,24 @@ class World:
                 self._arm(requests, 0.0, 0.0 if split.shadow else _RESOLVED),
                 self._arm(requests, wrong, 0.0 if split.shadow else self.resolves[number]),
             ),
+            # What is known of their answers is of one group of users.
+            group=self.random.randrange(_GROUPS),
         )
         if not split.shadow:
             report = replace(report, answered=self._show(split))
         self._asked[split.rollout] = self._asked.get(split.rollout, 0) + requests
         self._reports += [report] * self.random.choice((0, 1, 1, 1, 2) if self.faults else (1,))
 
-    def _show(self, split: Split) -> dict[str, Side]:
+    def _show(self, split: Split) -> dict[str, Given]:
         """Users see an answer of either version, and know its trace id."""
         rollout = self.durable.rollouts[split.rollout]
-        answered: dict[str, Side] = {}
+        answered: dict[str, Given] = {}
         sides: tuple[Side, ...] = ("candidate", "baseline")
         for side in sides:
             version = rollout.candidate if side == "candidate" else rollout.baseline
             assert version is not None
             trace_id = f"tr-{self._sent}-{side}"
-            answered[trace_id] = side
+            answered[trace_id] = Given(side, self.random.randrange(_GROUPS))
             self._shown.append((trace_id, split.rollout, version))
         return answered
 
@@ -433,10 +438,10 @@ class World:
                 held = [held for held in self.engines.held if held is not None]
                 assert all(number in one for one in held), "users are sent where it is not loaded"
         for rollout in durable.rollouts.values():
-            counted = rollout.whole.candidate.errors.n
+            alike = rollout.alike.values()
+            counted = sum(one.candidate.errors.n for one in alike)
             assert counted <= self._asked.get(rollout.id, 0), "a request was counted twice"
-            whole = rollout.whole
-            votes = whole.candidate.rating.n + whole.baseline.rating.n
+            votes = sum(one.candidate.rating.n + one.baseline.rating.n for one in alike)
             assert votes <= self._votes[rollout.id], (
                 "a vote was counted twice, or of another rollout"
             )

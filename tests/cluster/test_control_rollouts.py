@@ -13,7 +13,7 @@ from cluster.control.actor import ControlPlane
 from cluster.errors import ConflictError
 from cluster.registry import answers
 from cluster.rollout.evidence import Arm, Evidence, Moments
-from cluster.rollout.outcomes import Side
+from cluster.rollout.outcomes import Given
 from cluster.rollout.plan import Phase, RolloutPlan
 from cluster.rollout.state import Report, Status
 from cluster.types import AdapterVersion, VersionState
@@ -310,7 +310,7 @@ async def test_feedback_counts_once_and_only_on_answers_that_were_given(
     await _tick(control)
     liked = Arm(resolved=Moments(1, 1.0, 1.0))
     assert not await control.judge("tr-a", V2, liked)
-    answered: dict[str, Side] = {"tr-a": "candidate", "tr-b": "baseline"}
+    answered = {"tr-a": Given("candidate", 3), "tr-b": Given("baseline", 5)}
     await control.report([Report("g1", 1, rollout.id, 0, Evidence(), answered)])
     assert await control.judge("tr-a", V2, liked)
     assert not await control.judge("tr-a", V2, liked), "nobody votes twice"
@@ -332,7 +332,7 @@ async def test_feedback_counts_on_answers_from_before_a_restart(
 ) -> None:
     rollout = await control.start_rollout(V2, PLAN, BY)
     await _tick(control)
-    answered: dict[str, Side] = {"tr-a": "candidate", "tr-b": "baseline"}
+    answered = {"tr-a": Given("candidate", 3), "tr-b": Given("baseline", 5)}
     report = Report("g1", 1, rollout.id, 0, Evidence(), answered)
     await control.report([report])
     liked = Arm(resolved=Moments(1, 1.0, 1.0))

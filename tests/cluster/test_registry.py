@@ -291,16 +291,16 @@ def test_the_newest_answers_on_trial_are_kept_until_their_rollout_is_over(
                 )
             )
     with change() as tx:
-        answers.note(tx, 1, 1, {f"tr-{i}": "candidate" for i in range(1200)})
+        answers.note(tx, 1, 1, {f"tr-{i}": ("candidate", i % 7) for i in range(1200)})
         answers.judged(tx, "tr-0", ["rating", "disliked"])
-        answers.note(tx, 2, 0, {"tr-0": "baseline", "tr-new": "baseline"})
+        answers.note(tx, 2, 0, {"tr-0": ("baseline", 1), "tr-new": ("baseline", 1)})
         found = answers.get(tx, "tr-0")
         assert found is not None
         assert (found.rollout_id, found.phase, found.side) == (1, 1, "candidate")
         assert found.counted == ["disliked", "rating"], "told twice, it stays as it is"
         assert answers.get(tx, "tr-unknown") is None
 
-        answers.note(tx, 2, 0, {"tr-newest": "candidate"}, kept=100)
+        answers.note(tx, 2, 0, {"tr-newest": ("candidate", 2)}, kept=100)
         assert tx.scalar(select(func.count()).select_from(RolloutAnswer)) == 100
         assert answers.get(tx, "tr-0") is None
         assert answers.get(tx, "tr-newest") is not None

@@ -14,7 +14,7 @@ from cluster.rollout.evidence import Arm, Evidence, Moments
 from cluster.rollout.plan import Guardrails, Phase, RolloutPlan, Trial
 from cluster.rollout.sequential import difference, radius
 from cluster.rollout.state import Report, Rollout, Status, chosen
-from cluster.rollout.trial import verdict
+from cluster.rollout.trial import Sides, verdict
 from cluster.types import AdapterVersion
 
 PLAN = RolloutPlan(
@@ -73,7 +73,7 @@ def test_the_interval_narrows_on_a_difference() -> None:
 
 
 def _decide(seen: Evidence, *, number: int = 1, waited: float = 60.0) -> tuple[Action, str]:
-    found = decide(PLAN, number, phase_started=0.0, seen=seen, whole=seen, now=waited)
+    found = decide(PLAN, number, phase_started=0.0, evidence={number: seen}, sides={}, now=waited)
     return found.action, found.reason
 
 
@@ -100,7 +100,7 @@ def test_a_good_candidate_advances_and_is_promoted() -> None:
     assert _decide(good, number=1)[0] is Action.ADVANCE
     assert _decide(good, number=2)[0] is Action.PROMOTE
     waits = PLAN.model_copy(update={"at_end": "wait"})
-    found = decide(waits, 2, phase_started=0, seen=good, whole=good, now=60)
+    found = decide(waits, 2, phase_started=0, evidence={2: good}, sides={}, now=60)
     assert found.action is Action.HOLD
 
 
@@ -137,9 +137,8 @@ def test_a_report_counts_once_and_only_where_it_belongs() -> None:
     assert rollout.with_report(replace(report, phase=1)) is rollout, "a phase yet to come"
     assert rollout.withdrawn("x", at_fault=False).with_report(report).seen == Evidence()
     # The shadow's late report is no part of what the canary is judged by.
-    canary = replace(counted, phase=1, seen=Evidence(), whole=Evidence())
-    late = canary.with_report(replace(report, number=2))
-    assert (late.seen, late.whole) == (Evidence(), Evidence())
+    late = replace(counted, phase=1).with_report(replace(report, number=2))
+    assert (late.seen, late.whole, late.alike) == (Evidence(), Evidence(), {})
 
 
 def test_the_canary_starts_with_fresh_evidence_and_keeps_it_from_phase_to_phase() -> None:
@@ -198,8 +197,21 @@ def _tested(
     phase = Phase(percent=50, min_requests=50, min_seconds=5, trial=trial)
     seen = Evidence(_outcomes(baseline), _outcomes(candidate))
     plan = RolloutPlan(phases=(phase,), give_up_s=1000)
-    found = decide(plan, 0, phase_started=0.0, seen=seen, whole=seen, now=now)
+    sides = _sides(baseline, candidate)
+    found = decide(plan, 0, phase_started=0.0, evidence={0: seen}, sides=sides, now=now)
     return found.action, found.reason
+
+
+def _sides(baseline: Moments, candidate: Moments) -> Sides:
+    """As much of it in each of forty groups of users."""
+
+    def parts(whole: Moments) -> dict[int, Moments]:
+        if whole.n < 40:
+            return {0: whole}
+        part = Moments(whole.n // 40, whole.total / 40, whole.squares / 40)
+        return dict.fromkeys(range(40), part)
+
+    return {"baseline": parts(baseline), "candidate": parts(candidate)}
 
 
 def test_an_ab_test_ends_with_a_verdict() -> None:
@@ -211,7 +223,7 @@ def test_an_ab_test_ends_with_a_verdict() -> None:
     action, reason = _tested(_rate(2000, 1000), _rate(2000, 1020))
     assert action is Action.HOLD
     assert reason.startswith("undecided")
-    assert "only 3 outcomes" in _tested(_rate(2000, 1000), _rate(3, 3))[1]
+    assert "only 3 outcomes of 1 users" in _tested(_rate(2000, 1000), _rate(3, 3))[1]
 
 
 def test_a_trial_is_told_in_json_with_its_verdict_in_figures_and_words() -> None:
@@ -219,11 +231,10 @@ def test_a_trial_is_told_in_json_with_its_verdict_in_figures_and_words() -> None
     rollout = Rollout(1, AdapterVersion("care", 2), AdapterVersion("care", 1), plan)
     unknown = rollout.as_json()["verdict"]
     assert (unknown["says"], unknown["low"], unknown["high"]) == ("undecided", None, None)
-    seen = Evidence(
-        replace(_arm(2000), resolved=_rate(2000, 1000)),
-        replace(_arm(2000), resolved=_rate(2000, 1300)),
-    )
-    told = json.loads(json.dumps(replace(rollout, seen=seen, whole=seen).as_json()))
+    old, new = _rate(2000, 1000), _rate(2000, 1300)
+    seen = Evidence(replace(_arm(2000), resolved=old), replace(_arm(2000), resolved=new))
+    known = replace(rollout, evidence={0: seen}, sides=_sides(old, new))
+    told = json.loads(json.dumps(known.as_json()))
     assert told["verdict"]["says"] == "better"
     assert told["verdict"]["candidate"] == pytest.approx(0.65)
     assert 0 < told["verdict"]["low"] < 0.15 < told["verdict"]["high"]
@@ -243,22 +254,13 @@ def test_an_ab_test_that_shows_nothing_ends_as_was_said(undecided: Any, expected
 
 
 def test_less_is_better_of_some_outcomes_and_a_gain_may_be_asked_for() -> None:
-    fewer = Evidence(
-        replace(_arm(2000), escalated=_rate(2000, 600)),
-        replace(_arm(2000), escalated=_rate(2000, 300)),
-    )
+    fewer = _sides(_rate(2000, 600), _rate(2000, 300))
     assert verdict(Trial(outcome="escalated"), fewer).says == "better"
     assert verdict(Trial(outcome="escalated", min_gain=0.1), fewer).says == "undecided"
     assert verdict(Trial(outcome="escalated", min_gain=0.3), fewer).says == "undecided"
-    liked = Moments.of([4.0, 5.0] * 500)
-    rated = Evidence(
-        replace(_arm(9), rating=Moments.of([2.0, 3.0] * 500)), replace(_arm(9), rating=liked)
-    )
+    rated = _sides(Moments.of([2.0, 3.0] * 500), Moments.of([4.0, 5.0] * 500))
     assert verdict(Trial(outcome="rating"), rated).says == "better"
-    alike = Evidence(
-        replace(_arm(9), rating=Moments(40, 120, 360)),
-        replace(_arm(9), rating=Moments(40, 124, 385)),
-    )
+    alike = _sides(Moments(40, 120, 360), Moments(40, 124, 385))
     assert verdict(Trial(outcome="rating"), alike).says == "undecided"
 
 
@@ -270,8 +272,7 @@ def test_an_ab_test_of_equals_is_seldom_decided_however_often_one_looks() -> Non
         for _ in range(60):
             old += _rate(20, sum(drawn.random() < 0.6 for _ in range(20)))
             new += _rate(20, sum(drawn.random() < 0.6 for _ in range(20)))
-            seen = Evidence(_outcomes(old), _outcomes(new))
-            if verdict(trial, seen).says != "undecided":
+            if verdict(trial, _sides(old, new)).says != "undecided":
                 wrong += 1
                 break
     assert wrong <= 20

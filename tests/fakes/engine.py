@@ -33,6 +33,7 @@ class FakeEngine:
         self.prompts: list[tuple[dict[str, str], ...]] = []
         self.requests: list[GenerationRequest] = []
         self.limit = 500
+        self.waited_ms = 0.0
         self.wait: Callable[[], Awaitable[object]] = _at_once
 
     def _generation(self, request: GenerationRequest) -> Generation:
@@ -60,6 +61,7 @@ class FakeEngine:
             2.0,
             "fake",
             tokens=None if top is None else tokens,
+            waited_ms=self.waited_ms,
         )
 
     async def complete(self, request: GenerationRequest) -> Generation:

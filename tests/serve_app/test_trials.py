@@ -9,8 +9,10 @@ import pytest
 
 from cluster.control.protocol import Split
 from cluster.rollout.evidence import Arm, Evidence, Moments
+from cluster.rollout.groups import group_of
 from cluster.rollout.state import chosen
 from cluster.types import AdapterVersion
+from serve_app.gateway import road
 from tests.serve_app.test_access import _as
 from tests.serve_app.test_gateway import GOOD, V2, World
 from tests.waiting import until
@@ -74,6 +76,35 @@ async def test_whoever_names_a_version_gets_that_one(
     assert (await client.post(CHAT, json={**GOOD, "model": "inventory@2"})).status_code == 404
     answer = await client.post(CHAT, json={**GOOD, "model": "inventory"})
     assert answer.headers["x-headrace-model"] == "inventory@2"
+    # Nobody drew it for them: it tells nothing of how users fare who get one or the other.
+    seen = _seen(world)
+    assert (seen.baseline.errors.n, seen.candidate.errors.n) == (0, 1)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_where_a_candidate_is_not_to_be_had_the_live_version_answers(
+    world: World, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    monkeypatch.setattr(road, "_NEWS_S", 0.01)
+    world.engine.residents.discard(V2.int_id)
+    _split(world, 100)
+    body = {**GOOD, "model": "inventory", "stream": stream}
+    assert (await client.post(CHAT, json=body)).status_code == 200
+    assert [r.adapter.label for r in world.engine.requests if r.adapter][-1] == "inventory@1"
+    assert _seen(world) == Evidence(), "that is no fault of its own, nor was the live one drawn"
+    _split(world, 100, shadow=True)
+    assert (await client.post(CHAT, json=body)).status_code == 200
+    await until(lambda: not world.road.trials._shadows)
+    assert _seen(world) == Evidence()
+
+
+async def test_the_wait_for_its_turn_is_not_the_versions_latency(
+    world: World, client: httpx.AsyncClient
+) -> None:
+    _split(world, 100)
+    world.engine.waited_ms = 1.5
+    assert (await client.post(CHAT, json={**GOOD, "model": "inventory"})).status_code == 200
+    assert _seen(world).candidate.latency_ms.mean == 0.5
 
 
 async def test_a_shadow_is_tried_and_shown_to_nobody(
@@ -153,7 +184,9 @@ async def test_the_answers_of_a_trial_are_told_with_who_gave_them(
     [report] = world.road.trials.reports("g")
     assert list(report.answered) == [envelope.trace_id for envelope in world.audited]
     sides = ["candidate" if chosen(9, f"u{n}", 50) else "baseline" for n in range(10)]
-    assert list(report.answered.values()) == sides
+    assert [given.side for given in report.answered.values()] == sides
+    groups = [group_of(f"u{n}") for n in range(10)]
+    assert [given.group for given in report.answered.values()] == groups
     _split(world, 100, shadow=True)
     await client.post(CHAT, json={**GOOD, "model": "inventory"})
     await until(lambda: not world.road.trials._shadows)
