@@ -311,11 +311,19 @@ class EngineFault:
 
     kind: str
     message: str
+    replica: str = ""
+    """Whose it is."""
 
     @classmethod
-    def of(cls, error: Exception) -> EngineFault:
+    def of(cls, error: Exception, replica: str = "") -> EngineFault:
         """The wire form of `error`, which is one of `Engine`'s."""
-        return cls(next(k for k, v in _FAULTS.items() if isinstance(error, v)), str(error))
+        kind = next(k for k, v in _FAULTS.items() if isinstance(error, v))
+        return cls(kind, str(error), replica)
+
+    @property
+    def gone(self) -> bool:
+        """Whether the replica does not hold the adapter, and another may."""
+        return _FAULTS[self.kind] is AdapterGone
 
     def raised(self) -> Exception:
         """The error this stands for."""

@@ -33,7 +33,7 @@ class InFlight:
     """What one replica works on. `complete` and `stream` are the engine's own, for one request.
 
     `ready` is awaited before either with the adapter that is asked for: a replica that started
-    while a swap was under way may not hold it yet.
+    while a swap was under way may not hold it yet. `replica` is this one's name.
     """
 
     def __init__(
@@ -41,8 +41,10 @@ class InFlight:
         complete: Callable[[GenerationRequest], Awaitable[Generation]],
         stream: Callable[[GenerationRequest], AsyncIterator[Delta | Generation]],
         ready: Callable[[ServedAdapter], Awaitable[None]] | None = None,
+        replica: str = "",
     ) -> None:
         self._complete, self._stream, self._ready = complete, stream, ready
+        self._replica = replica
         self.under_way = 0
         """Requests in the engine now: what the deployment is scaled by."""
 
@@ -67,7 +69,7 @@ class InFlight:
                     await self._ready(request.adapter)
                 return await self._complete(request)
             except Exception as error:  # goes back as a value
-                return _fault(request, error)
+                return self._fault(request, error)
 
     async def stream(self, request: GenerationRequest) -> AsyncIterator[Delta | Answer]:
         """The items of one request; the last is its generation or what went wrong."""
@@ -79,7 +81,13 @@ class InFlight:
                     async for item in _by_word(items):
                         yield item
             except Exception as error:  # as above
-                yield _fault(request, error)
+                yield self._fault(request, error)
+
+    def _fault(self, request: GenerationRequest, error: Exception) -> EngineFault:
+        if isinstance(error, (AdapterGone, AdapterKilled, PromptTooLong, NotSupported)):
+            return EngineFault.of(error, self._replica)
+        logger.error("the engine failed on %s", request.request_id, exc_info=error)
+        return EngineFault("failed", "the engine failed on this request", self._replica)
 
 
 async def _by_word(
@@ -100,10 +108,3 @@ async def _by_word(
             held = Delta("")
         if isinstance(item, Generation):
             yield item
-
-
-def _fault(request: GenerationRequest, error: Exception) -> EngineFault:
-    if isinstance(error, (AdapterGone, AdapterKilled, PromptTooLong, NotSupported)):
-        return EngineFault.of(error)
-    logger.error("the engine failed on %s", request.request_id, exc_info=error)
-    return EngineFault("failed", "the engine failed on this request")

@@ -1,7 +1,8 @@
 """Which replicas an adapter's requests go to: as many as its traffic needs, and always the same.
 
 A replica that is one of them for the first time is asked to load the adapter, and takes its
-requests once it has said that it holds it. Every gateway comes to the same replicas by itself.
+requests once it has said that it holds it. One that has said that it does not is passed over for a
+while. Every gateway comes to the same replicas by itself.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
@@ -21,6 +23,8 @@ logger = logging.getLogger(__name__)
 #: Replicas for each that an adapter's load alone would fill: room for it to grow.
 _HEADROOM = 2.0
 _REMEMBERED = 16_384
+#: How long a replica that did not hold an adapter gets no request of it, where another is there.
+_LACKING_S = 2.0
 
 Share = Callable[[str], float]
 """An adapter's share of the load, 0 to 1."""
@@ -44,13 +48,21 @@ def ranked(name: str, replicas: Sequence[str]) -> list[str]:
 class Placement:
     """One gateway's knowledge of who holds what."""
 
-    def __init__(self, share: Share) -> None:
-        self._share = share
+    def __init__(self, share: Share, now: Callable[[], float] = time.monotonic) -> None:
+        self._share, self._now = share, now
         self._held: OrderedDict[tuple[str, int], bool] = OrderedDict()
         """By replica and engine id: whether it has said that it holds it, or was only asked."""
+        self._lacking: OrderedDict[tuple[str, int], float] = OrderedDict()
+        """Until when those that have said that they do not are passed over."""
 
     def of(self, adapter: ServedAdapter, usable: list[Connection]) -> list[Connection]:
         """Those of `usable` that take a request of `adapter` now; never none."""
+        if self._lacking:
+            now, key = self._now(), adapter.int_id
+            some = [
+                one for one in usable if self._lacking.get((one.address.replica, key), now) <= now
+            ]
+            usable = some or usable
         if len(usable) == 1:
             return usable
         by_name = {one.address.replica: one for one in usable}
@@ -75,6 +87,17 @@ class Placement:
     def answered(self, replica: str, adapter: ServedAdapter) -> None:
         """`replica` has answered a request of `adapter`, and so holds it."""
         self._remember((replica, adapter.int_id), held=True)
+
+    def missed(self, replica: str, adapter: ServedAdapter) -> None:
+        """`replica` has said that it does not hold `adapter`."""
+        key = (replica, adapter.int_id)
+        self._held.pop(key, None)
+        self._lacking[key] = self._now() + _LACKING_S
+        self._lacking.move_to_end(key)
+        while self._lacking and (
+            len(self._lacking) > _REMEMBERED or next(iter(self._lacking.values())) <= self._now()
+        ):
+            self._lacking.popitem(last=False)
 
     def _ask(self, connection: Connection, adapter: ServedAdapter) -> None:
         key = (connection.address.replica, adapter.int_id)

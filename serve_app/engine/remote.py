@@ -17,8 +17,11 @@ from serve_app.protocol import (
     GenerationRequest,
     unheard,
 )
-from serve_app.rpc.client import CallFailed, ReplicaLost
+from serve_app.rpc.client import CallFailed, Connection, ReplicaLost
 from serve_app.rpc.pool import Among, Pool
+
+#: Replicas that one request is sent to at most, where none of them holds its adapter.
+_ASKED = 4
 
 
 class RemoteEngine:
@@ -36,16 +39,18 @@ class RemoteEngine:
 
     async def complete(self, request: GenerationRequest) -> Generation:
         """See `serve_app.protocol.Engines.complete`."""
-        try:
-            answer: Answer = await self._replicas.call(
-                "complete", request, among=self._among(request.adapter)
-            )
-        except (ReplicaLost, CallFailed) as error:
-            raise EngineFailed("the engine's replica gave no answer") from error
-        if isinstance(answer, EngineFault):
-            raise answer.raised()
-        self._held(request.adapter, answer)
-        return answer
+        way = _Way(self._placement, request.adapter)
+        while True:
+            try:
+                answer: Answer = await self._replicas.call("complete", request, among=way.among)
+            except (ReplicaLost, CallFailed) as error:
+                raise EngineFailed("the engine's replica gave no answer") from error
+            if isinstance(answer, EngineFault):
+                if way.leads_on(answer):
+                    continue
+                raise answer.raised()
+            way.answered(answer)
+            return answer
 
     async def stream(
         self, request: GenerationRequest, arrived: Arrived = unheard
@@ -56,25 +61,55 @@ class RemoteEngine:
             if not isinstance(item, EngineFault):
                 arrived(item)
 
-        among = self._among(request.adapter)
-        async with aclosing(
-            self._replicas.stream("stream", request, among=among, arrived=came)
-        ) as items:
-            try:
-                async for item in items:
-                    if isinstance(item, EngineFault):
-                        raise item.raised()
-                    if isinstance(item, Generation):
-                        self._held(request.adapter, item)
-                    yield item
-            except (ReplicaLost, CallFailed) as error:
-                raise EngineFailed("the engine's replica gave no answer") from error
+        way = _Way(self._placement, request.adapter)
+        while True:
+            elsewhere = False
+            async with aclosing(
+                self._replicas.stream("stream", request, among=way.among, arrived=came)
+            ) as items:
+                try:
+                    async for item in items:
+                        if isinstance(item, EngineFault):
+                            # Before the first token: nothing has been shown.
+                            if elsewhere := way.leads_on(item):
+                                break
+                            raise item.raised()
+                        if isinstance(item, Generation):
+                            way.answered(item)
+                        yield item
+                except (ReplicaLost, CallFailed) as error:
+                    raise EngineFailed("the engine's replica gave no answer") from error
+            if not elsewhere:
+                return
 
-    def _among(self, adapter: ServedAdapter | None) -> Among | None:
-        if adapter is None:
-            return None
-        return lambda usable: self._placement.of(adapter, usable)
 
-    def _held(self, adapter: ServedAdapter | None, answer: Generation) -> None:
-        if adapter is not None:
-            self._placement.answered(answer.replica, adapter)
+class _Way:
+    """One request's way to a replica that holds its adapter."""
+
+    def __init__(self, placement: Placement, adapter: ServedAdapter | None) -> None:
+        self._placement, self._adapter = placement, adapter
+        self._missed: set[str] = set()
+        self._others = 0
+
+    @property
+    def among(self) -> Among | None:
+        """Which replicas it may go to; any where it is of no adapter."""
+        return None if self._adapter is None else self._of
+
+    def _of(self, usable: list[Connection]) -> list[Connection]:
+        assert self._adapter is not None
+        self._others = sum(one.address.replica not in self._missed for one in usable) - 1
+        return self._placement.of(self._adapter, usable)
+
+    def answered(self, answer: Generation) -> None:
+        """A replica has answered."""
+        if self._adapter is not None:
+            self._placement.answered(answer.replica, self._adapter)
+
+    def leads_on(self, fault: EngineFault) -> bool:
+        """Whether a replica that does not hold the adapter leaves another to ask: each is, once."""
+        if self._adapter is None or not fault.gone or fault.replica in self._missed:
+            return False
+        self._missed.add(fault.replica)
+        self._placement.missed(fault.replica, self._adapter)
+        return self._others > 0 and len(self._missed) < _ASKED

@@ -51,7 +51,9 @@ class EngineReplica:
             )
         else:
             self._loader = Merged(self._engine, control, self._replica, version)
-        self._in_flight = InFlight(self._engine.complete, self._engine.stream, self._loader.hold)
+        self._in_flight = InFlight(
+            self._engine.complete, self._engine.stream, self._loader.hold, self._replica
+        )
         self._server = Server(self._replica, {**self._in_flight.methods, "hold": self._hold})
         self._config = config
         self._follower: asyncio.Task[None] | None = None

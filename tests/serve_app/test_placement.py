@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -111,6 +112,23 @@ async def test_a_replica_that_does_not_load_it_is_asked_again(answer: bool | Exc
         assert _names(found) == {ranked("care", REPLICAS)[0]}
         await asyncio.sleep(0.01)
         assert sum(len(replica.asked) for replica in fleet) == 4 * round_
+
+
+async def test_one_that_lacks_it_is_passed_over_for_a_while() -> None:
+    fleet, care, now = _fleet(), _adapter("care"), [0.0]
+    placement = Placement(lambda _name: 0.0, lambda: now[0])
+    order = ranked("care", REPLICAS)
+    for lacking, home in pairwise(order):
+        placement.missed(lacking, care)
+        assert _names(placement.of(care, fleet)) == {home}
+    assert _names(placement.of(_adapter("other"), fleet)) == {ranked("other", REPLICAS)[0]}
+    placement.missed(order[-1], care)
+    assert _names(placement.of(care, fleet)) == {order[0]}, "somebody has to be asked"
+    placement.answered(order[3], care)
+    now[0] = 5.0
+    assert _names(placement.of(care, fleet)) == {order[3]}, "it holds it; the first is asked to"
+    await asyncio.sleep(0.01)
+    assert _names(placement.of(care, fleet)) == {order[0]}
 
 
 async def test_one_replica_takes_everything() -> None:

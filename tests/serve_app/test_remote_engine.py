@@ -11,6 +11,7 @@ import pytest
 
 from cluster.control.protocol import ServedAdapter
 from serve_app.engine.in_flight import InFlight
+from serve_app.engine.placement import ranked
 from serve_app.engine.remote import RemoteEngine
 from serve_app.protocol import (
     AdapterGone,
@@ -109,6 +110,60 @@ async def test_one_fault_fails_one_request(remote: RemoteEngine) -> None:
         *(remote.complete(_request(name)) for name in names), return_exceptions=True
     )
     assert [type(one) for one in found] == [Generation, AdapterGone, EngineFailed, Generation]
+
+
+class Holder(Engine):
+    """Holds an adapter, or does not."""
+
+    def __init__(self, name: str, holds: bool) -> None:
+        super().__init__()
+        self.name, self.holds, self.asked = name, holds, 0
+
+    async def stream(self, request: GenerationRequest) -> AsyncIterator[Delta | Generation]:
+        self.asked += 1
+        if not self.holds:
+            raise AdapterGone("care@1")
+        async for item in super().stream(request):
+            yield replace(item, replica=self.name) if isinstance(item, Generation) else item
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("holder", [0, 1, 2, None])
+async def test_an_adapter_is_found_wherever_it_is_held(holder: int | None, streamed: bool) -> None:
+    """A replica that cannot load what gateways send it keeps no answer from the others' users."""
+    names = ranked("care", ["r0", "r1", "r2"])
+    engines = [Holder(name, number == holder) for number, name in enumerate(names)]
+    flights = [InFlight(e.complete, e.stream, replica=e.name) for e in engines]
+    servers = [Server(e.name, f.methods) for e, f in zip(engines, flights, strict=True)]
+
+    async def discover() -> list[Address]:
+        return [await server.address("127.0.0.1") for server in servers]
+
+    pool = Pool("engine", discover)
+    remote = RemoteEngine(pool, lambda _name: 0.0)
+    request = replace(_request("one"), adapter=ServedAdapter("care", 1, 7, "/care", "d"))
+
+    async def ask() -> str:
+        if not streamed:
+            return (await remote.complete(request)).text
+        found = [item async for item in remote.stream(request)]
+        return "".join(item.text for item in found if isinstance(item, Delta))
+
+    try:
+        if holder is None:
+            with pytest.raises(AdapterGone):
+                await ask()
+            assert [engine.asked for engine in engines] == [1, 1, 1]
+        else:
+            for _ in range(2):
+                assert (await ask()).startswith("one:one")
+            asked = [1 if number < holder else 0 for number in range(3)]
+            asked[holder] = 2
+            assert [engine.asked for engine in engines] == asked
+    finally:
+        await pool.close()
+        for server in servers:
+            await server.leave()
 
 
 async def test_who_leaves_is_stopped_alone(
