@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from cluster.control.kills import Kills
 from cluster.control.protocol import Fleet, KillReport, RoutingTable, ServedAdapter, SwapReport
 from cluster.control.rollout_store import RolloutStore, served
 from cluster.control.rollouts import RolloutController
+from cluster.control.turns import Turns
 from cluster.errors import ArtifactError, ConflictError
 from cluster.registry import (
     access,
@@ -54,11 +56,11 @@ class ControlPlane(Books):
         super().__init__(database, audit)
         self._fleet = fleet
         self._max_rank = max_rank
-        self._changing = asyncio.Lock()
+        self._changing = Turns()
         self._changed = asyncio.Condition()
         self._preparing: dict[int, ServedAdapter] = {}
         self._owners: dict[str, str] = {}
-        self._kills, self._off_switch = 0, Kills(self._change)
+        self._kills, self._off_switch = Counter[str](), Kills(self._change)
         self._store = RolloutStore(
             lambda: Session(self._engine), self._change, lambda: self._off_switch.unrecorded
         )
@@ -110,7 +112,11 @@ class ControlPlane(Books):
         return self._table.unproved()
 
     async def desired(self) -> list[ServedAdapter]:
-        """What an engine replica is to hold, what it needs first at the front."""
+        """What an engine replica is to hold, what it needs first at the front; without what proves
+        it, which `wanted` has."""
+        return [replace(adapter, golden=()) for adapter in self._desired()]
+
+    def _desired(self) -> list[ServedAdapter]:
         wanted = [adapter for adapter in self._rollouts.wanted() if not self._off(adapter.name)]
         live = self._table.live
         busiest = [live[name] for name in self._traffic.shares(live, time.time())]
@@ -118,14 +124,14 @@ class ControlPlane(Books):
 
     async def wanted(self, int_id: int) -> ServedAdapter | None:
         """The version with `int_id`, if engines are to hold it."""
-        return next((one for one in await self.desired() if one.int_id == int_id), None)
+        return next((one for one in self._desired() if one.int_id == int_id), None)
 
     # -- adapters ---------------------------------------------------------------------------
 
     async def serve_base(self, info: BaseModelInfo, actor: str) -> list[str]:
         """Make `info` the base model that serves; labels of the versions to be fitted again."""
         # Not while a version of the base before is proved: it would be live after all.
-        async with self._changing:
+        async with self._changing.everywhere():
             with self._change() as tx:
                 marked = bases.serve(tx, info, actor=actor, now=time.time())
             for label in marked:
@@ -169,12 +175,13 @@ class ControlPlane(Books):
             record = versions.get(tx, version)
             if record.state != VersionState.CANDIDATE:
                 raise ConflictError(f"{version} is {record.state}, not a candidate")
-            live = self._table.live.get(version.name)
+            # Switched off or not: what replaces it has to be better.
+            live = versions.live_ids(tx).get(version.name)
             compared = record.manifest.evaluation.previous
-            if compared != (live.label if live else None):
+            if compared != (str(live) if live else None):
                 raise ConflictError(
-                    f"{version} was evaluated against {compared}, but "
-                    f"{live.label if live else 'nothing'} is live: evaluate it again"
+                    f"{version} was evaluated against {compared}, but {live or 'nothing'} is "
+                    "live: evaluate it again"
                 )
             verdict = judge(record.manifest.evaluation, config)
             state = VersionState.PASSED if verdict.passed else VersionState.REJECTED
@@ -189,7 +196,7 @@ class ControlPlane(Books):
             ArtifactError: its directory is not what was registered.
             SwapError: it was not proved on every replica.
         """
-        async with self._changing:
+        async with self._changing.of(version.name):
             record = self._passed(version, VersionState.RETIRED)
             self._refuse_killed(version.name)
             return await self._bring_in(record, self._table.live.get(version.name), actor)
@@ -212,13 +219,9 @@ class ControlPlane(Books):
     def _flip(self, new: ServedAdapter, old: ServedAdapter | None, actor: str) -> None:
         # It may have been switched off while the new version was proved.
         self._refuse_killed(new.name)
-        now = time.time()
+        former = AdapterVersion(old.name, old.version) if old is not None else None
         with self._change() as tx:
-            if old is not None:
-                retired, reason = AdapterVersion(old.name, old.version), f"by {new.label}"
-                versions.set_state(tx, retired, VersionState.RETIRED, reason, actor=actor, now=now)
-            current = AdapterVersion(new.name, new.version)
-            versions.set_state(tx, current, VersionState.LIVE, "promoted", actor=actor, now=now)
+            self._replace(tx, former, AdapterVersion(new.name, new.version), actor)
         # Nothing else has changed, and with thousands of adapters all of them are much to read.
         self._publish(live={**self._table.live, new.name: new})
 
@@ -240,7 +243,7 @@ class ControlPlane(Books):
         started, table = time.monotonic(), self._table
         if name not in table.access:
             raise ConflictError(f"there is no adapter {name[:64]!r}")
-        self._kills += 1
+        self._kills[name] += 1
         self._off_switch.add(name, reason, actor=actor, now=time.time())
         # Before it is recorded, and without a look into the registry: that may be what has failed.
         self._publish(
@@ -263,33 +266,53 @@ class ControlPlane(Books):
         was = table.live.get(name)
         return KillReport(name, was.label if was else None, aborted, confirmed, recorded, seconds)
 
-    async def revive(self, name: str, actor: str) -> SwapReport | None:
-        """Let a killed adapter serve again, its version proved anew; None where none was live.
+    async def revive(
+        self, name: str, actor: str, version: AdapterVersion | None = None
+    ) -> SwapReport | None:
+        """Let a killed adapter serve again, proved anew: with the version that was live, or with
+        `version`, which passed or served before. None where there is none of either.
 
         Raises:
-            ConflictError: it is not killed.
+            ConflictError: it is not killed, or `version` has not passed the gate.
             SwapError: its version was not proved on every replica; it stays off.
         """
-        async with self._changing:
+        async with self._changing.of(name):
             if not self._off_switch.record(name, time.time()):
                 raise ConflictError(
                     f"that {name!r} is off could not be recorded: see that the registry and the "
                     "audit log can be written to, then revive it"
                 )
             with Session(self._engine) as tx:
-                record = versions.live(tx).get(name)
+                live = versions.live_ids(tx).get(name)
                 if name not in access.killed(tx):
                     raise ConflictError(f"adapter {name!r} is not switched off")
             # That may not have been possible when it was switched off.
             self._rollouts.withdraw(name, "the adapter was switched off")
-            kills = self._kills
-            report = await self._prove(record) if record is not None else None
-            if kills != self._kills:
+            kills, chosen = self._kills[name], version or live
+            report = await self._prove(self._revivable(chosen, live)) if chosen else None
+            if kills != self._kills[name]:
                 raise ConflictError(f"adapter {name!r} was switched off again meanwhile")
             with self._change() as tx:
+                if chosen is not None and chosen != live:
+                    self._replace(tx, live, chosen, actor)
                 access.revive(tx, name, actor=actor, now=time.time())
             self._refresh()
             return report
+
+    def _revivable(self, chosen: AdapterVersion, live: AdapterVersion | None) -> AdapterRecord:
+        if chosen != live:
+            return self._passed(chosen, VersionState.RETIRED)
+        with Session(self._engine) as tx:
+            return versions.get(tx, chosen)
+
+    @staticmethod
+    def _replace(tx: Session, old: AdapterVersion | None, new: AdapterVersion, actor: str) -> None:
+        """Have `new` be live in place of `old`."""
+        now = time.time()
+        if old is not None:
+            retired = VersionState.RETIRED
+            versions.set_state(tx, old, retired, f"by {new}", actor=actor, now=now)
+        versions.set_state(tx, new, VersionState.LIVE, "promoted", actor=actor, now=now)
 
     async def _prove(self, record: AdapterRecord) -> SwapReport:
         """Have every replica hold a killed adapter's version again, before anyone is sent to it."""
@@ -313,7 +336,7 @@ class ControlPlane(Books):
                 version, or another rollout of it is under way.
             ArtifactError: its directory is not what was registered.
         """
-        async with self._changing:
+        async with self._changing.of(version.name):
             record = self._passed(version)
             self._refuse_killed(version.name)
             await self._require_unaltered(record)
@@ -343,7 +366,7 @@ class ControlPlane(Books):
         Raises:
             ConflictError: no rollout of it is under way, or it has not shown what it had to.
         """
-        async with self._changing:
+        async with self._changing.of(adapter):
             self._refuse_killed(adapter)
             self._rollouts.promote(adapter, actor, time.time())
 

@@ -142,12 +142,6 @@ def live_ids(tx: Session) -> dict[str, AdapterVersion]:
     return {name: AdapterVersion(name, number) for name, number in tx.execute(query)}
 
 
-def live(tx: Session) -> dict[str, AdapterRecord]:
-    """The live version of each adapter that has one."""
-    rows = tx.scalars(select(Version).where(Version.state == VersionState.LIVE))
-    return {row.name: _record(row) for row in rows}
-
-
 def next_version(tx: Session, name: str) -> int:
     """The number the next version of `name` gets."""
     last = tx.scalar(select(func.max(Version.version)).where(Version.name == name))

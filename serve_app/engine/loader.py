@@ -27,6 +27,9 @@ _MISSED_S = 1.0
 #: How long requests for an adapter wait for one of those held to be idle, where there is room for
 #: no more: all who wait, side by side.
 _ROOM_S = 10.0
+#: How long they wait until one that is always in use has to make room, so that a busy crowd keeps
+#: nobody out; the next one has to after twice as long.
+_PATIENCE_S = 0.25
 
 
 class AdapterEngine(Protocol):
@@ -46,8 +49,13 @@ class AdapterEngine(Protocol):
 class Wishes(Protocol):
     """The part of the control plane that says what is wanted."""
 
-    async def desired(self) -> list[ServedAdapter]: ...
-    async def wanted(self, int_id: int) -> ServedAdapter | None: ...
+    async def desired(self) -> list[ServedAdapter]:
+        """All of it, without what proves it: there may be thousands."""
+        ...
+
+    async def wanted(self, int_id: int) -> ServedAdapter | None:
+        """One of it, with what proves it."""
+        ...
 
 
 class Loader:
@@ -106,7 +114,7 @@ class Loader:
 
     async def hold(self, adapter: ServedAdapter) -> None:
         """Load what gateways are sent to and this replica does not hold, if it is still wanted."""
-        if self._engine.residents.holds(adapter.int_id) or adapter.int_id in self._missed:
+        if self._engine.residents.welcomes(adapter.int_id) or adapter.int_id in self._missed:
             return
         task = self._loading.get(adapter.int_id)
         if task is None:
@@ -122,8 +130,11 @@ class Loader:
         desired = await self._control.desired()
         first = [(one, residents.kills(one.name)) for one in desired[: self._eager]]
         for adapter, kills in first:
-            if not residents.holds(adapter.int_id):
-                await self._load_proved(adapter, kills, time.monotonic())
+            if residents.holds(adapter.int_id):
+                continue
+            wanted = await self._control.wanted(adapter.int_id)
+            if wanted is not None:
+                await self._load_proved(wanted, kills, time.monotonic())
         # Twice unwanted and idle: a swap that is removing a version itself is given its time.
         unwanted = self._engine.residents.held.keys() - {one.int_id for one in desired}
         for int_id in unwanted & self._unwanted:
@@ -172,13 +183,22 @@ class Loader:
         return Proof(self._replica, adapter.int_id, digest, difference)
 
     async def _make_room(self, adapter: ServedAdapter, until: float) -> None:
-        residents = self._engine.residents
-        while len(residents.held) >= self._capacity and not residents.holds(adapter.int_id):
-            left = max(0.0, until - time.monotonic())
-            idle = residents.longest_idle() or await residents.until_one_is_idle(left)
-            if idle is None:
-                raise SwapError(
-                    f"no room for {adapter.label}: all {self._capacity} adapters held are in use; "
-                    "raise engine.max_cpu_loras"
-                )
-            await self._engine.unload(idle)
+        residents, patience = self._engine.residents, _PATIENCE_S
+        try:
+            while len(residents.held) >= self._capacity and not residents.holds(adapter.int_id):
+                left = max(0.0, until - time.monotonic())
+                idle = residents.longest_idle()
+                if idle is None:
+                    idle = await residents.until_one_is_idle(min(left, patience))
+                if idle is not None:
+                    await self._engine.unload(idle)
+                elif left > patience:
+                    residents.show_out()
+                    patience *= 2
+                else:
+                    raise SwapError(
+                        f"no room for {adapter.label}: all {self._capacity} adapters held are in "
+                        "use; raise engine.max_cpu_loras"
+                    )
+        finally:
+            residents.let_stay()

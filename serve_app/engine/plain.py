@@ -58,6 +58,9 @@ class Merged:
                 residents.discard(held.int_id)
         elif wanted is not None and (held is None or residents.refuses(wanted.int_id)):
             kills = residents.kills(wanted.name)
+            wanted = await self._control.wanted(wanted.int_id)
+            if wanted is None:
+                return
             difference = await self._engine.load(wanted, probe=True)
             try:
                 check_proofs(wanted, [self._proof(wanted, difference)])

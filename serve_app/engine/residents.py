@@ -20,6 +20,7 @@ class Residents:
         self._in_flight: dict[int, list[asyncio.Task[object]]] = {}
         self._draining: set[int] = set()
         self._killed: set[int] = set()
+        self._leaving: set[int] = set()
         self._idle = asyncio.Condition()
         self._wanting_room = 0
         self._kills: dict[str, int] = {}
@@ -40,6 +41,20 @@ class Residents:
     def holds(self, int_id: int) -> bool:
         """Whether a version is held."""
         return int_id in self._held
+
+    def welcomes(self, int_id: int) -> bool:
+        """Whether a version is held, and is not to make room for another."""
+        return int_id in self._held and int_id not in self._leaving
+
+    def show_out(self) -> None:
+        """Have one more version make room: of those that are always in use, the one whose last
+        request began longest ago. Its requests end; who asks for it now is to wait."""
+        staying = (key for key in self._held if key not in self._leaving)
+        self._leaving.update(key for key in [next(staying, None)] if key is not None)
+
+    def let_stay(self) -> None:
+        """Nobody has to make room any more."""
+        self._leaving.clear()
 
     def longest_idle(self) -> int | None:
         """The version that has had nothing in flight for longest; None where all are in use."""

@@ -230,6 +230,74 @@ async def test_a_killed_adapter_is_off_at_once_and_stays_off(
         await control.revive("inventory", BY)
 
 
+async def test_another_version_may_come_back_in_place_of_the_one_that_was_switched_off(
+    control: ControlPlane,
+    fleet: FakeFleet,
+    make_adapter: Callable[..., Path],
+    evaluation: Evaluation,
+) -> None:
+    await _live_v1(control, make_adapter)
+    await _passed_v2(control, make_adapter, evaluation)
+    await control.promote(V2, BY)
+    await control.kill("inventory", "it lies", BY)
+    with pytest.raises(ConflictError, match="not registered"):
+        await control.revive("inventory", BY, AdapterVersion("inventory", 9))
+    fleet.difference = 1.0
+    with pytest.raises(SwapError):
+        await control.revive("inventory", BY, V1)
+    assert (await control.table()).killed == {"inventory"}
+    fleet.difference = 0.0
+    report = await control.revive("inventory", BY, V1)
+    assert report is not None
+    assert report.current == "inventory@1"
+    table = await control.table()
+    assert (table.killed, table.live["inventory"].version) == (frozenset(), 1)
+    states = {str(found.id): found.state for found in await control.adapter_versions()}
+    assert states == {"inventory@1": "live", "inventory@2": "retired"}
+
+
+async def test_what_is_switched_off_is_what_a_candidate_has_to_be_better_than(
+    control: ControlPlane, make_adapter: Callable[..., Path], evaluation: Evaluation
+) -> None:
+    await _live_v1(control, make_adapter)
+    await control.kill("inventory", "it lies", BY)
+    await control.register_candidate(str(make_adapter(version=3)), "acme", BY)
+    with pytest.raises(ConflictError, match=r"but inventory@1 is live"):
+        await control.gate(AdapterVersion("inventory", 3), GateConfig(), BY)
+    await _passed_v2(control, make_adapter, evaluation)
+
+
+async def test_a_drain_holds_up_no_other_adapter(
+    control: ControlPlane,
+    fleet: FakeFleet,
+    make_adapter: Callable[..., Path],
+    evaluation: Evaluation,
+) -> None:
+    await _live_v1(control, make_adapter)
+    await _passed_v2(control, make_adapter, evaluation)
+    await control.register_candidate(str(make_adapter(name="other")), "acme", BY)
+    await control.gate(AdapterVersion("other", 1), GateConfig(), BY)
+    draining, over = asyncio.Event(), asyncio.Event()
+
+    async def retire(int_id: int, _timeout_s: float) -> bool:
+        draining.set()
+        await over.wait()
+        return True
+
+    fleet.retire = retire  # type: ignore[method-assign]
+    swap = asyncio.create_task(control.promote(V2, BY))
+    await draining.wait()
+    await control.promote(AdapterVersion("other", 1), BY)
+    assert (await control.table()).live.keys() == {"inventory", "other"}
+    other = BASE.model_copy(update={"digest": "2" * 64})
+    replacing = asyncio.create_task(control.serve_base(other, BY))
+    await asyncio.sleep(0.05)
+    assert not replacing.done(), "a base is replaced when nothing is under way"
+    over.set()
+    await swap
+    assert sorted(await replacing) == ["inventory@1", "inventory@2", "other@1"]
+
+
 async def test_a_kill_in_the_middle_of_a_swap_wins(
     control: ControlPlane,
     fleet: FakeFleet,

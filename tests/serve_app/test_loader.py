@@ -1,6 +1,7 @@
 """What a replica holds: loaded once, proved once, dropped only when idle."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -192,6 +193,56 @@ async def test_who_finds_no_room_waits_for_the_first_that_is_idle(world: World) 
             assert not waiting.done()
         await waiting
         assert world.held == [1, 3]
+
+
+async def test_those_that_are_never_idle_make_room_too(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve_app.engine.loader._PATIENCE_S", 0.02)
+    one, two, three = (world.add(number) for number in (1, 2, 3))
+    loader, residents = world.loader(eager=0), world.engine.residents
+    for adapter in (one, two):
+        await loader.hold(adapter)
+    answered, over = Counter[int](), False
+
+    async def client(adapter: ServedAdapter, pause: float) -> None:
+        """Another like it is always under way, so that its adapter is never idle."""
+        while not over:
+            await loader.hold(adapter)
+            with residents.using(adapter):
+                await asyncio.sleep(pause)
+            answered[adapter.int_id] += 1
+
+    busy = [client(one, 0.011), client(one, 0.017), client(two, 0.011), client(two, 0.017)]
+    clients = [asyncio.ensure_future(asked) for asked in busy]
+    await until(lambda: answered[1] > 2 and answered[2] > 2)
+    clients.append(asyncio.ensure_future(client(three, 0.011)))
+    await until(lambda: answered[3] > 2)
+    before = answered.copy()
+    await until(lambda: all(answered[number] > before[number] + 2 for number in (1, 2, 3)))
+    over = True
+    await asyncio.gather(*clients)
+    assert world.engine.most == 2
+
+
+async def test_who_was_to_make_room_stays_where_nobody_came_in(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve_app.engine.loader._PATIENCE_S", 0.01)
+    monkeypatch.setattr("serve_app.engine.loader._ROOM_S", 0.05)
+    one, two, three = (world.add(number) for number in (1, 2, 3))
+    loader, residents = world.loader(eager=0), world.engine.residents
+    await loader.hold(one)
+    await loader.hold(two)
+    with residents.using(one), residents.using(two):
+        waiting = asyncio.ensure_future(loader.hold(three))
+        await until(lambda: not residents.welcomes(1))
+        again = asyncio.ensure_future(loader.hold(one))
+        await waiting
+        await again
+        assert world.held == [1, 2]
+        assert residents.welcomes(1)
+        assert residents.welcomes(2)
 
 
 async def test_files_that_changed_since_they_were_proved_are_not_loaded_again(
