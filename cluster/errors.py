@@ -9,6 +9,7 @@ HeadraceError
   SwapError                     a version could not be brought into service
     NotProvedError              a replica cannot serve what the trainer made
   DiskFullError                 there is no room for what is published
+  AwayError                     the control plane does not answer now
 """
 
 from __future__ import annotations
@@ -48,3 +49,7 @@ class SwapError(HeadraceError):
 
 class NotProvedError(SwapError):
     """A replica's engine refuses it, or says other things with it than the trainer's model did."""
+
+
+class AwayError(HeadraceError):
+    """The control plane does not answer now. What was asked of it may have been done or not."""

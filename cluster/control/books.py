@@ -156,8 +156,13 @@ class Books(ABC):
 
     async def adapter_versions(self) -> list[AdapterRecord]:
         """Every registered version."""
-        with Session(self._engine) as tx:
-            return versions.listed(tx)
+
+        def listed() -> list[AdapterRecord]:
+            with Session(self._engine) as tx:
+                return versions.listed(tx)
+
+        # There may be thousands, with all that proves them: in a thread, nobody waits for it.
+        return await asyncio.to_thread(listed)
 
     # -- usage ------------------------------------------------------------------------------
 
@@ -175,10 +180,14 @@ class Books(ABC):
         """What a tenant used and what it costs, at the prices in force or at `prices`.
 
         All that is in the audit log by now is in it.
+
+        Raises:
+            ConflictError: there is no such tenant.
         """
 
         def reckon() -> dict[str, Any]:
             with Session(self._engine) as tx:
+                tenants.require(tx, tenant)
                 return usage.bill(tx, tenant, start, end, prices)
 
         # The log is read: in a thread, gateways' questions are answered meanwhile; one thread,
@@ -189,11 +198,14 @@ class Books(ABC):
         return await asyncio.to_thread(reckon)
 
     async def key_spend(self, key_id: str) -> float:
-        """US dollars that a key has spent on tokens, as far as the meter knows by now."""
+        """US dollars that a key has spent on tokens, as far as the meter knows by now: in the
+        present period of its budget, where it has one."""
 
         def reckon() -> float:
             with Session(self._engine) as tx:
-                return usage.spent(tx, key_id, time.time() + 1)
+                now = time.time()
+                since = limits.period_start(tx, key_scope(key_id), now)
+                return usage.spent(tx, key_id, since, now + 1)
 
         # It may be long: in a thread, as a bill.
         return await asyncio.to_thread(reckon)
@@ -205,10 +217,11 @@ class Books(ABC):
             detail = {"digest": record.digest, "signed_by": signed_by}
             events.note(tx, "version.exported", str(version), detail, actor=actor, now=time.time())
 
-    async def card(self, version: AdapterVersion) -> str:
-        """The model card of a version, as Markdown."""
+    async def card(self, version: AdapterVersion, leaving: bool = False) -> str:
+        """The model card of a version, as Markdown; of one that is `leaving` without who else
+        reaches it."""
         with Session(self._engine) as tx:
-            return card.write(tx, version)
+            return card.write(tx, version, leaving=leaving)
 
     # -- datasets and labels ----------------------------------------------------------------
 

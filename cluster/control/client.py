@@ -19,6 +19,7 @@ from cluster.control.protocol import (
     SwapReport,
 )
 from cluster.dataset import DatasetManifest
+from cluster.errors import AwayError
 from cluster.registry.bases import BaseModelInfo
 from cluster.registry.keys import IssuedKey, KeyChange, KeyRecord, KeyRequest
 from cluster.registry.labels import GivenLabel, LabelTask
@@ -35,8 +36,14 @@ _TIMEOUT_S = 120.0
 _AFTER_A_SWAP_S = 300.0
 
 
+_AWAY = "the control plane does not answer now: try again in a moment"
+
+
 def _actor() -> Any:
-    return ray.get_actor(ACTOR_NAME, namespace=NAMESPACE)
+    try:
+        return ray.get_actor(ACTOR_NAME, namespace=NAMESPACE)
+    except ValueError as error:  # Ray knows none by that name
+        raise AwayError(_AWAY) from error
 
 
 class ControlClient:
@@ -55,6 +62,10 @@ class ControlClient:
         except ray.exceptions.RayTaskError as error:
             # Ray wraps what the actor raised; callers handle our own error types.
             raise (error.cause if isinstance(error.cause, Exception) else error) from error
+        except ray.exceptions.GetTimeoutError as error:
+            raise AwayError(f"the control plane has not answered for {timeout_s:g} s") from error
+        except ray.exceptions.RayActorError as error:
+            raise AwayError(_AWAY) from error
 
     def issue_key(self, request: KeyRequest) -> IssuedKey:
         """Create an API key."""
@@ -147,9 +158,11 @@ class ControlClient:
         result: KillReport = self._get(self._actor.kill.remote(adapter, reason, self._name))
         return result
 
-    def revive(self, adapter: str) -> SwapReport | None:
-        """Let a killed adapter serve again; None where no version of it was live."""
-        result: SwapReport | None = self._get(self._actor.revive.remote(adapter, self._name))
+    def revive(self, adapter: str, version: AdapterVersion | None = None) -> SwapReport | None:
+        """Let a killed adapter serve again, with another version where one is named; None where
+        none was live."""
+        asked = self._actor.revive.remote(adapter, self._name, version)
+        result: SwapReport | None = self._get(asked)
         return result
 
     def adapter_version(self, version: AdapterVersion) -> AdapterRecord:
@@ -187,9 +200,9 @@ class ControlClient:
         """Record that `version` left the cluster in a bundle."""
         self._get(self._actor.exported.remote(version, signed_by, self._name))
 
-    def card(self, version: AdapterVersion) -> str:
+    def card(self, version: AdapterVersion, *, leaving: bool = False) -> str:
         """The model card of a version, as Markdown."""
-        return str(self._get(self._actor.card.remote(version)))
+        return str(self._get(self._actor.card.remote(version, leaving)))
 
     def register_dataset(self, path: str) -> DatasetManifest:
         """Register a published dataset version."""
@@ -228,10 +241,10 @@ class AsyncControlClient:
             return await getattr(self._actor, method).remote(*arguments)
         except ray.exceptions.RayTaskError as error:
             raise (error.cause if isinstance(error.cause, Exception) else error) from error
-        except ray.exceptions.RayActorError:
+        except ray.exceptions.RayActorError as error:
             # The next call looks for the control plane that is up then.
             self._actor = None
-            raise
+            raise AwayError(_AWAY) from error
 
     async def resolve_key(self, digest: str) -> Principal | None:
         """The principal behind a key's digest."""
@@ -356,9 +369,12 @@ class AsyncControlClient:
         result: KillReport = await self._call("kill", adapter, reason, actor)
         return result
 
-    async def revive(self, adapter: str, actor: str) -> SwapReport | None:
-        """Let a killed adapter serve again."""
-        result: SwapReport | None = await self._call("revive", adapter, actor)
+    async def revive(
+        self, adapter: str, actor: str, version: AdapterVersion | None
+    ) -> SwapReport | None:
+        """Let a killed adapter serve again, with another version where one is named; None where
+        none was live."""
+        result: SwapReport | None = await self._call("revive", adapter, actor, version)
         return result
 
     async def start_rollout(

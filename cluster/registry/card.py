@@ -21,8 +21,8 @@ from cluster.types import AdapterVersion
 _UNKNOWN = "not in the registry"
 
 
-def write(tx: Session, version: AdapterVersion) -> str:
-    """The card of `version` as it stands now.
+def write(tx: Session, version: AdapterVersion, *, leaving: bool = False) -> str:
+    """The card of `version` as it stands now; of one that is `leaving`, not who else reaches it.
 
     Raises:
         ConflictError: it is not registered.
@@ -34,7 +34,8 @@ def write(tx: Session, version: AdapterVersion) -> str:
     front = {
         "base_model": base.name,
         "library_name": "peft",
-        "license": base.licence,
+        # One that was fitted elsewhere, on nothing that is known here, may have another.
+        "license": base.licence if data is not None else "other",
         "tags": ["lora", "headrace"],
     }
     sections = [
@@ -43,7 +44,7 @@ def write(tx: Session, version: AdapterVersion) -> str:
         _table("Training", _training(record, row)),
         _table("Data", _data(row, data)),
         _table("Evaluation", _evaluation(record)),
-        _table("Deployment", _deployment(tx, record, row)),
+        _table("Deployment", _deployment(tx, record, row, leaving)),
         _table("Licence", _licence(base, data)),
     ]
     return "\n\n".join(sections) + "\n"
@@ -51,13 +52,14 @@ def write(tx: Session, version: AdapterVersion) -> str:
 
 def _table(title: str, rows: list[tuple[str, object]]) -> str:
     lines = [f"## {title}", "", "| | |", "|---|---|"]
-    lines += [f"| {name} | {_cell(value)} |" for name, value in rows]
+    lines += [f"| {_cell(name)} | {_cell(value)} |" for name, value in rows]
     return "\n".join(lines)
 
 
 def _cell(value: object) -> str:
     """A value that cannot leave its cell, whatever is in it."""
-    return str(value).replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
+    said = " ".join(str(value).split())
+    return said.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
 
 
 def _architecture(record: AdapterRecord, row: Version, base: BaseModel) -> list[tuple[str, object]]:
@@ -88,9 +90,12 @@ def _licence(base: BaseModel, data: DatasetManifest | None) -> list[tuple[str, o
 
 def _dataset(tx: Session, row: Version) -> DatasetManifest | None:
     """The manifest of what a version was fitted on, where the registry has it."""
-    name, _, number = row.dataset.partition("@")
-    found = tx.get(Dataset, (name, int(number))) if number.isdecimal() else None
-    return DatasetManifest.model_validate(found.manifest) if found is not None else None
+    # Not by its name: what was imported may have been fitted on another of that name.
+    mine = select(Dataset).where(Dataset.digest == row.dataset_digest)
+    for found in tx.scalars(mine):
+        if f"{found.name}@{found.version}" == row.dataset:
+            return DatasetManifest.model_validate(found.manifest)
+    return None
 
 
 def _data(row: Version, manifest: DatasetManifest | None) -> list[tuple[str, object]]:
@@ -123,7 +128,9 @@ def _evaluation(record: AdapterRecord) -> list[tuple[str, object]]:
     return [*rows, ("gate", record.reason or "not judged yet")]
 
 
-def _deployment(tx: Session, record: AdapterRecord, row: Version) -> list[tuple[str, object]]:
+def _deployment(
+    tx: Session, record: AdapterRecord, row: Version, leaving: bool
+) -> list[tuple[str, object]]:
     adapter = tx.get_one(Adapter, record.id.name)
     reached = [one for one in access.grantees(tx, record.id.name) if one != adapter.owner]
     moves = tx.scalars(select(Event).where(Event.subject == str(record.id)).order_by(Event.id))
@@ -131,7 +138,7 @@ def _deployment(tx: Session, record: AdapterRecord, row: Version) -> list[tuple[
     return [
         ("state", state),
         ("owner", adapter.owner),
-        ("granted to", ", ".join(reached) or "nobody"),
+        *([] if leaving else [("granted to", ", ".join(reached) or "nobody")]),
         ("refit", record.retrain or "not needed"),
         ("history", "; ".join(f"{_at(event.at)} {event.kind}" for event in moves) or _UNKNOWN),
     ]

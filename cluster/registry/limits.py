@@ -78,13 +78,25 @@ def seed(tx: Session, scope: str, limits: Limits, since: float, now: float) -> S
             whose, TokenRow.at > now - _RECENT_S
         )
     )
-    period = limits.period_s
-    start = since if period is None else since + (now - since) // period * period
+    start = _period_start(limits, since, now)
     usd = 0.0
     if limits.max_usd is not None:
         usd = sum(line.usd for line in usage.lines(tx, whose, start, now + 1))
     found = tuple((at, requests, read + written) for at, requests, read, written in recent)
     return Seed(found, usd)
+
+
+def period_start(tx: Session, scope: str, now: float) -> float:
+    """When the present period of a scope's budget began; 0, the beginning, where it has none."""
+    found = get(tx, scope)
+    if found is None or found[0].max_usd is None:
+        return 0.0
+    return _period_start(*found, now)
+
+
+def _period_start(limits: Limits, since: float, now: float) -> float:
+    period = limits.period_s
+    return since if period is None else since + (now - since) // period * period
 
 
 def _rows(scope: str) -> ColumnElement[bool]:

@@ -7,7 +7,7 @@ import secrets
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from cluster.errors import ConflictError
+from cluster.errors import ConflictError, UserError
 from cluster.registry import events
 from cluster.registry.schema import PrincipalRow, Tenant
 from cluster.types import checked_name
@@ -17,9 +17,13 @@ def ensure(tx: Session, name: str, *, actor: str, now: float) -> None:
     """Enter tenant `name` unless it is there.
 
     Raises:
-        ValueError: the name is not one.
+        UserError: the name is not one.
     """
-    if tx.get(Tenant, checked_name(name)) is None:
+    try:
+        checked_name(name)
+    except ValueError as error:
+        raise UserError(f"the tenant: {error}") from error
+    if tx.get(Tenant, name) is None:
         tx.add(Tenant(name=name, created_at=now, suspended_at=None))
         tx.flush()
         events.note(tx, "tenant.created", name, {}, actor=actor, now=now)

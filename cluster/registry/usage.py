@@ -44,10 +44,12 @@ class TokenUse:
 
 
 class Tally:
-    """Sums up a stretch of a chain. The stretch is as long as it has been added to."""
+    """Sums up a stretch of a chain. The stretch is as long as it has been added to, and counts as
+    used when its first trace was recorded."""
 
     def __init__(self, writer: str, first: int) -> None:
         self._writer, self._first, self._after = writer, first, first
+        self._since = 0.0
         self._sums: dict[tuple[str, str, str], list[int]] = {}
 
     @property
@@ -60,8 +62,15 @@ class Tally:
         """The place after the stretch."""
         return self._after
 
+    @property
+    def since(self) -> float:
+        """When the first trace of the stretch was recorded; 0 while there is none."""
+        return self._since
+
     def add(self, trace: dict[str, Any]) -> None:
         """Count the next trace of the chain."""
+        if self._after == self._first:
+            self._since = float(trace["recorded_at"])
         self._after += 1
         used = trace["usage"]
         if used is None:
@@ -73,10 +82,10 @@ class Tally:
         for place, amount in enumerate((1, int(cached), *tokens)):
             sums[place] += amount
 
-    def uses(self, at: float) -> list[TokenUse]:
+    def uses(self) -> list[TokenUse]:
         """The stretch, told."""
         return [
-            TokenUse(self._writer, self._first, self._after, at, *key, *sums)
+            TokenUse(self._writer, self._first, self._after, self._since, *key, *sums)
             for key, sums in self._sums.items()
         ]
 
@@ -166,9 +175,9 @@ def lines(
     return sorted(found.values(), key=lambda line: line.version)
 
 
-def spent(tx: Session, key_id: str, end: float) -> float:
-    """US dollars for the tokens that one key used until before `end`."""
-    return sum(line.usd for line in lines(tx, TokenRow.key_id == key_id, 0.0, end))
+def spent(tx: Session, key_id: str, start: float, end: float) -> float:
+    """US dollars for the tokens that one key used from `start` until before `end`."""
+    return sum(line.usd for line in lines(tx, TokenRow.key_id == key_id, start, end))
 
 
 def _slices(
@@ -255,23 +264,23 @@ def untold(tx: Session, piece: Piece) -> list[TokenUse]:
     stretches = deque(sorted((int(first), int(after)) for first, after in tx.execute(told)))
     found: list[TokenUse] = []
     tally: Tally | None = None
-    since = 0.0
     for place, line in enumerate(piece.lines, start):
         while stretches and stretches[0][1] <= place:
             stretches.popleft()
         covered = bool(stretches) and stretches[0][0] <= place
         trace: dict[str, Any] = {"usage": None} if covered else json.loads(line)
         missing = trace["usage"] is not None
-        at = float(trace["recorded_at"]) if missing else 0.0
-        if tally is not None and (not missing or _apart(since, at, changes)):
-            found += tally.uses(since)
+        if tally is not None and (
+            not missing or _apart(tally.since, float(trace["recorded_at"]), changes)
+        ):
+            found += tally.uses()
             tally = None
         if missing:
             if tally is None:
-                tally, since = Tally(piece.writer, place), at
+                tally = Tally(piece.writer, place)
             tally.add(trace)
     if tally is not None:
-        found += tally.uses(since)
+        found += tally.uses()
     return found
 
 

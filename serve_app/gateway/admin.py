@@ -12,7 +12,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
@@ -34,8 +34,19 @@ from cluster.registry.versions import AdapterRecord
 from cluster.rollout.evidence import Arm
 from cluster.rollout.plan import RolloutPlan
 from cluster.rollout.state import Rollout
-from cluster.types import EVERYONE, TEXT, AdapterVersion, Principal, Role
-from serve_app.gateway import errors
+from cluster.types import EVERYONE, AdapterVersion, Principal, Role, checked_name
+from serve_app.gateway import delegation, errors
+from serve_app.gateway.admin_wire import (
+    DeleteKeys,
+    GenerateKey,
+    Grantee,
+    LimitTenant,
+    Reason,
+    Revive,
+    StartRollout,
+    UpdateKey,
+    lasting,
+)
 from serve_app.gateway.auth import Authenticator
 from serve_app.gateway.bodies import parse
 from serve_app.gateway.errors import Refused
@@ -43,7 +54,6 @@ from serve_app.protocol import Block
 
 _LIMIT = 1 << 16
 _MAX_LISTED = 100
-_NEVER = "never"
 
 
 class Plane(Protocol):
@@ -66,7 +76,9 @@ class Plane(Protocol):
     async def card(self, version: AdapterVersion) -> str: ...
     async def grant(self, adapter: str, tenant: str, granted: bool, actor: str) -> None: ...
     async def kill(self, adapter: str, reason: str, actor: str) -> KillReport: ...
-    async def revive(self, adapter: str, actor: str) -> SwapReport | None: ...
+    async def revive(
+        self, adapter: str, actor: str, version: AdapterVersion | None
+    ) -> SwapReport | None: ...
     async def start_rollout(
         self, version: AdapterVersion, plan: RolloutPlan, actor: str
     ) -> Rollout: ...
@@ -76,101 +88,17 @@ class Plane(Protocol):
     async def judge(self, trace_id: str, version: AdapterVersion, found: Arm) -> bool: ...
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
-
-
-class _Bounds(_Body):
-    rpm_limit: int | None = None
-    tpm_limit: int | None = None
-    max_budget: float | None = None
-    """US dollars in each period."""
-    budget_duration: str | None = None
-    """The period: 90s, 15m, 12h, 30d; none is one without end."""
-
-    def limits(self, before: Limits) -> Limits:
-        """`before` with what this body names."""
-        names = {"rpm_limit": "rpm", "tpm_limit": "tpm", "max_budget": "max_usd"}
-        given = {names[name]: getattr(self, name) for name in self.model_fields_set & names.keys()}
-        if "budget_duration" in self.model_fields_set:
-            lasts = self.budget_duration
-            given["period_s"] = durations.seconds(lasts) if lasts else None
-        return Limits.model_validate({**before.model_dump(), **given})
-
-
-class GenerateKey(_Bounds):
-    """`POST /key/generate`."""
-
-    key_alias: str = ""
-    duration: str | None = None
-    """Until it expires: 90s, 15m, 12h, 30d; none is never."""
-    models: list[str] = Field(default_factory=list, max_length=1000)
-    """The adapters it reaches; empty is all that the tenant reaches."""
-    user_id: str = "default"
-    """The person or service that uses it."""
-    team_id: str | None = None
-    """The tenant; the caller's own unless an operator asks."""
-    metadata: dict[str, str] = Field(default_factory=dict, max_length=64)
-    """Attributes that policy may rely on; an operator gives them."""
-    roles: list[Role] = Field(default_factory=lambda: [Role.INFERENCE], min_length=1)
-
-
-class UpdateKey(_Bounds):
-    """`POST /key/update`: what is named changes, the rest stays."""
-
-    key: str = Field(min_length=1, max_length=256)
-    key_alias: str | None = None
-    duration: str | None = None
-    """Until it expires, from now; or `never`."""
-    models: list[str] | None = Field(default=None, max_length=1000)
-
-    def change(self) -> KeyChange | None:
-        """What is not a bound and is to be otherwise; None where nothing is."""
-        named = {"alias": self.key_alias, "models": self.models}
-        # A client that sends every field means nothing by those that are null.
-        given: dict[str, Any] = {name: one for name, one in named.items() if one is not None}
-        if self.duration is not None:
-            given["lasts_s"] = None if self.duration == _NEVER else _lasting(self.duration)
-        return KeyChange.model_validate(given) if given else None
-
-
-class DeleteKeys(_Body):
-    """`POST /key/delete`."""
-
-    keys: list[str] = Field(min_length=1, max_length=100)
-
-
-class LimitTenant(_Bounds):
-    """`POST /team/update`: of the limits of a whole tenant, what is named changes."""
-
-    team_id: str = Field(min_length=1, max_length=63)
-
-
-class Reason(_Body):
-    """Why, for the audit log."""
-
-    reason: str = Field(min_length=1, max_length=1000, pattern=TEXT)
-
-
-class Grantee(_Body):
-    """Who is let in, or no longer; `*` is every tenant."""
-
-    tenant: str = Field(min_length=1, max_length=63, pattern=TEXT)
-
-
-class StartRollout(_Body):
-    """`POST /v1/rollouts`."""
-
-    version: str = Field(min_length=1, max_length=80)
-    plan: RolloutPlan = RolloutPlan()
-
-
 def _who(principal: Principal) -> str:
     return f"{principal.tenant}/{principal.name or 'default'} key {principal.key_id}"
 
 
 def _require_operator(principal: Principal, why: str) -> None:
     if not principal.may(Role.OPERATOR):
+        raise Refused(Block(403, "access_denied", why), principal=principal)
+
+
+def _refuse(principal: Principal, why: str | None) -> None:
+    if why is not None:
         raise Refused(Block(403, "access_denied", why), principal=principal)
 
 
@@ -193,7 +121,10 @@ class _Door:
             return principal.tenant
         if not principal.may(Role.OPERATOR):
             raise _unknown("such tenant", principal)
-        return wanted
+        try:
+            return checked_name(wanted)
+        except ValueError as error:
+            raise _checked(error) from error
 
     async def key(self, principal: Principal, named: str) -> KeyRecord:
         """The record of a key that the caller may manage, by id or by secret."""
@@ -202,15 +133,15 @@ class _Door:
             named = found.key_id if found else ""
         everywhere = principal.may(Role.OPERATOR)
         for record in await self.plane.keys(None if everywhere else principal.tenant):
-            # An operator's key is none of its tenant's admins' business.
-            if record.key_id == named and (everywhere or Role.OPERATOR not in record.roles):
+            if record.key_id == named and delegation.manages(principal, record):
                 return record
         raise _unknown("such key", principal)
 
     async def adapter(self, principal: Principal, name: str) -> str:
         """The name of an adapter that the caller may manage."""
         owner = await self.plane.owner(name)
-        if owner is None or not (owner == principal.tenant or principal.may(Role.OPERATOR)):
+        mine = owner == principal.tenant or principal.may(Role.OPERATOR)
+        if owner is None or not mine or not delegation.covers(principal, name):
             raise _unknown("such adapter", principal)
         return name
 
@@ -241,10 +172,6 @@ def _told_limits(limits: Limits) -> dict[str, Any]:
         "max_budget": limits.max_usd,
         "budget_duration": durations.written(limits.period_s) if limits.period_s else None,
     }
-
-
-def _lasting(text: str | None) -> float | None:
-    return durations.seconds(text) if text else None
 
 
 def _checked(error: ValueError) -> Refused:
@@ -285,11 +212,12 @@ def _key_routes(door: _Door) -> list[Route]:
                 alias=body.key_alias,
                 models=tuple(body.models),
                 attributes=body.metadata,
-                lasts_s=_lasting(body.duration),
+                lasts_s=lasting(body.duration),
                 limits=body.limits(Limits()),
             )
         except ValueError as error:
             raise _checked(error) from error
+        _refuse(principal, delegation.beyond(principal, wanted, time.time()))
         issued = await door.plane.issue_key(wanted, _who(principal))
         record = await door.key(principal, issued.key_id)
         return JSONResponse({"key": issued.secret, **_told(record)})
@@ -308,8 +236,7 @@ def _key_routes(door: _Door) -> list[Route]:
         tenant = door.tenant(principal, request.query_params.get("team_id"))
         found = await door.plane.keys(tenant)
         whole = request.query_params.get("return_full_object") == "true"
-        if not principal.may(Role.OPERATOR):
-            found = [key for key in found if Role.OPERATOR not in key.roles]
+        found = [key for key in found if delegation.manages(principal, key)]
         keys = [_told(key) if whole else key.key_id for key in found]
         return JSONResponse({"keys": keys, "total_count": len(keys)})
 
@@ -331,6 +258,10 @@ def _change_routes(door: _Door) -> list[Route]:
             raise _checked(error) from error
         if wanted is not None and wanted.widens and record.attributes:
             _require_operator(principal, "an operator gave this key attributes, and its bounds")
+        if wanted is not None:
+            _refuse(principal, delegation.beyond(principal, wanted, time.time()))
+        if limits != record.limits:
+            _refuse(principal, delegation.bounded(principal))
         if wanted is not None:
             await door.plane.change_key(record.key_id, wanted, _who(principal))
         if limits != record.limits:
@@ -369,7 +300,8 @@ def _adapter_routes(door: _Door) -> list[Route]:
         rows = []
         for record in await door.plane.adapter_versions():
             tenants = table.access.get(record.id.name, frozenset())
-            if everywhere or principal.tenant in tenants or EVERYONE in tenants:
+            mine = everywhere or principal.tenant in tenants or EVERYONE in tenants
+            if mine and delegation.covers(principal, record.id.name):
                 killed = record.id.name in table.killed
                 rows.append(
                     {
@@ -399,8 +331,10 @@ def _adapter_routes(door: _Door) -> list[Route]:
 
     async def revive(request: Request) -> Response:
         principal = await door.admit(request)
+        body = await parse(request, Revive, _LIMIT, optional=True)
         name = await door.adapter(principal, request.path_params["name"])
-        report = await door.plane.revive(name, _who(principal))
+        version = None if body.version is None else AdapterVersion(name, body.version)
+        report = await door.plane.revive(name, _who(principal), version)
         return JSONResponse(asdict(report) if report else None)
 
     async def change(request: Request, granted: bool) -> Response:
@@ -444,7 +378,11 @@ def _rollout_routes(door: _Door) -> list[Route]:
     async def listed(request: Request) -> Response:
         principal = await door.admit(request)
         owner = None if principal.may(Role.OPERATOR) else principal.tenant
-        found = await door.plane.rollouts(_MAX_LISTED, owner)
+        found = [
+            rollout
+            for rollout in await door.plane.rollouts(_MAX_LISTED, owner)
+            if delegation.covers(principal, rollout.adapter)
+        ]
         return JSONResponse({"data": [rollout.as_json() for rollout in found]})
 
     async def end(request: Request) -> Response:

@@ -54,7 +54,7 @@ def create_app(
         budgets=budgets,
         rerouted=rerouted,
     )
-    feedback = Feedback(road, authenticate, table, plane)
+    feedback = Feedback(road, authenticate, table, plane, budgets)
     embeddings = Embeddings(road, authenticate, config, count_tokens, budgets)
 
     async def chat(request: Request) -> Response:
@@ -77,7 +77,7 @@ def create_app(
         "/v1/completions": text,
         "/v1/embeddings": embeddings.__call__,
     }
-    answers = errors.handlers(Denials(road.note))
+    answers = errors.handlers(Denials(road.note, budgets.count))
     app = Starlette(
         routes=[
             *(Route(path, handler, methods=["POST"]) for path, handler in busy.items()),

@@ -14,8 +14,11 @@ from serve_app.protocol import Block
 BodyT = TypeVar("BodyT", bound=BaseModel)
 
 
-async def parse(request: Request, model: type[BodyT], limit: int) -> BodyT:
-    """The request's body as `model`; size is checked while it is read, not after.
+async def parse(
+    request: Request, model: type[BodyT], limit: int, *, optional: bool = False
+) -> BodyT:
+    """The request's body as `model`; size is checked while it is read, not after. One that is
+    `optional` may be left out.
 
     Raises:
         Refused: 413 over `limit` bytes, 400 where it does not fit `model`.
@@ -26,7 +29,7 @@ async def parse(request: Request, model: type[BodyT], limit: int) -> BodyT:
         if len(raw) > limit:
             raise Refused(Block(413, "body_too_large", f"the body is over {limit} bytes"))
     try:
-        return model.model_validate_json(bytes(raw))
+        return model.model_validate_json(bytes(raw) or (b"{}" if optional else b""))
     except ValidationError as error:
         if error.errors()[0]["type"] == "json_invalid":
             raise Refused(Block(400, "invalid_json", "the body is not valid JSON")) from error

@@ -12,13 +12,13 @@ import time
 import unicodedata
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cluster.budget.exchange import Reservation, Settlement, Use
 from cluster.budget.ledger import Refusal, Room
 from cluster.types import Principal
 from serve_app.gateway.errors import Refused
-from serve_app.protocol import Block, Envelope, Sampling
+from serve_app.protocol import Block, Envelope, Sampling, Usage
 from serve_app.tasks import apart
 
 logger = logging.getLogger(__name__)
@@ -152,6 +152,15 @@ class Budgets:
         if isinstance(answer, Refusal):
             raise Refused(_over(answer), principal=principal, model=model or "")
         return Hold(answer, len(envelopes), settle)
+
+    async def count(self, principal: Principal, envelope: Envelope) -> None:
+        """Enter a request that no engine is asked for.
+
+        Raises:
+            Refused: as `reserve`.
+        """
+        free = replace(envelope, usage=Usage(envelope.model, 0, 0))
+        (await self.reserve(principal, envelope.model, [free])).close()
 
     def _most(self, envelopes: Sequence[Envelope]) -> tuple[int, int]:
         """The most tokens that `envelopes` may read and write; a prompt is read once for all its

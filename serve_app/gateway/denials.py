@@ -1,8 +1,9 @@
 """Who was refused, on record: a wrong key, a model out of reach, a path that is not there.
 
-Everything a known key was denied is recorded. What nobody can be named for, what was over a bound
-and what was no proper request is recorded up to a rate, and counted above it: neither strangers nor
-a client that does not wait must be able to fill the log, nor to keep another's attempts out of it.
+Everything a known key was denied is recorded, of one with limits as many as it may make requests.
+What nobody can be named for, what was over a bound and what was no proper request is recorded up to
+a rate. What is above is counted: neither strangers nor a client that does not wait must be able to
+fill the log, nor to keep another's attempts out of it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable
 
+from cluster.types import Principal
 from serve_app.gateway.errors import Refused
 from serve_app.protocol import Envelope, Sampling
 
@@ -29,9 +31,11 @@ class Denials:
     def __init__(
         self,
         record: Callable[[Envelope], Awaitable[None]],
+        count: Callable[[Principal, Envelope], Awaitable[None]],
         now: Callable[[], float] = time.time,
     ) -> None:
-        self._record = record
+        """`count` enters one of a key's requests, and is refused where it may make no more."""
+        self._record, self._count = record, count
         self._now = now
         self._second = 0
         # By tenant; all strangers are one.
@@ -43,13 +47,7 @@ class Denials:
         improper = principal is not None and error.block.status in _IMPROPER
         if error.block.status not in _DENIED and not improper:
             return None
-        metadata, tenant = {"path": path[:_LONGEST]}, principal.tenant if principal else ""
-        if principal is None or improper or error.block.status == 429:
-            if not self._room(tenant, int(now)):
-                self._unrecorded[tenant] += 1
-                return None
-            if missed := self._unrecorded.pop(tenant, 0):
-                metadata["unrecorded_before"] = str(missed)
+        tenant = principal.tenant if principal else ""
         envelope = Envelope(
             trace_id=f"tr-{uuid.uuid4().hex}",
             received_at=now,
@@ -59,11 +57,28 @@ class Denials:
             messages=[],
             sampling=Sampling(),
             key_id=principal.key_id if principal else "",
-            metadata=metadata,
+            metadata={"path": path[:_LONGEST]},
             block=error.block,
         )
+        if principal is None or improper or error.block.status == 429:
+            room = self._room(tenant, int(now))
+        else:
+            room = await self._may(principal, envelope, int(now))
+        if not room:
+            self._unrecorded[tenant] += 1
+            return None
+        if missed := self._unrecorded.pop(tenant, 0):
+            envelope.metadata["unrecorded_before"] = str(missed)
         await self._record(envelope)
         return envelope.trace_id
+
+    async def _may(self, principal: Principal, envelope: Envelope, second: int) -> bool:
+        try:
+            await self._count(principal, envelope)
+        except Refused as over:
+            # What it has left may not be known just now.
+            return over.block.status != 429 and self._room(principal.tenant, second)
+        return True
 
     def _room(self, tenant: str, second: int) -> bool:
         if second != self._second:

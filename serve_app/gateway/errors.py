@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from cluster.errors import ConflictError, UserError
+from cluster.errors import AwayError, ConflictError, DiskFullError, SwapError, UserError
 from cluster.types import Principal
 from serve_app.protocol import Block
 
@@ -102,6 +102,15 @@ def handlers(recorded: Callable[[Refused, str], Awaitable[str | None]]) -> Handl
     async def conflict(request: Request, error: Exception) -> Response:
         return await refused(request, Refused(Block(409, "conflict", str(error))))
 
+    async def swap(request: Request, error: Exception) -> Response:
+        return await refused(request, Refused(Block(409, "not_proved", str(error))))
+
+    async def full(_request: Request, error: Exception) -> Response:
+        return respond(Block(507, "disk_full", str(error)))
+
+    async def away(_request: Request, error: Exception) -> Response:
+        return respond(Block(503, "unavailable", str(error), retry_after_s=1.0))
+
     async def user(request: Request, error: Exception) -> Response:
         return await refused(request, Refused(Block(400, "invalid_value", str(error))))
 
@@ -109,6 +118,9 @@ def handlers(recorded: Callable[[Refused, str], Awaitable[str | None]]) -> Handl
         Exception: _fault,
         Refused: refused,
         ConflictError: conflict,
+        SwapError: swap,
+        DiskFullError: full,
+        AwayError: away,
         UserError: user,
         HTTPException: http,
     }

@@ -16,6 +16,7 @@ from cluster.types import AdapterVersion, Role
 from serve_app.gateway.auth import Authenticator
 from serve_app.gateway.blocks import unserved
 from serve_app.gateway.bodies import parse
+from serve_app.gateway.budgets import Budgets
 from serve_app.gateway.errors import Refused
 from serve_app.gateway.road import Road, TableSource
 from serve_app.gateway.trials import one
@@ -64,10 +65,15 @@ class Feedback:
     """The route's handler."""
 
     def __init__(
-        self, road: Road, authenticate: Authenticator, table: TableSource, trials: Judge
+        self,
+        road: Road,
+        authenticate: Authenticator,
+        table: TableSource,
+        trials: Judge,
+        budgets: Budgets,
     ) -> None:
         self._road, self._authenticate, self._table = road, authenticate, table
-        self._trials = trials
+        self._trials, self._budgets = trials, budgets
 
     async def __call__(self, request: Request) -> Response:
         """Record the feedback and count it where the version is on trial."""
@@ -91,6 +97,8 @@ class Feedback:
                 **{name: str(value).lower() for name, value in body.outcomes.items()},
             },
         )
+        # It is on record for good, and so is one of the requests that a key may make.
+        await self._budgets.count(principal, envelope)
         await self._road.note(envelope)
         return JSONResponse({"trace_id": envelope.trace_id, "counted": await self._count(body)})
 

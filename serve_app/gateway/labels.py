@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from cluster.registry.labels import GivenLabel, LabelTask
-from cluster.types import Role
+from cluster.types import TEXT, Role
 from serve_app.gateway.auth import Authenticator
 from serve_app.gateway.bodies import parse
 
@@ -27,7 +27,7 @@ class ClaimRequest(BaseModel):
     """`POST /v1/labels/claim`."""
 
     model_config = ConfigDict(extra="forbid")
-    annotator: str = Field(min_length=1, max_length=64)
+    annotator: str = Field(min_length=1, max_length=64, pattern=TEXT)
     limit: int = Field(default=20, ge=1, le=500)
 
 

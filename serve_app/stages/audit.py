@@ -26,6 +26,8 @@ _MAX_WAITING = 10_000
 #: What the registry is told is gathered for so long: experts and bills do not mind, and it writes
 #: once.
 _GATHER_S = 0.5
+#: Longest that what was used counts as used at one moment; how many of those are told together.
+_LONGEST_S, _AT_ONCE = 5.0, 256
 
 
 class Audit:
@@ -37,6 +39,8 @@ class Audit:
         self._lock = asyncio.Lock()
         self._tasks: list[LabelTask] = []
         self._tally = Tally(writer.writer, writer.sequence)
+        self._tallies: list[Tally] = []
+        """Those that are closed, and not told yet."""
         self._told: asyncio.Task[None] | None = None
 
     async def __call__(self, batch: list[Envelope]) -> list[Envelope]:
@@ -55,6 +59,9 @@ class Audit:
         async with self._lock:
             await asyncio.to_thread(self._writer.append, records)
             for record in records:
+                # Of what waits while the registry is away, each part keeps its time and its price.
+                if record["recorded_at"] - self._tally.since > _LONGEST_S:
+                    self._close_tally()
                 self._tally.add(record)
         for task in filter(None, map(label_task, batch)):
             if len(self._tasks) >= _MAX_WAITING:
@@ -69,14 +76,20 @@ class Audit:
     async def _tell(self) -> None:
         """Tell the registry what has come together, until there is nothing left to tell."""
         await asyncio.sleep(_GATHER_S)
-        while self._tasks or self._tally.after > self._tally.first:
+        while self._tasks or self._tallies or self._tally.after > self._tally.first:
             tasks, self._tasks = self._tasks[:256], self._tasks[256:]
-            # Told again as it is until it is heard: what is told twice then counts once.
-            uses, after = self._tally.uses(time.time()), self._tally.after
-            self._tally = Tally(self._writer.writer, after)
+            self._close_tally()
+            told, self._tallies = self._tallies[:_AT_ONCE], self._tallies[_AT_ONCE:]
+            # Told again as they are until they are heard: what is told twice then counts once.
+            uses = [use for tally in told for use in tally.uses()]
             await _until_heard(self._enqueue, tasks)
             await _until_heard(self._meter, uses)
             await asyncio.sleep(_GATHER_S)
+
+    def _close_tally(self) -> None:
+        if self._tally.after > self._tally.first:
+            self._tallies.append(self._tally)
+            self._tally = Tally(self._writer.writer, self._tally.after)
 
 
 async def _until_heard(tell: Callable[[list[Any]], Awaitable[int]], rows: list[Any]) -> None:

@@ -235,8 +235,10 @@ def test_a_card_says_what_the_registry_knows(
 ) -> None:
     with change() as tx:
         bases.serve(tx, ONE, **BY)
-        recipe = {"learning rate": 0.002, "epochs": 5}
-        path = make_adapter(run_id="run | with a pipe\nand a line", recipe=recipe)
+        recipe: dict[str, object] = {"learning rate": 0.002, "epochs": 5}
+        recipe |= {"a | name\n# of two lines": "<b>bold</b>"}
+        lineage = {"dataset": "inventory@1", "dataset_digest": "1" * 64}
+        path = make_adapter(run_id="run | with a pipe\nand a line", recipe=recipe, **lineage)
         version = _register(tx, path)
         dataset = DatasetManifest(
             name="inventory",
@@ -267,9 +269,36 @@ def test_a_card_says_what_the_registry_knows(
         "| learning rate | 0.002 |",
         "| epochs | 5 |",
         "| replaces | no earlier version |",
+        "| a \\| name # of two lines | &lt;b>bold&lt;/b> |",
     ):
         assert line in found.splitlines()
     assert "version.registered" in found
+    with change() as tx:
+        leaving = card.write(tx, version, leaving=True)
+    assert "rival" not in leaving
+    assert "| owner | acme |" in leaving
+
+
+def test_a_card_vouches_for_no_data_but_what_it_was_fitted_on(
+    change: Change, make_adapter: Callable[..., Path]
+) -> None:
+    """A dataset of the same name, such as one that an imported version was fitted on elsewhere."""
+    theirs = {"dataset": "inventory@1", "dataset_digest": "9" * 64}
+    odd = {"dataset": "inventory@" + "9" * 40, "dataset_digest": "1" * 64}
+    with change() as tx:
+        bases.serve(tx, ONE, **BY)
+        dataset = DatasetManifest(name="inventory", version=1, rows=7, from_traces=3)
+        versions.register_dataset(tx, dataset, Path("/d"), "1" * 64, 1.0)
+        made = [
+            _register(tx, make_adapter(version=number, **lineage))
+            for number, lineage in ((1, theirs), (2, odd))
+        ]
+    for version in made:
+        with change() as tx:
+            found = card.write(tx, version)
+        assert "| contents | not in the registry |" in found
+        assert "| training data | not in the registry |" in found
+        assert yaml.safe_load(found.split("---")[1])["license"] == "other"
 
 
 def test_the_newest_answers_on_trial_are_kept_until_their_rollout_is_over(

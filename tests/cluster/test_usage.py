@@ -44,7 +44,7 @@ def _told(writer: str, traces: list[dict[str, Any]], first: int = 0) -> list[Tok
     tally = Tally(writer, first)
     for trace in traces:
         tally.add(trace)
-    return tally.uses(50.0)
+    return tally.uses()
 
 
 def _tokens(tx: Session, tenant: str) -> tuple[int, int]:
@@ -89,7 +89,7 @@ def test_bill_and_log_agree_to_the_token(
             tally.add(trace)
             fate = drawn.random()
             if fate < 0.25:
-                told = tally.uses(50.0)
+                told = tally.uses()
                 tally = Tally(name, tally.after)
                 if drawn.random() < 0.6:  # else it is lost on its way
                     usage.tell(tx, told)

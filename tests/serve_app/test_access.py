@@ -164,8 +164,15 @@ async def test_strangers_cannot_fill_the_log() -> None:
     async def record(envelope: Envelope) -> None:
         recorded.append(envelope)
 
-    now = [100.0]
-    denials = Denials(record, lambda: now[0])
+    async def count(principal: Principal, _envelope: Envelope) -> None:
+        left[principal.key_id] = left.get(principal.key_id, 1000) - 1
+        if principal.key_id == "unknown":
+            raise Refused(Block(503, "budget_unavailable", "who knows"))
+        if left[principal.key_id] < 0:
+            raise Refused(Block(429, "rate_limit_exceeded", "no more"))
+
+    now, left = [100.0], {"poor": 3}
+    denials = Denials(record, count, lambda: now[0])
     unknown = Refused(Block(401, "invalid_api_key", "no"))
     known = Refused(
         Block(404, "model_not_found", "no"),
@@ -190,6 +197,21 @@ async def test_strangers_cannot_fill_the_log() -> None:
         await denials(improper, "/v1/labels")
     assert before < len(recorded) < before + 50
     assert recorded[-1].tenant == "acme"
+    # Of a key with limits, as many as it may make requests; the others are counted.
+    poor = Principal("poor", "poor", frozenset())
+    for _ in range(9):
+        await denials(Refused(Block(403, "access_denied", "no"), principal=poor), "/key/list")
+    assert [one.tenant for one in recorded[-4:]] == ["acme", "poor", "poor", "poor"]
+    left["poor"] = 1
+    await denials(Refused(Block(404, "not_found", "no"), principal=poor), "/key/list")
+    assert recorded[-1].metadata["unrecorded_before"] == "6"
+    # While nobody knows what it has left, up to a rate.
+    unknown_left = Principal("unknown", "unsure", frozenset())
+    before = len(recorded)
+    for _ in range(100):
+        denied = Refused(Block(404, "not_found", "no"), principal=unknown_left)
+        await denials(denied, "/key/list")
+    assert before < len(recorded) < before + 50
     # Nor does one tenant keep another's out of it.
     other = Principal("r", "rival", frozenset())
     await denials(Refused(Block(409, "x", "no"), principal=other), "/v1/rollouts")

@@ -49,7 +49,7 @@ class Admin:
 
     def __init__(self, control: ControlPlane) -> None:
         self.control = control
-        world = World()
+        world = World(spend=control.spend)
         self.app = create_app(
             road=world.road,
             authenticate=Authenticator(control.resolve_key, 5.0, lambda: control._table.keys),

@@ -270,6 +270,24 @@ async def test_embeddings_are_bounded_and_metered(
     assert (await client.post("/v1/embeddings", json=body, headers=KEY)).status_code == 429
 
 
+async def test_what_is_kept_on_record_counts_as_a_request(
+    world: World, client: httpx.AsyncClient, bank: Bank
+) -> None:
+    bank.bound(rpm=3)
+
+    async def say() -> int:
+        body = {"trace_id": "tr-1", "model": "inventory", "resolved": True}
+        return (await client.post("/v1/feedback", json=body, headers=KEY)).status_code
+
+    assert [await say() for _ in range(2)] == [200, 200]
+    elsewhere = [await _ask(client, model="nothing") for _ in range(5)]
+    assert {answer.status_code for answer in elsewhere} == {404}
+    assert await say() == 429
+    blocked = [one.block.status for one in world.audited if one.block is not None]
+    assert blocked == [404, 429], "what is beyond is counted with the next"
+    assert all(one.usage is None for one in world.audited), "and none of it is billed"
+
+
 async def test_who_leaves_while_waiting_for_the_ledger_has_reserved_nothing(
     world: World, bank: Bank
 ) -> None:

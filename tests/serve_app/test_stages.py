@@ -339,6 +339,41 @@ async def test_audit_writes_before_it_acknowledges_and_forwards_edge_cases(tmp_p
     assert (use.version, use.input_tokens, use.output_tokens) == ("care@1", 22, 14)
 
 
+async def test_what_waits_for_the_registry_keeps_its_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve_app.stages.audit._GATHER_S", 0.01)
+    used, back, now = list[TokenUse](), asyncio.Event(), [1000.0]
+    monkeypatch.setattr("serve_app.stages.audit.time.time", lambda: now[0])
+
+    async def hear(rows: list[Any]) -> int:
+        return len(rows)
+
+    async def meter(uses: list[TokenUse]) -> int:
+        await back.wait()
+        used.extend(uses)
+        return len(uses)
+
+    stage = Audit(ChainWriter(tmp_path, "w"), hear, meter)
+    for minute in range(4):
+        for _ in range(2):
+            envelope = _envelope()
+            envelope.generation, envelope.usage = _generation(mean=0.0), Usage("care@1", 11, 7)
+            now[0] = 1000.0 + 60 * minute
+            await stage([envelope])
+        await asyncio.sleep(0.03)
+    now[0] = 9000.0
+    back.set()
+    await until(lambda: len(used) == 4)
+    assert [(use.at, use.requests) for use in used] == [
+        (1000.0, 2),
+        (1060.0, 2),
+        (1120.0, 2),
+        (1180.0, 2),
+    ]
+    assert [(use.first, use.after) for use in used] == [(0, 2), (2, 4), (4, 6), (6, 8)]
+
+
 class SlowWriter(ChainWriter):
     """Holds each write until it is let go, and counts those at work at once."""
 

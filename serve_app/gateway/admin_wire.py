@@ -1,0 +1,119 @@
+"""The bodies of the admin API, with LiteLLM's field names where they fit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from cluster import durations
+from cluster.budget.limits import Limits
+from cluster.registry.keys import KeyChange
+from cluster.rollout.plan import RolloutPlan
+from cluster.types import TEXT, Role
+
+NEVER = "never"
+
+
+class Body(BaseModel):
+    """What a client sends."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+
+class Bounds(Body):
+    """What a key or a tenant may use."""
+
+    rpm_limit: int | None = None
+    tpm_limit: int | None = None
+    max_budget: float | None = None
+    """US dollars in each period."""
+    budget_duration: str | None = None
+    """The period: 90s, 15m, 12h, 30d; none is one without end."""
+
+    def limits(self, before: Limits) -> Limits:
+        """`before` with what this body names."""
+        names = {"rpm_limit": "rpm", "tpm_limit": "tpm", "max_budget": "max_usd"}
+        given = {names[name]: getattr(self, name) for name in self.model_fields_set & names.keys()}
+        if "budget_duration" in self.model_fields_set:
+            lasts = self.budget_duration
+            given["period_s"] = durations.seconds(lasts) if lasts else None
+        return Limits.model_validate({**before.model_dump(), **given})
+
+
+class GenerateKey(Bounds):
+    """`POST /key/generate`."""
+
+    key_alias: str = ""
+    duration: str | None = None
+    """Until it expires: 90s, 15m, 12h, 30d; none is never."""
+    models: list[str] = Field(default_factory=list, max_length=1000)
+    """The adapters it reaches; empty is all that the tenant reaches."""
+    user_id: str = "default"
+    """The person or service that uses it."""
+    team_id: str | None = None
+    """The tenant; the caller's own unless an operator asks."""
+    metadata: dict[str, str] = Field(default_factory=dict, max_length=64)
+    """Attributes that policy may rely on; an operator gives them."""
+    roles: list[Role] = Field(default_factory=lambda: [Role.INFERENCE], min_length=1)
+
+
+class UpdateKey(Bounds):
+    """`POST /key/update`: what is named changes, the rest stays."""
+
+    key: str = Field(min_length=1, max_length=256)
+    key_alias: str | None = None
+    duration: str | None = None
+    """Until it expires, from now; or `never`."""
+    models: list[str] | None = Field(default=None, max_length=1000)
+
+    def change(self) -> KeyChange | None:
+        """What is not a bound and is to be otherwise; None where nothing is."""
+        named = {"alias": self.key_alias, "models": self.models}
+        # A client that sends every field means nothing by those that are null.
+        given: dict[str, Any] = {name: one for name, one in named.items() if one is not None}
+        if self.duration is not None:
+            given["lasts_s"] = None if self.duration == NEVER else lasting(self.duration)
+        return KeyChange.model_validate(given) if given else None
+
+
+class DeleteKeys(Body):
+    """`POST /key/delete`."""
+
+    keys: list[str] = Field(min_length=1, max_length=100)
+
+
+class LimitTenant(Bounds):
+    """`POST /team/update`: of the limits of a whole tenant, what is named changes."""
+
+    team_id: str = Field(min_length=1, max_length=63, pattern=TEXT)
+
+
+class Reason(Body):
+    """Why, for the audit log."""
+
+    reason: str = Field(min_length=1, max_length=1000, pattern=TEXT)
+
+
+class Revive(Body):
+    """With which version; without, with the one that was live."""
+
+    version: int | None = Field(default=None, ge=1, le=999_999_999)
+
+
+class Grantee(Body):
+    """Who is let in, or no longer; `*` is every tenant."""
+
+    tenant: str = Field(min_length=1, max_length=63, pattern=TEXT)
+
+
+class StartRollout(Body):
+    """`POST /v1/rollouts`."""
+
+    version: str = Field(min_length=1, max_length=80)
+    plan: RolloutPlan = RolloutPlan()
+
+
+def lasting(text: str | None) -> float | None:
+    """Seconds, or None where nothing is said."""
+    return durations.seconds(text) if text else None

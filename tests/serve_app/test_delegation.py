@@ -1,0 +1,120 @@
+"""What a key that is limited may do to others: give no more than it has."""
+
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.control.actor import ControlPlane
+from cluster.registry.keys import KeyRequest
+from cluster.types import Role
+from tests.fakes.fleet import FakeFleet
+from tests.serve_app.test_admin import BASE, Admin
+
+
+@pytest.fixture
+async def admin(tmp_path: Path, make_adapter: Callable[..., Path]) -> AsyncIterator[Admin]:
+    database = f"sqlite:///{tmp_path / 'registry.db'}"
+    control = ControlPlane(database, FakeFleet(), max_rank=32, audit=tmp_path / "audit")
+    await control.serve_base(BASE, "test")
+    for name in ("care", "stock"):
+        await control.register_candidate(str(make_adapter(name=name)), "acme", "test")
+    admin = Admin(control)
+    await admin.add("admin", "acme", Role.ADMIN)
+    for name, more in {
+        "scoped": {"models": ("care",)},
+        "brief": {"lasts_s": 3600.0},
+        "bounded": {"limits": {"rpm": 9}},
+    }.items():
+        request = KeyRequest.model_validate({"tenant": "acme", "roles": (Role.ADMIN,), **more})
+        admin.secrets[name] = (await control.issue_key(request, "test")).secret
+    yield admin
+    control._engine.dispose()
+
+
+@pytest.mark.parametrize(
+    ("who", "wanted", "status"),
+    [
+        ("admin", {}, 200),
+        ("scoped", {}, 403),
+        ("scoped", {"models": ["care", "stock"]}, 403),
+        ("scoped", {"models": ["care"]}, 200),
+        ("brief", {}, 403),
+        ("brief", {"duration": "2h"}, 403),
+        ("brief", {"duration": "30m"}, 200),
+        ("bounded", {}, 403),
+        ("bounded", {"rpm_limit": 1}, 403),
+    ],
+)
+async def test_no_key_makes_one_that_has_more(
+    admin: Admin, who: str, wanted: dict[str, Any], status: int
+) -> None:
+    made = await admin(who, "POST", "/key/generate", wanted)
+    assert made.status_code == status, made.text
+    if status == 403:
+        assert made.json()["error"]["message"].startswith("this key ")
+        assert admin.world.audited[-1].block is not None
+
+
+@pytest.mark.parametrize(
+    ("who", "change", "status"),
+    [
+        ("scoped", {"models": []}, 403),
+        ("scoped", {"models": ["stock"]}, 403),
+        ("scoped", {"key_alias": "mine"}, 200),
+        ("scoped", {"rpm_limit": 5}, 200),
+        ("brief", {"duration": "never"}, 403),
+        ("brief", {"duration": "2h"}, 403),
+        ("brief", {"duration": "10m"}, 200),
+        ("bounded", {"rpm_limit": None}, 403),
+        ("bounded", {"rpm_limit": 99}, 403),
+        ("bounded", {"max_budget": 1.0}, 403),
+        ("bounded", {"key_alias": "mine", "rpm_limit": 9}, 200),
+    ],
+)
+async def test_no_key_frees_itself(
+    admin: Admin, who: str, change: dict[str, Any], status: int
+) -> None:
+    before = (await admin(who, "GET", "/key/info")).json()
+    changed = await admin(who, "POST", "/key/update", {"key": before["key"], **change})
+    assert changed.status_code == status, changed.text
+    if status == 403:
+        assert (await admin(who, "GET", "/key/info")).json() == before
+
+
+async def test_a_key_for_one_adapter_manages_no_other_and_no_key_for_more(admin: Admin) -> None:
+    rows = (await admin("scoped", "GET", "/v1/adapters")).json()["data"]
+    assert [row["version"] for row in rows] == ["care@1"]
+    assert len((await admin("admin", "GET", "/v1/adapters")).json()["data"]) == 2
+    for method, path, body in (
+        ("GET", "/v1/adapters/stock@1/card", None),
+        ("POST", "/v1/adapters/stock/kill", {"reason": "x"}),
+        ("POST", "/v1/adapters/stock/revive", None),
+        ("POST", "/v1/adapters/stock/withdraw", {"tenant": "rival"}),
+        ("POST", "/v1/rollouts", {"version": "stock@1"}),
+        ("POST", "/v1/rollouts/stock/end", {"reason": "x"}),
+    ):
+        assert (await admin("scoped", method, path, body)).status_code == 404, path
+    assert (await admin("scoped", "GET", "/v1/adapters/care@1/card")).status_code == 200
+    whole = (await admin("admin", "GET", "/key/info")).json()["key"]
+    mine = (await admin("scoped", "GET", "/key/info")).json()["key"]
+    for path in (f"/key/info?key={whole}", f"/key/info?key={admin.secrets['admin']}"):
+        assert (await admin("scoped", "GET", path)).status_code == 404
+    for path, body in (
+        ("/key/delete", {"keys": [whole]}),
+        ("/key/update", {"key": whole, "rpm_limit": 1}),
+    ):
+        assert (await admin("scoped", "POST", path, body)).status_code == 404
+    assert (await admin("scoped", "GET", "/key/list")).json()["keys"] == [mine]
+
+
+async def test_a_kill_may_be_undone_with_another_version(admin: Admin) -> None:
+    await admin("admin", "POST", "/v1/adapters/care/kill", {"reason": "wrong prices"})
+    revive = "/v1/adapters/care/revive"
+    for wrong in ({"version": 0}, {"version": "one"}, {"number": 1}):
+        assert (await admin("admin", "POST", revive, wrong)).status_code == 400
+    unpassed = await admin("admin", "POST", revive, {"version": 1})
+    assert unpassed.status_code == 409
+    assert "only a passed version" in unpassed.json()["error"]["message"]
+    assert (await admin("admin", "POST", revive)).status_code == 200
