@@ -212,6 +212,7 @@ def check_tensors(path: Path, ranks: set[int]) -> set[str]:
     tensors = {name: item for name, item in header.items() if isinstance(item, _Tensor)}
     if not tensors:
         raise ArtifactError(f"{path} holds no tensor")
+    _require_apart(path, tensors)
     content = np.memmap(path, np.uint8, "r", offset=8 + length) if size > 8 + length else None
     for name, item in tensors.items():
         _check_tensor(f"{path}: tensor {name}", item, content)
@@ -221,6 +222,15 @@ def check_tensors(path: Path, ranks: set[int]) -> set[str]:
                 f"{path}: tensor {name} has shape {item.shape}, not the rank stated"
             )
     return set(tensors)
+
+
+def _require_apart(path: Path, tensors: dict[str, _Tensor]) -> None:
+    """Raise ArtifactError where tensors share bytes: a few of them would be read for ever."""
+    ends = 0
+    for start, end in sorted(item.data_offsets for item in tensors.values()):
+        if start < ends:
+            raise ArtifactError(f"{path} is not a safetensors file: its tensors overlap")
+        ends = end
 
 
 def _check_tensor(what: str, tensor: _Tensor, content: np.ndarray[Any, Any] | None) -> None:

@@ -59,7 +59,7 @@ def parse(
         key, mark, value = override.partition("=")
         if not mark:
             raise ConfigError(f"override {override!r} must be written key=value")
-        _set(document, key.split("."), yaml.safe_load(value))
+        _set(document, key.split("."), _value(override, value))
     try:
         return model.model_validate(document)
     except ValidationError as error:
@@ -69,6 +69,13 @@ def parse(
         raise ConfigError(f"{source}: {problems}") from error
 
 
+def _value(override: str, text: str) -> object:
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(f"override {override[:200]!r}: the value is not YAML") from error
+
+
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"configuration file {path} does not exist")
@@ -76,7 +83,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is over {_MAX_BYTES} bytes: not a configuration file")
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path} is not YAML: {error}") from error
     if not isinstance(document, dict):
         raise ConfigError(f"{path} must hold a mapping of settings")

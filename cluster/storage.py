@@ -157,7 +157,7 @@ def read_json(path: Path, limit: int = 64 << 20) -> object:
         raise DataError(f"{path} is over {limit} bytes")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not JSON: {error}") from error
 
 

@@ -21,10 +21,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cluster import storage
 from cluster.adapters import MANIFEST, PEFT_CONFIG, WEIGHTS, AdapterManifest, check_tensors
-from cluster.bundle import contents
+from cluster.bundle import contents, signing
 from cluster.config import load
 from cluster.errors import ArtifactError, ConfigError, ConflictError, HeadraceError
 from cluster.telemetry.logging import configure
+from cluster.types import AdapterVersion
 from train_jobs.config import AdoptConfig
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ logger = logging.getLogger("train_jobs")
 
 _MAX_CONFIG = 1 << 20
 _UNSTATED = "not stated"
+#: What PEFT calls every linear layer, and how its names of tensors begin.
+_ALL, _PREFIX = "all-linear", "base_model.model."
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -66,7 +69,8 @@ def _run(config: AdoptConfig) -> None:
             f"adapter {config.adapter!r} belongs to another tenant: choose another name"
         )
     path = adopt(config)
-    version = register(control, path, config.tenant)
+    named = AdapterVersion(config.adapter, config.version)
+    version = register(control, path, named, config.tenant)
     logger.info("%s is a candidate", version)
 
 
@@ -80,15 +84,17 @@ def adopt(config: AdoptConfig) -> Path:
     from train_jobs.publish import publish_adapter
 
     source = Path(config.source)
-    theirs = None
+    theirs, origin = None, "a PEFT folder, of nobody known"
     if (source / contents.MANIFEST).exists():
         sealed = contents.verified(source, frozenset(config.trusted))
         logger.info("%s of %s is sealed and signed", sealed.version, sealed.exported_at)
+        signer = signing.fingerprint((source / contents.SIGNER).read_bytes())
+        origin = f"a bundle of {sealed.version}, signed by {signer}"
         source /= contents.ADAPTER
         theirs = _manifest(source / MANIFEST)
     with tempfile.TemporaryDirectory() as folder:
         clean = Path(folder)
-        peft = _copy_checked(source, clean, config.max_rank)
+        peft = _copy_checked(source, clean, config)
         base_digest = storage.tree_digest(Path(config.base_model.path))
         if theirs is not None and theirs.base_digest != base_digest:
             raise ArtifactError(
@@ -98,7 +104,10 @@ def adopt(config: AdoptConfig) -> Path:
         _say_other_base(config, peft)
         _require_fit(config, clean)
         manifest = _manifested(config, clean, theirs, peft, base_digest)
-        return publish_adapter(clean, manifest, Path(config.out))
+        recipe = {**manifest.recipe, "imported from": origin}
+        return publish_adapter(
+            clean, manifest.model_copy(update={"recipe": recipe}), Path(config.out)
+        )
 
 
 class _PeftConfig(BaseModel):
@@ -123,7 +132,7 @@ class _PeftConfig(BaseModel):
     base_model_name_or_path: str | None = None
 
 
-def _copy_checked(source: Path, clean: Path, max_rank: int) -> _PeftConfig:
+def _copy_checked(source: Path, clean: Path, config: AdoptConfig) -> _PeftConfig:
     """Copy the two files that count, checked; the rest of the folder is never read."""
     for name in (WEIGHTS, PEFT_CONFIG):
         if (source / name).is_symlink() or not (source / name).is_file():
@@ -135,16 +144,32 @@ def _copy_checked(source: Path, clean: Path, max_rank: int) -> _PeftConfig:
         peft = _PeftConfig.model_validate(stated)
     except (ValueError, ValidationError) as error:
         raise ArtifactError(f"{source / PEFT_CONFIG} cannot be served: {error}"[:500]) from error
-    if peft.use_dora or peft.r > max_rank:
+    if peft.use_dora or peft.r > config.max_rank:
         raise ArtifactError(
-            f"{source / PEFT_CONFIG}: the engine takes LoRA of rank {max_rank} at most, no DoRA"
+            f"{source / PEFT_CONFIG}: the engine takes LoRA of rank {config.max_rank} at most, no "
+            "DoRA"
         )
+    if (size := (source / WEIGHTS).stat().st_size) > config.max_bytes:
+        raise ArtifactError(
+            f"{source / WEIGHTS} has {size} bytes; at most {config.max_bytes} are read (max_bytes)"
+        )
+    # There and, as nobody else writes to it, in the copy.
+    check_tensors(source / WEIGHTS, {peft.r})
     shutil.copy(source / WEIGHTS, clean / WEIGHTS)
-    check_tensors(clean / WEIGHTS, {peft.r})
+    names = check_tensors(clean / WEIGHTS, {peft.r})
+    if isinstance(peft.target_modules, str) and peft.target_modules != _ALL:
+        # To PEFT it is a regular expression, which may take for ever: the tensors tell as well.
+        peft = peft.model_copy(update={"target_modules": _modules(names)})
     kept = {**peft.model_dump(exclude={"modules_to_save"}), "base_model_name_or_path": ""}
     kept["use_dora"], kept["task_type"], kept["inference_mode"] = False, "CAUSAL_LM", True
     (clean / PEFT_CONFIG).write_text(json.dumps(kept), encoding="utf-8")
     return peft
+
+
+def _modules(tensors: set[str]) -> list[str]:
+    """The modules of the model that these tensors belong to, by their full names."""
+    paths = (name.removeprefix(_PREFIX).partition(".lora_") for name in tensors)
+    return sorted({path for path, mark, _ in paths if mark})
 
 
 def _say_other_base(config: AdoptConfig, peft: _PeftConfig) -> None:

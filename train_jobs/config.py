@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from cluster.adapters import MAX_PROBES
 from cluster.config import BaseModelRef, ConfigModel
 from cluster.rollout.gate import GateConfig
+from cluster.types import checked_name
 
 
 class LoraConfig(ConfigModel):
@@ -82,6 +83,8 @@ class TrainConfig(ConfigModel):
     gate: GateConfig = GateConfig()
     tracking: Tracking = Tracking()
 
+    _names = field_validator("adapter", "tenant")(checked_name)
+
     @property
     def recipe(self) -> dict[str, str | int | float]:
         """What decides how the adapter is fitted, as its model card tells it."""
@@ -125,4 +128,8 @@ class AdoptConfig(ConfigModel):
     """Published directory of the live version, evaluated on the same rows."""
     previous_label: str | None = None
     max_rank: int = Field(default=512, ge=1)
+    max_bytes: int = Field(default=8 << 30, ge=1)
+    """Of its weights: nothing larger is read."""
     evaluation: EvalConfig = EvalConfig()
+
+    _names = field_validator("adapter", "tenant")(checked_name)

@@ -11,6 +11,7 @@ from pathlib import Path
 from cluster.config import load
 from cluster.errors import HeadraceError
 from cluster.telemetry.logging import configure
+from cluster.types import AdapterVersion
 from train_jobs.config import TrainConfig
 
 logger = logging.getLogger("train_jobs")
@@ -51,7 +52,8 @@ def _run(config: TrainConfig) -> None:
     seconds = time.monotonic() - started
     logger.info("fitted on %d rows in %.0f s (%d too long)", fitted.rows, seconds, fitted.too_long)
     path = _evaluate_and_publish(config, fitted.adapter, digest, seconds)
-    version = register(control, path, config.tenant)
+    named = AdapterVersion(config.adapter, config.version)
+    version = register(control, path, named, config.tenant)
     verdict = control.gate(version, config.gate)
     logger.info(
         "gate: %s %s: %s", version, "passed" if verdict.passed else "refused", verdict.reason

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,11 +14,15 @@ from safetensors.torch import load_file
 
 from cluster import storage
 from cluster.adapters import MANIFEST, PEFT_CONFIG, WEIGHTS, AdapterManifest
-from cluster.errors import ArtifactError, HeadraceError
+from cluster.errors import ArtifactError, AwayError, ConflictError, HeadraceError
 from cluster.types import AdapterVersion
 
 if TYPE_CHECKING:
     from cluster.control.client import ControlClient
+
+logger = logging.getLogger(__name__)
+#: Seconds between tries to register while the control plane restarts.
+_AWAY_S = (1.0, 2.0, 4.0, 8.0, 16.0)
 
 
 def check_weights(path: Path) -> None:
@@ -33,17 +39,39 @@ def check_weights(path: Path) -> None:
         raise ArtifactError(f"{path}: every lora_B is zero, so the adapter changes nothing")
 
 
-def register(control: ControlClient, path: Path, tenant: str) -> AdapterVersion:
-    """Register what was published; what is refused is gone again, and its number free.
+def register(
+    control: ControlClient, path: Path, version: AdapterVersion, tenant: str
+) -> AdapterVersion:
+    """Register what was published as `version`; what is refused is gone again, and its number free.
+
+    While the control plane is away, it is waited for.
 
     Raises:
         HeadraceError: the registry refuses it.
+        AwayError: the control plane does not come back; what was published stays.
     """
+    for wait_s in (*_AWAY_S, None):
+        try:
+            return control.register_candidate(str(path), tenant)
+        except AwayError:
+            if wait_s is None:
+                raise
+            logger.warning("the control plane is away: trying again in %g s", wait_s)
+            time.sleep(wait_s)
+        except (HeadraceError, ValueError):
+            # It may have been done the time before, when no answer came.
+            if _is_registered(control, path, version):
+                return version
+            shutil.rmtree(path)
+            raise
+    raise AssertionError("unreachable")
+
+
+def _is_registered(control: ControlClient, path: Path, version: AdapterVersion) -> bool:
     try:
-        return control.register_candidate(str(path), tenant)
-    except HeadraceError:
-        shutil.rmtree(path)
-        raise
+        return control.adapter_version(version).path == str(path)
+    except ConflictError:
+        return False
 
 
 def publish_adapter(trained: Path, manifest: AdapterManifest, out: Path) -> Path:

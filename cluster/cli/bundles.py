@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import uuid
 from contextlib import redirect_stdout
 from pathlib import Path
 
-from cluster.cli.session import Verbs, client, named_version, say
+from cluster.cli.session import Verbs, client, named_tenant, named_version, say
 from cluster.types import AdapterVersion, checked_name
 
 _ADOPT = Path(__file__).resolve().parents[2] / "configs" / "train" / "adopt.yaml"
@@ -62,7 +63,7 @@ def _export(options: argparse.Namespace) -> int:
     base = control.base_model(record.manifest.base_digest)
     key = signing.own_key(_signing_key(options))
     fingerprint = signing.fingerprint(signing.public_pem(key))
-    source = Source(record, base, control.card(version))
+    source = Source(record, base, control.card(version, leaving=True))
     # Before it is written: a crash leaves an entry for what did not come to pass, not the reverse.
     control.exported(version, fingerprint)
     # What the libraries print on standard output is no part of the answer.
@@ -84,35 +85,42 @@ def _import(options: argparse.Namespace) -> int:
     from cluster.control import jobs
     from cluster.errors import UserError
 
-    source = options.source.resolve()
-    control = client(options)
+    source, tenant = options.source.resolve(), named_tenant(options.tenant)
     try:
         name = checked_name(options.name or _name_of(source))
     except ValueError as error:
         raise UserError(f"{error}; choose one with --name") from error
+    control = client(options)
     version = control.next_version(name)
     base, live = control.base_model(), control.table().live.get(name)
+    if live is not None and not options.heldout:
+        # Its own evaluation compares it with nothing that is here.
+        raise UserError(
+            f"{live.label} is live, and what is to replace it is compared with it: give turns to "
+            "evaluate both on with --heldout FILE, or another name with --name"
+        )
     own = signing.fingerprint(signing.public_pem(signing.own_key(_signing_key(options))))
     run_id = f"import-{name}-{version}-{uuid.uuid4().hex[:6]}"
     workdir = options.workdir.resolve()
     settings: dict[str, object] = {
-        "source": source,
+        "source": str(source),
         "adapter": name,
-        "tenant": options.tenant,
+        "tenant": tenant,
         "version": version,
         "run_id": run_id,
         "base_model.path": base.path,
-        "out": workdir / "adapters",
-        "storage": workdir / "runs",
+        "out": str(workdir / "adapters"),
+        "storage": str(workdir / "runs"),
         "trusted": [own, *options.trust],
     }
     if options.heldout:
-        settings["heldout"] = options.heldout.resolve()
+        settings["heldout"] = str(options.heldout.resolve())
         if live is not None:
             settings |= {"previous": live.path, "previous_label": live.label}
     arguments = ["--config", str(_ADOPT)]
     for key, value in settings.items():
-        arguments += ["--set", f"{key}={value}"]
+        # Quoted: a name such as `no`, or a path with a colon, is a text all the same.
+        arguments += ["--set", f"{key}={json.dumps(value)}"]
     cluster = runtime.require_cluster(workdir)
     job = jobs.submit(cluster.dashboard, run_id, "train_jobs.adopt", arguments)
     print(f"  ray job {run_id}", file=sys.stderr)

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from cluster.cli import bundles, tenancy
-from cluster.cli.session import Verbs, at, client, named_version, say
+from cluster.cli.session import Verbs, at, client, named_tenant, named_version, say
 
 #: Rollouts shown where nobody says how many.
 _NEWEST = 10
@@ -93,6 +93,9 @@ def _switch(verbs: Verbs) -> list[argparse.ArgumentParser]:
     kill.set_defaults(run=_kill)
     revive = verbs.add_parser("revive", help="let a killed adapter serve again, proved anew")
     revive.add_argument("adapter")
+    revive.add_argument(
+        "--version", type=int, metavar="N", help="with this one in place of the one that was live"
+    )
     revive.set_defaults(run=_revive)
     return [kill, revive]
 
@@ -129,7 +132,8 @@ def _list_adapters(options: argparse.Namespace) -> int:
 
 
 def _register(options: argparse.Namespace) -> int:
-    version = client(options).register_candidate(str(options.path.resolve()), options.tenant)
+    tenant = named_tenant(options.tenant)
+    version = client(options).register_candidate(str(options.path.resolve()), tenant)
     return say(options, {"version": str(version)}, [f"{version} is a candidate"])
 
 
@@ -229,7 +233,9 @@ def _kill(options: argparse.Namespace) -> int:
 
 
 def _revive(options: argparse.Namespace) -> int:
-    report = client(options).revive(options.adapter)
+    number = options.version
+    version = None if number is None else named_version(f"{options.adapter}@{number}")
+    report = client(options).revive(options.adapter, version)
     line = f"{report.current} serves again" if report else "it may serve again; none was live"
     return say(options, asdict(report) if report else None, [line])
 

@@ -10,7 +10,7 @@ from contextlib import redirect_stdout
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from cluster.types import AdapterVersion
+from cluster.types import AdapterVersion, checked_name
 
 if TYPE_CHECKING:
     from cluster.control.client import ControlClient
@@ -55,6 +55,20 @@ def named_version(text: str) -> AdapterVersion:
         return AdapterVersion.parse(text)
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def named_tenant(text: str) -> str:
+    """The tenant that `text` names.
+
+    Raises:
+        UserError: it is not a name.
+    """
+    from cluster.errors import UserError
+
+    try:
+        return checked_name(text)
+    except ValueError as error:
+        raise UserError(f"the tenant: {error}") from error
 
 
 def at(moment: float) -> str:

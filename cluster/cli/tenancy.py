@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from cluster.budget.limits import Limits
 
 
+_LIMIT_HELP = "bound what {} may use: what is named changes, the rest stays; without bounds: show"
+
+
 def add_keys(verbs: Verbs) -> list[argparse.ArgumentParser]:
     """`keys` and its actions."""
     keys = verbs.add_parser("keys", help="issue, list and revoke API keys")
@@ -37,9 +40,10 @@ def add_keys(verbs: Verbs) -> list[argparse.ArgumentParser]:
     revoke = actions.add_parser("revoke", help="end a key at once")
     revoke.add_argument("key_id")
     revoke.set_defaults(run=_revoke)
-    limit = actions.add_parser("limit", help="bound what a key may use; without bounds: no longer")
+    limit = actions.add_parser("limit", help=_LIMIT_HELP.format("a key"))
     limit.add_argument("key_id")
     _add_limits(limit)
+    _add_none(limit)
     limit.set_defaults(run=_limit_key)
     return [keys, issue, listed, revoke, limit]
 
@@ -70,6 +74,10 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--period", help="of --usd: 12h, 30d; default: one without end")
 
 
+def _add_none(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--none", action="store_true", help="bound it no longer")
+
+
 def add_usage(verbs: Verbs) -> list[argparse.ArgumentParser]:
     """`usage` and its actions."""
     usage = verbs.add_parser("usage", help="a tenant's bill, its limits, and the price book")
@@ -78,10 +86,10 @@ def add_usage(verbs: Verbs) -> list[argparse.ArgumentParser]:
     usage.add_argument("--prices", type=Path, help="YAML price book to reckon with instead")
     usage.set_defaults(run=_bill)
     actions = usage.add_subparsers(metavar="ACTION")
-    limit = actions.add_parser("limit", help="bound what a tenant may use; without bounds: show")
+    limit = actions.add_parser("limit", help=_LIMIT_HELP.format("a tenant"))
     limit.add_argument("tenant", nargs="?")
     _add_limits(limit)
-    limit.add_argument("--none", action="store_true", help="bound it no longer")
+    _add_none(limit)
     limit.set_defaults(run=_limit_tenant)
     prices = actions.add_parser("prices", help="put a price book in force from now on")
     prices.add_argument("file", type=Path, help="YAML")
@@ -140,7 +148,8 @@ def _revoke(options: argparse.Namespace) -> int:
     return say(options, {"revoked": options.key_id}, [f"key {options.key_id} is revoked"])
 
 
-def _limits(options: argparse.Namespace) -> Limits:
+def _limits(options: argparse.Namespace, before: Limits | None = None) -> Limits:
+    """`before` with what was said; without it, none but what was said."""
     from pydantic import ValidationError
 
     from cluster.budget.limits import Limits
@@ -148,11 +157,16 @@ def _limits(options: argparse.Namespace) -> Limits:
 
     try:
         period = durations.seconds(options.period) if options.period else None
-        return Limits(rpm=options.rpm, tpm=options.tpm, max_usd=options.usd, period_s=period)
+        said = {"rpm": options.rpm, "tpm": options.tpm, "max_usd": options.usd, "period_s": period}
+        given = {name: value for name, value in said.items() if value is not None}
+        limits = Limits.model_validate({**(before.model_dump() if before else {}), **given})
     except ValidationError as error:
         raise UserError("; ".join(item["msg"] for item in error.errors())) from error
     except ValueError as error:
         raise UserError(str(error)) from error
+    if options.period and limits.max_usd is None:
+        raise UserError("--period is of a budget: say how much with --usd")
+    return limits
 
 
 def _bounds(limits: Limits) -> str:
@@ -170,27 +184,45 @@ def _bounds(limits: Limits) -> str:
 def _limit_key(options: argparse.Namespace) -> int:
     from cluster.budget.limits import key_scope
 
-    limits = _limits(options)
-    client(options).set_limits(key_scope(options.key_id), limits)
+    limits = _limited(options, key_scope(options.key_id))
     found = {"key_id": options.key_id, "limits": limits.model_dump()}
-    bounds = _bounds(limits) or "  no longer bounded"
+    bounds = _bounds(limits) or "  not bounded"
     return say(options, found, [f"key {options.key_id}:{bounds}"])
+
+
+def _said(options: argparse.Namespace) -> bool:
+    """Whether any bound is named."""
+    return any(one is not None for one in (options.rpm, options.tpm, options.usd, options.period))
+
+
+def _limited(options: argparse.Namespace, scope: str) -> Limits:
+    """The limits of a scope, changed first where that was asked for."""
+    from cluster.budget.limits import Limits
+    from cluster.errors import UserError
+
+    control = client(options)
+    before = control.limits().get(scope, Limits())
+    said = _said(options)
+    if options.none and said:
+        raise UserError("--none is no bound at all: leave the others out")
+    after = Limits() if options.none else _limits(options, before)
+    if said or options.none:
+        control.set_limits(scope, after)
+    return after
 
 
 def _limit_tenant(options: argparse.Namespace) -> int:
     from cluster.budget.limits import tenant_scope
     from cluster.errors import UserError
 
-    limits, control = _limits(options), client(options)
-    if limits.bounded or options.none:
-        if not options.tenant:
-            raise UserError("say which tenant: headrace usage limit TENANT --rpm 600")
-        control.set_limits(tenant_scope(options.tenant), limits)
-    found = {
-        scope: limits
-        for scope, limits in control.limits().items()
-        if options.tenant is None or scope == tenant_scope(options.tenant)
-    }
+    if options.tenant:
+        scope = tenant_scope(options.tenant)
+        limits = _limited(options, scope)
+        bounds = _bounds(limits) or "  not bounded"
+        return say(options, {scope: limits.model_dump()}, [f"{scope}{bounds}"])
+    if options.none or _said(options):
+        raise UserError("say which tenant: headrace usage limit TENANT --rpm 600")
+    found = client(options).limits()
     rows = {scope: limits.model_dump() for scope, limits in found.items()}
     lines = [f"{scope}{_bounds(limits)}" for scope, limits in found.items()]
     return say(options, rows, lines or ["nothing is bounded"])

@@ -100,6 +100,18 @@ def test_tensors_that_are_not_what_they_say_are_refused(
         inspect(path, max_rank=32)
 
 
+def test_tensors_that_share_bytes_are_refused(make_adapter: Callable[..., Path]) -> None:
+    """A small file could otherwise be read for hours."""
+    path = make_adapter()
+    entry = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+    header = json.dumps({f"w{number}": entry for number in range(3)}).encode()
+    content = struct.pack("<Q", len(header)) + header + bytes(8)
+    (path / "adapter_model.safetensors").write_bytes(content)
+    _republish(path)
+    with pytest.raises(ArtifactError, match="overlap"):
+        inspect(path, max_rank=32)
+
+
 def test_weights_of_another_rank_than_stated_are_refused(make_adapter: Callable[..., Path]) -> None:
     path = make_adapter()
     name = "base_model.model.q_proj.lora_A.weight"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.budget.limits import Limits
 from cluster.cli.main import _parser, main
 
 
@@ -51,6 +52,11 @@ def test_down_without_a_cluster_says_so(tmp_path: Path, capsys: pytest.CaptureFi
         (["rollout", "start", "care@2", "--set", "phases=[]"], "phases"),
         (["rollout", "start", "care@2", "--set", "guardrails.speed=1"], "speed"),
         (["rollout", "start", "care@2", "--plan", "nowhere.yaml"], "does not exist"),
+        (["rollout", "start", "care@2", "--set", "a=[1"], "not YAML"),
+        (["adapters", "register", ".", "--tenant", "A B"], "not a valid name"),
+        (["import", ".", "--tenant", "A B"], "not a valid name"),
+        (["usage", "limit", "--rpm", "5"], "say which tenant"),
+        (["revive", "care", "--version", "0"], "must be 1 or more"),
         (["kill", "care", "--reason", "x"], "no cluster runs"),
         (["events", "--json"], "no cluster runs"),
         (["keys", "--json"], "no cluster runs"),
@@ -78,3 +84,39 @@ def test_an_option_counts_before_and_after_an_action(before: str, after: str) ->
         options = _parser().parse_args(arguments)
         assert (options.json, options.workdir) == (True, Path("/elsewhere"))
     assert _parser().parse_args([before, *after.split()]).json is False
+
+
+class Limited:
+    """The control plane's limits."""
+
+    def __init__(self) -> None:
+        self.kept = {"tenant:acme": Limits(max_usd=100.0, period_s=86_400.0)}
+
+    def limits(self) -> dict[str, Limits]:
+        return self.kept
+
+    def set_limits(self, scope: str, bounds: Limits) -> None:
+        self.kept[scope] = bounds
+
+
+@pytest.mark.parametrize("verb", ["keys", "usage"])
+def test_a_limit_that_is_not_named_stays(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    plane = Limited()
+    monkeypatch.setattr("cluster.cli.tenancy.client", lambda _options: plane)
+    whose, scope = ("k1", "key:k1") if verb == "keys" else ("acme", "tenant:acme")
+    plane.kept = {scope: Limits(max_usd=100.0, period_s=86_400.0)}
+    before = dict(plane.kept)
+    assert main([verb, "limit", whose]) == 0
+    assert "at most 100 $ every 1d" in capsys.readouterr().out
+    assert plane.kept == before
+    assert main([verb, "limit", whose, "--rpm", "600"]) == 0
+    assert plane.kept[scope] == Limits(rpm=600, max_usd=100.0, period_s=86_400.0)
+    assert main([verb, "limit", whose, "--none", "--rpm", "5"]) == 2
+    assert main([verb, "limit", whose, "--rpm", "0"]) == 2
+    assert plane.kept[scope].rpm == 600
+    assert main([verb, "limit", whose, "--none"]) == 0
+    assert not plane.kept[scope].bounded
+    assert main([verb, "limit", whose, "--period", "30d"]) == 2
+    assert "say how much with --usd" in capsys.readouterr().err

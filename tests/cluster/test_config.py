@@ -32,6 +32,7 @@ def test_overrides_apply_in_order(tmp_path: Path) -> None:
         ("base_model: {path: a}\n", ["size.deep=1", "size.deep.er=2"], "not a mapping"),
         ("[1, 2]", [], "mapping"),
         ("a: [", [], "not YAML"),
+        ("base_model: {path: a}\n", ["size=[1"], "not YAML"),
         ("!!python/object/apply:os.system ['true']", [], "not YAML"),
     ],
 )

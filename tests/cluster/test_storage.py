@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from cluster import storage
-from cluster.errors import ArtifactError, ConflictError, DiskFullError
+from cluster.errors import ArtifactError, ConflictError, DataError, DiskFullError
 
 
 def _published(tmp_path: Path) -> Path:
@@ -70,3 +70,11 @@ def test_whatever_fails_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), storage.publishing(final):
         raise KeyboardInterrupt
     assert list(final.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("text", ["{", "[" * 200_000, "\udc00"])
+def test_what_is_no_json_is_told(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "x.json"
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(DataError, match="is not JSON"):
+        storage.read_json(path)

@@ -102,6 +102,35 @@ def test_a_foreign_adapter_gets_its_proofs_here(
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+def test_a_pattern_of_modules_is_never_tried(
+    foreign: Path, config: Callable[..., AdoptConfig]
+) -> None:
+    """To PEFT it is a regular expression, and this one would take it years."""
+    _config(target_modules="(([a-z_.0-9])+)+!")(foreign)
+    path = adopt(config(foreign))
+    stated = json.loads((path / adapters.PEFT_CONFIG).read_text())["target_modules"]
+    assert "model.layers.0.self_attn.q_proj" in stated
+    recipe = adapters.inspect(path, max_rank=32).recipe
+    assert recipe["imported from"] == "a PEFT folder, of nobody known"
+
+
+def test_what_is_larger_than_may_be_is_not_read(
+    foreign: Path, config: Callable[..., AdoptConfig]
+) -> None:
+    with (foreign / adapters.WEIGHTS).open("ab") as weights:
+        weights.truncate(1 << 40)
+    with pytest.raises(ArtifactError, match="at most"):
+        adopt(config(foreign))
+
+
+@pytest.mark.parametrize("field", ["adapter", "tenant"])
+def test_names_are_checked_before_anything_is_done(
+    foreign: Path, config: Callable[..., AdoptConfig], field: str
+) -> None:
+    with pytest.raises(ValueError, match="not a valid name"):
+        config(foreign, **{field: "Acme Corp"})
+
+
 def _config(**changes: Any) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         path = folder / "adapter_config.json"
@@ -201,6 +230,7 @@ def test_a_bundle_comes_back_as_it_left(
     assert str(found.id) == "care@3"
     assert found.golden == record.manifest.golden
     assert found.dataset == record.manifest.dataset
+    assert found.recipe["imported from"] == f"a bundle of care@2, signed by {fingerprint}"
     assert (found.evaluation.previous, found.evaluation.wins) == (None, 0)
     assert found.evaluation.accuracy == record.manifest.evaluation.accuracy
     measured = adapters.inspect(
