@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import reduce
 from operator import attrgetter
 
 from cluster.rollout.evidence import Evidence, Moments
+from cluster.rollout.groups import FEWEST
 from cluster.rollout.plan import RolloutPlan
 from cluster.rollout.sequential import Range, compared, radius
 from cluster.rollout.trial import Sides, verdict
@@ -40,6 +42,8 @@ class _Worse:
     at_least: float
     estimate: float
     allowed: float
+    own: bool = True
+    """Whether it is the candidate's own doing for sure; few users differ by themselves."""
 
 
 def decide(
@@ -64,8 +68,8 @@ def decide(
             return Decision(
                 Action.ROLL_BACK,
                 f"{found.what}: worse by at least {found.at_least:.3g}, "
-                f"{found.allowed:.3g} allowed",
-                at_fault=True,
+                f"{found.allowed:.3g} allowed" + ("" if found.own else ", by few users"),
+                at_fault=found.own,
             )
     seen = evidence.get(number, Evidence())
     requests, waited = seen.candidate.errors.n, now - phase_started
@@ -104,6 +108,10 @@ def _worse(plan: RolloutPlan, evidence: Mapping[int, Evidence]) -> list[_Worse]:
     """Each measure of which both versions have enough to show, and errors in any case."""
     limits = plan.guardrails
     alpha, found = limits.alpha / 5, list[_Worse]()
+    whole = reduce(Evidence.__add__, evidence.values(), Evidence())
+    groups = min(arm.groups.bit_count() for arm in (whole.baseline, whole.candidate))
+    # In a shadow both answer the same requests.
+    own = groups >= FEWEST or all(plan.phases[number].shadow for number in evidence)
 
     def pairs(measure: str) -> list[tuple[Moments, Moments]]:
         of = attrgetter(measure)
@@ -115,13 +123,14 @@ def _worse(plan: RolloutPlan, evidence: Mapping[int, Evidence]) -> list[_Worse]:
         ("escalations", "escalated", limits.escalated),
     ):
         if (rate := compared(pairs(measure), alpha, within=_RATE)) is not None:
-            found.append(_Worse(what, rate.interval.low, rate.estimate, allowed))
+            mine = own or measure == "errors"
+            found.append(_Worse(what, rate.interval.low, rate.estimate, allowed, mine))
     if (took := compared(pairs("latency_ms"), alpha)) is not None:
         slack = (limits.latency_ratio - 1) * took.baseline
-        found.append(_Worse("latency in ms", took.interval.low, took.estimate, slack))
+        found.append(_Worse("latency in ms", took.interval.low, took.estimate, slack, own))
     if (sure := compared(pairs("confidence"), alpha)) is not None:
         lost = -sure.interval.high
-        found.append(_Worse("confidence", lost, -sure.estimate, limits.confidence))
+        found.append(_Worse("confidence", lost, -sure.estimate, limits.confidence, own))
     for number, one in evidence.items():
         shared = plan.phases[number].percent < 100 and one.baseline.errors.n
         if shared or plan.phases[number].shadow:

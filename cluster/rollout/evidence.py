@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,12 @@ class Arm:
     """Of the answers whose outcome is known: 1 where the user's matter was settled."""
     rating: Moments = field(default_factory=Moments)
     """Of the answers somebody rated: 1 to 5."""
+    groups: int = 0
+    """Of users: a bit for each group that a request was of, see `cluster.rollout.groups`."""
 
     def __add__(self, other: Arm) -> Arm:
-        return Arm(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+        sums: dict[str, Any] = {n: getattr(self, n) + getattr(other, n) for n in MEASURES}
+        return Arm(**sums, groups=self.groups | other.groups)
 
     def as_json(self) -> dict[str, float | None]:
         """Its means for a reader; None for an outcome nobody reported."""
@@ -70,6 +74,10 @@ class Arm:
             "confidence": round(self.confidence.mean, 4),
             **{n: round(found.mean, told[n]) if found.n else None for n, found in outcomes.items()},
         }
+
+
+#: What an arm has moments of.
+MEASURES = tuple(f.name for f in fields(Arm) if f.name != "groups")
 
 
 @dataclass(frozen=True)

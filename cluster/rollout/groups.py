@@ -15,7 +15,7 @@ from cluster.rollout.evidence import Moments
 #: Users beyond so many share groups, which costs an A/B test nothing but patience.
 GROUPS = 256
 #: Below this nothing can be said of how much groups differ.
-_FEWEST = 20
+FEWEST = 20
 
 
 def group_of(user: str) -> int:
@@ -42,7 +42,7 @@ def design_effect(groups: Mapping[int, Moments], whole: Moments) -> float:
     are too few groups to tell.
     """
     count, mean, variance = len(groups), whole.mean, whole.variance
-    if count < _FEWEST:
+    if count < FEWEST:
         return inf
     if not variance:
         return 1.0

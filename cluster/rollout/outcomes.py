@@ -6,10 +6,10 @@ an answer that was given, and nobody can vote twice.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
-from cluster.rollout.evidence import Arm, Moments
+from cluster.rollout.evidence import MEASURES, Arm, Moments
 
 Side = Literal["baseline", "candidate"]
 """Of a rollout: who gave an answer."""
@@ -36,8 +36,8 @@ class Answer:
 
     def judged(self, found: Arm) -> tuple[Answer, Arm] | None:
         """The answer with `found` known of it, and what of that is new; None where nothing is."""
-        names = {f.name for f in fields(found) if getattr(found, f.name).n}
+        names = {name for name in MEASURES if getattr(found, name).n}
         if names <= self.counted:
             return None
-        old = {name: Moments() for name in names & self.counted}
+        old: dict[str, Any] = {name: Moments() for name in names & self.counted}
         return replace(self, counted=self.counted | names), replace(found, **old)

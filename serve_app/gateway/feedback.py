@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from typing import Protocol
+from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.requests import Request
@@ -103,7 +103,8 @@ class Feedback:
         return JSONResponse({"trace_id": envelope.trace_id, "counted": await self._count(body)})
 
     async def _count(self, body: FeedbackRequest) -> bool:
-        found = Arm(**{name: one(value) for name, value in body.outcomes.items()})
+        said: dict[str, Any] = {name: one(value) for name, value in body.outcomes.items()}
+        found = Arm(**said)
         try:
             version = AdapterVersion.parse(body.model)
         except ValueError:

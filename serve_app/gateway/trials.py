@@ -66,17 +66,18 @@ class Trials:
         split = self._table().splits.get(request.adapter.name)
         if split is None:
             return
-        answered = _arm(generation)
+        group = group_of(user)
+        answered = _arm(generation, group)
         if request.adapter == split.candidate:
             self._count(split, Evidence(candidate=answered))
-            self._note(split, request, Given("candidate", group_of(user)), generation)
+            self._note(split, request, Given("candidate", group), generation)
             return
         shadowed = split.shadow and chosen(split.rollout, request.request_id, split.percent)
         if shadowed and len(self._shadows) >= _SHADOWS:
             return
         if not split.shadow:
             self._count(split, Evidence(baseline=answered))
-            self._note(split, request, Given("baseline", group_of(user)), generation)
+            self._note(split, request, Given("baseline", group), generation)
         if shadowed:
             task = apart(self._shadow(split, request, answered))
             self._shadows.add(task)
@@ -108,7 +109,7 @@ class Trials:
             logger.warning("shadow of %s failed on %s", split.candidate.label, again.request_id)
             answer = None
         # The live version counts where the candidate does: on the same requests.
-        self._count(split, Evidence(baseline, _arm(answer)))
+        self._count(split, Evidence(baseline, replace(_arm(answer), groups=baseline.groups)))
 
     def _note(
         self, split: Split, request: GenerationRequest, given: Given, answer: Generation | None
@@ -122,10 +123,12 @@ class Trials:
         self._seen[key] = self._seen.get(key, Evidence()) + seen
 
 
-def _arm(generation: Generation | None) -> Arm:
+def _arm(generation: Generation | None, group: int | None = None) -> Arm:
+    groups = 0 if group is None else 1 << group
     if generation is None:
-        return Arm(errors=one(True))
+        return Arm(errors=one(True), groups=groups)
     return Arm(
+        groups=groups,
         errors=one(False),
         # Without the wait for its turn, which whoever has fewer requests has more of.
         latency_ms=Moments.of([generation.total_ms - generation.waited_ms]),

@@ -311,7 +311,11 @@ async def test_feedback_counts_once_and_only_on_answers_that_were_given(
     liked = Arm(resolved=Moments(1, 1.0, 1.0))
     assert not await control.judge("tr-a", V2, liked)
     answered = {"tr-a": Given("candidate", 3), "tr-b": Given("baseline", 5)}
-    await control.report([Report("g1", 1, rollout.id, 0, Evidence(), answered)])
+    seen = Evidence(Arm(groups=1), Arm(groups=1 << 255))
+    await control.report([Report("g1", 1, rollout.id, 0, seen, answered)])
+    control._store.save(control._rollouts.active[0])
+    [kept] = control._store.active()
+    assert kept.whole == seen, "as many bits as that in either database"
     assert await control.judge("tr-a", V2, liked)
     assert not await control.judge("tr-a", V2, liked), "nobody votes twice"
     assert not await control.judge("tr-b", V2, liked), "another version gave that answer"

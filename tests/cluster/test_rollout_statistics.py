@@ -133,6 +133,35 @@ def test_one_caller_alone_decides_no_ab_test() -> None:
     assert "of 1 users on one side" in found.reason
 
 
+@pytest.mark.parametrize(
+    ("groups", "shadow", "at_fault"),
+    [(19, False, False), (20, False, True), (1, False, False), (0, True, True)],
+)
+def test_what_few_users_show_refuses_no_candidate_for_good(
+    groups: int, shadow: bool, at_fault: bool
+) -> None:
+    """It is taken back all the same: they may have it worse, or be others."""
+    plan = RolloutPlan(phases=(Phase(percent=50, shadow=shadow),))
+    rollout = Rollout(1, AdapterVersion("care", 2), AdapterVersion("care", 1), plan).begun(0.0)
+    quick, slow = Moments(500, 1e4, 2.5e5), Moments(500, 2e4, 1e6)
+    mask = (1 << groups) - 1
+    seen = Evidence(
+        Arm(Moments(500), quick, groups=(1 << 99) - 1), Arm(Moments(500), slow, groups=mask)
+    )
+    found = rollout.with_report(Report("g", 0, 1, 0, seen)).decided(1.0)
+    assert (found.action, found.at_fault) == (Action.ROLL_BACK, at_fault)
+    assert found.reason.endswith("by few users") is not at_fault
+    # An engine's fault is nobody's but the version's.
+    failing = replace(seen, candidate=Arm(Moments(500, 250.0, 250.0), quick, groups=mask))
+    found = rollout.with_report(Report("g", 0, 1, 0, failing)).decided(1.0)
+    assert (found.action, found.at_fault) == (Action.ROLL_BACK, True)
+
+
+def test_groups_of_users_add_up() -> None:
+    both = Arm(Moments(1), groups=0b0110) + Arm(Moments(2), groups=0b1100)
+    assert (both.errors.n, both.groups) == (3, 0b1110)
+
+
 def test_one_vote_refuses_no_candidate_for_good() -> None:
     plan = RolloutPlan(phases=(Phase(percent=50, min_requests=50, min_seconds=0),))
     rollout = Rollout(1, AdapterVersion("care", 2), AdapterVersion("care", 1), plan).begun(0.0)

@@ -63,6 +63,8 @@ async def test_a_user_stays_with_one_version(
     mine = sum(chosen(9, f"u{number}", 50) for number in range(20))
     assert 0 < mine < 20
     assert (seen.candidate.errors.n, seen.baseline.errors.n) == (2 * mine, 40 - 2 * mine)
+    theirs = {group_of(f"u{number}") for number in range(20) if chosen(9, f"u{number}", 50)}
+    assert seen.candidate.groups == sum(1 << group for group in theirs)
     assert seen.candidate.confidence.mean == pytest.approx(0.990, abs=0.001)
     assert _seen(world) == Evidence(), "what was reported is not reported again"
 
