@@ -57,14 +57,23 @@ class Plan:
     watchers: int = 2
     """That ask the adapter that is swapped for one token, again and again."""
     max_tokens: int = 16
+    replicas: int = 1
+    """Of the engine, each of which every version is proved on."""
     config: Path = systems.REPOSITORY / "configs/serve/bench.yaml"
 
     @classmethod
-    def of(cls, swaps: int, *, every_s: float, clients: int) -> Plan:
+    def of(cls, swaps: int, *, every_s: float, clients: int, replicas: int = 1) -> Plan:
         """A fifth of the swaps hurried; each block of the others has one at least."""
         hurried = swaps // 5
         blocks = min(cls.blocks, swaps - hurried)
-        return cls(swaps, blocks=blocks, every_s=every_s, hurried=hurried, clients=clients)
+        return cls(
+            swaps,
+            blocks=blocks,
+            every_s=every_s,
+            hurried=hurried,
+            clients=clients,
+            replicas=replicas,
+        )
 
 
 @dataclass
@@ -120,7 +129,11 @@ def run(folder: Path, plan: Plan, narrator: Narrator) -> dict[str, Any]:
     made = _versions(folder, plan)
     offline = json.loads((made / "offline.json").read_text())
     narrator.step("Start a Ray cluster and deploy the graph on the real engine")
-    settings = (f"base_model.dtype={DTYPE}",)
+    settings = (
+        f"base_model.dtype={DTYPE}",
+        f"engine.autoscaling.min_replicas={plan.replicas}",
+        f"engine.autoscaling.max_replicas={plan.replicas}",
+    )
     with systems.ours(folder, plan.config, "fused", "vllm", settings) as system:
         _register(made, plan)
         clients = 2 * plan.clients + plan.watchers
@@ -352,6 +365,7 @@ def judged(
     return {
         "swaps": len(swaps),
         "confirmed": sum(swap.report["removed"] for swap in swaps),
+        "replicas": min(swap.report["replicas"] for swap in swaps),
         "answers": len(answers),
         "failed": len(failed),
         "errors": sorted({a.error for a in failed})[:10],

@@ -97,6 +97,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--warm", type=float, default=2.0)
     parser.add_argument("--slots", type=int, default=EngineConfig().max_loras)
+    parser.add_argument("--held", type=int, help="room in memory, fewer than asked for; in names")
     options = parser.parse_args(arguments)
     logging.disable(logging.WARNING)
     rows = [_by_peft(options)] if options.peft else asyncio.run(_measure(options))
@@ -111,7 +112,7 @@ async def _measure(options: argparse.Namespace) -> list[Row]:
     counts = {*options.zipf, *options.mixed, *options.apart}
     # Once: to read and check a thousand takes longer than a round.
     adapters = {count: _adapters(options.made, offline, count) for count in counts}
-    most = max([1, *counts])
+    most = min(max([1, *counts]), options.held or max([1, *counts]))
     config = EngineConfig(
         max_loras=options.slots,
         max_cpu_loras=max(most, options.slots),
@@ -134,8 +135,9 @@ async def _measure(options: argparse.Namespace) -> list[Row]:
                 ("apart", "apart", options.apart),
                 ("by Zipf", "zipf", options.zipf),
             ):
+                called = f"{name}, {options.held} held" if options.held else name
                 rows += [
-                    await bench.run(f"{count} {name}", adapters[count], order) for count in asked
+                    await bench.run(f"{count} {called}", adapters[count], order) for count in asked
                 ]
         return rows
     finally:
@@ -250,13 +252,13 @@ class _Bench:
         """
         from serve_app.engine.loader import Loader
 
-        count = len(adapters)
+        count = min(len(adapters), self._options.held or len(adapters))
         held = [adapter for adapter in adapters if adapter is not None]
         loader = Loader(self._engine, Registered(held), "bench", capacity=max(8, count), eager=8)
         await loader.reconcile()
         row = Row(name, len(held), 0, 0.0, 0, 0.0, 0, 0, 0, 0.0)
         if order == "zipf":  # each once, so that what is measured is not their first loading
-            for adapter in held:
+            for adapter in held[:count]:
                 await loader.hold(adapter)
         prompts, seconds = len(self._prompts), self._options.seconds
         drawn = draws(adapters, prompts, "zipf" if order == "zipf" else "cycle")

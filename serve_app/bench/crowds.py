@@ -17,6 +17,7 @@ from typing import Any
 from cluster.wheel.narrator import Narrator
 from serve_app.bench import versions
 from serve_app.bench.systems import REPOSITORY
+from serve_app.config import EngineConfig
 
 _NAME = "crowd"
 _MODEL = REPOSITORY / "cluster/models/headrace-mini"
@@ -34,6 +35,8 @@ class Plan:
     adapters: int = 1000
     rounds: int = 12
     seconds: float = 3.0
+    held: int = EngineConfig().max_cpu_loras
+    """Adapters that one of the engines has room for; the others hold all."""
 
 
 def run(folder: Path, plan: Plan, narrator: Narrator) -> dict[str, Any]:
@@ -57,13 +60,15 @@ def run(folder: Path, plan: Plan, narrator: Narrator) -> dict[str, Any]:
     many = sorted({8, min(64, plan.adapters), plan.adapters})
     zipf = [text for count in many for text in ("--zipf", str(count))]
     measure("One engine with adapters", *_TOGETHER, *zipf)
+    few = ("--zipf", "8", "--zipf", str(plan.adapters), "--held", str(plan.held))
+    measure(f"An engine with room for {plan.held} of them", *few)
     measure("The base model in an engine without adapters", "--plain", "base, plain")
     one = ("--plain", "merged, plain", "--one", f"{_NAME}@1", "--model", str(merged))
     measure("One adapter merged into the model, in an engine without adapters", *one)
     measure("The traffic of eight adapters by PEFT, one request after another", "--peft", "8")
     return {
         "plan": asdict(plan),
-        "ratios": ratios(rows, plan.adapters),
+        "ratios": ratios(rows, plan),
         "memory_mib": {
             # Of the first round, from few adapters to many: what was held once, stays.
             count: next(r["memory_mib"] for r in rows if r["name"] == f"{count} by Zipf")
@@ -76,7 +81,7 @@ def run(folder: Path, plan: Plan, narrator: Narrator) -> dict[str, Any]:
     }
 
 
-def ratios(rows: list[dict[str, Any]], adapters: int) -> dict[str, float]:
+def ratios(rows: list[dict[str, Any]], plan: Plan) -> dict[str, float]:
     """Throughputs side by side: medians of the rounds' ratios within one engine, ratios of the
     rounds' medians between two, which ran one after another."""
     found: dict[str, list[float]] = defaultdict(list)
@@ -90,6 +95,7 @@ def ratios(rows: list[dict[str, Any]], adapters: int) -> dict[str, float]:
     def between(one: str, other: str) -> float:
         return round(statistics.median(found[one]) / statistics.median(found[other]), 3)
 
+    many, held = plan.adapters, plan.held
     return {
         "8 adapters mixed to the same requests apart": within("8 mixed", "8 apart"),
         "8 adapters mixed to 1": within("8 mixed", "1 mixed"),
@@ -97,7 +103,10 @@ def ratios(rows: list[dict[str, Any]], adapters: int) -> dict[str, float]:
         "1 adapter to the base model, in one engine": within("1 mixed", "base alone"),
         "base model without adapters' engine to with": between("base, plain", "base alone"),
         "1 adapter merged to beside": between("merged, plain", "1 mixed"),
-        f"{adapters} registered to 8, by Zipf": within(f"{adapters} by Zipf", "8 by Zipf"),
+        f"{many} registered to 8, by Zipf": within(f"{many} by Zipf", "8 by Zipf"),
+        f"{many} registered to 8, by Zipf, {held} held": within(
+            f"{many} by Zipf, {held} held", f"8 by Zipf, {held} held"
+        ),
     }
 
 

@@ -53,6 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     adapters.add_argument("--swaps", type=int, default=200, help="10 at least (default: 200)")
     adapters.add_argument("--every", type=float, default=1.0, help="seconds from swap to swap")
     adapters.add_argument("--clients", type=int, default=4, help="for each half of the load")
+    adapters.add_argument("--replicas", type=int, default=1, help="of the engine (default: 1)")
     adapters.add_argument("--no-crowd", action="store_true", help="leave out `crowd`")
     adapters.set_defaults(run=_adapters)
     crowd = verbs.add_parser("crowd", help="what many adapters cost one engine")
@@ -156,10 +157,20 @@ def _adapters(options: argparse.Namespace) -> dict[str, Any]:
     if options.every < _FASTEST_S:
         raise HeadraceError(f"--every {options.every}: at least {_FASTEST_S}, for rests as long")
     narrator = Narrator()
-    plan = adapters.Plan.of(options.swaps, every_s=options.every, clients=options.clients)
+    if options.replicas < 1:
+        raise HeadraceError(f"--replicas {options.replicas}: at least 1")
+    plan = adapters.Plan.of(
+        options.swaps,
+        every_s=options.every,
+        clients=options.clients,
+        replicas=options.replicas,
+    )
     with _quiet(options.workdir) as folder:
         found = adapters.run(folder, plan, narrator)
-    narrator.step(f"{found['swaps']} swaps, {found['failed']} of {found['answers']} answers failed")
+    narrator.step(
+        f"{found['swaps']} swaps on {plan.replicas} engines, {found['failed']} of "
+        f"{found['answers']} answers failed"
+    )
     narrator.say(
         f"{found['right']} as offline, {found['wrong']} of another version than named, "
         f"{found['unlike']} like none"

@@ -5,9 +5,9 @@ from collections import Counter
 
 import pytest
 
+from serve_app.bench import crowds
 from serve_app.bench.adapters import Answer, Kill, Plan, Spans, Swap, judged, judged_kills
 from serve_app.bench.crowd import draws
-from serve_app.bench.crowds import ratios
 from serve_app.bench.intervals import p99_ratio
 
 OFFLINE = {
@@ -18,6 +18,7 @@ OFFLINE = {
 }
 REPORT = {
     "removed": True,
+    "replicas": 1,
     "prepare_s": 0.1,
     "flip_s": 0.001,
     "drain_s": 0.2,
@@ -60,6 +61,7 @@ def test_answers_are_held_against_the_version_they_name() -> None:
     ]
     spans = Spans(swap=[(11.5, 13.0)], rest=[(0.5, 10.0)], hurried=[(13.5, 15.0)])
     found = judged(answers, [Swap("hot@2", 12.0, 12.4, REPORT)], spans, OFFLINE)
+    assert found["replicas"] == 1
     assert (found["right"], found["wrong"], found["unlike"], found["failed"]) == (8, 2, 1, 1)
     assert found["errors"] == ["503"]
     assert found["promote_to_first_token_ms"] == {"n": 1, "p50": 350.0, "p99": 350.0}
@@ -107,6 +109,8 @@ def test_crowds_are_compared_round_by_round_in_one_engine_and_by_medians_between
         "merged, plain": 700,
         "8 by Zipf": 95,
         "1000 by Zipf": 80,
+        "8 by Zipf, 256 held": 100,
+        "1000 by Zipf, 256 held": 70,
     }
     rows = [
         {"name": name, "tokens_per_s": value * scale}
@@ -121,12 +125,13 @@ def test_crowds_are_compared_round_by_round_in_one_engine_and_by_medians_between
         "base model without adapters' engine to with": 2.0,
         "1 adapter merged to beside": 7.0,
         "1000 registered to 8, by Zipf": 0.842,
+        "1000 registered to 8, by Zipf, 256 held": 0.7,
     }
-    assert ratios(rows, 1000) == expected
+    assert crowds.ratios(rows, crowds.Plan()) == expected
     # The machine slows down in the second round: within one engine no ratio changes.
     slower = [{**row, "tokens_per_s": row["tokens_per_s"] / 4} for row in rows[1::3]]
     rows[1::3] = slower
-    assert ratios(rows, 1000)["8 adapters mixed to the same requests apart"] == 0.75
+    assert crowds.ratios(rows, crowds.Plan())["8 adapters mixed to the same requests apart"] == 0.75
 
 
 def test_mixed_and_apart_ask_the_same_requests_and_every_adapter_every_prompt() -> None:
