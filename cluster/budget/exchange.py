@@ -20,6 +20,8 @@ class Reservation:
     read: int
     written: int
     """Tokens."""
+    asks: bool = True
+    """Whether an engine is asked; what is only recorded needs no money."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Desk:
             used = self._used(settlement)
             self.ledger.settle(settlement.number, settlement.scopes, used, settlement.at, now)
         return [
-            self.ledger.reserve(item.number, item.scopes, self._most(item), now)
+            self.ledger.reserve(item.number, item.scopes, self._most(item), now, paid=item.asks)
             for item in reservations
         ]
 

@@ -99,7 +99,7 @@ class _Account:
         if self._index(now) != self._period:
             self._period, self.spent_usd = self._index(now), 0.0
 
-    def refusal(self, scope: str, amount: Amount, now: float) -> Refusal | None:
+    def refusal(self, scope: str, amount: Amount, now: float, *, paid: bool) -> Refusal | None:
         self.pass_to(now)
         limits = self.limits
         for name, bound, window, wanted in (
@@ -110,7 +110,7 @@ class _Account:
                 never = wanted > bound
                 wait = None if never else window.frees(window.total + wanted - bound, now)
                 return Refusal(scope, name, bound, wanted, wait)
-        if limits.max_usd is not None:
+        if limits.max_usd is not None and paid:
             committed = self.spent_usd + self.held_usd
             # Where all is spent, also what costs nothing is refused: a budget that ran out is out.
             if committed + amount.usd > limits.max_usd + _NOTHING_USD or (
@@ -158,14 +158,21 @@ class Ledger:
         self._accounts.pop(scope, None)
 
     def reserve(
-        self, number: str, scopes: Iterable[str], amount: Amount, now: float
+        self,
+        number: str,
+        scopes: Iterable[str],
+        amount: Amount,
+        now: float,
+        *,
+        paid: bool = True,
     ) -> Room | Refusal:
-        """Hold `amount` in every account of `scopes`, or in none and say which one is full."""
+        """Hold `amount` in every account of `scopes`, or in none and say which one is full. What is
+        not `paid` needs no money to be left."""
         self._give_up_on_the_lost(now)
         held = _Held(tuple(scopes), amount, now)
         accounts = self._of(held.scopes)
         for scope, account in accounts.items():
-            if (refusal := account.refusal(scope, amount, now)) is not None:
+            if (refusal := account.refusal(scope, amount, now, paid=paid)) is not None:
                 return refusal
         self._held[number] = held
         for account in accounts.values():

@@ -92,11 +92,11 @@ def _import(options: argparse.Namespace) -> int:
         raise UserError(f"{error}; choose one with --name") from error
     control = client(options)
     version = control.next_version(name)
-    base, live = control.base_model(), control.table().live.get(name)
+    base, live = control.base_model(), control.live_version(name)
     if live is not None and not options.heldout:
         # Its own evaluation compares it with nothing that is here.
         raise UserError(
-            f"{live.label} is live, and what is to replace it is compared with it: give turns to "
+            f"{live.id} is live, and what is to replace it is compared with it: give turns to "
             "evaluate both on with --heldout FILE, or another name with --name"
         )
     own = signing.fingerprint(signing.public_pem(signing.own_key(_signing_key(options))))
@@ -116,11 +116,11 @@ def _import(options: argparse.Namespace) -> int:
     if options.heldout:
         settings["heldout"] = str(options.heldout.resolve())
         if live is not None:
-            settings |= {"previous": live.path, "previous_label": live.label}
+            settings |= {"previous": live.path, "previous_label": str(live.id)}
     arguments = ["--config", str(_ADOPT)]
     for key, value in settings.items():
         # Quoted: a name such as `no`, or a path with a colon, is a text all the same.
-        arguments += ["--set", f"{key}={json.dumps(value)}"]
+        arguments += ["--set", f"{key}={json.dumps(value, ensure_ascii=False)}"]
     cluster = runtime.require_cluster(workdir)
     job = jobs.submit(cluster.dashboard, run_id, "train_jobs.adopt", arguments)
     print(f"  ray job {run_id}", file=sys.stderr)

@@ -37,7 +37,7 @@ from cluster.registry.versions import AdapterRecord
 from cluster.rollout.evidence import Arm
 from cluster.rollout.gate import GateConfig, Verdict, judge
 from cluster.rollout.plan import RolloutPlan
-from cluster.rollout.state import Report, Rollout
+from cluster.rollout.state import Report, Rollout, Status
 from cluster.storage import require_stable
 from cluster.types import AdapterVersion, VersionState
 
@@ -420,8 +420,10 @@ class ControlPlane(Books):
             bases.require_serving(tx, record.manifest.base_digest)
         if record.state not in (VersionState.PASSED, *also):
             raise ConflictError(f"{version} is {record.state}: only a passed version is promoted")
-        if self._rollouts.of(version.name) is not None:
-            raise ConflictError(f"a rollout of {version.name} is under way: end it first")
+        if (rollout := self._rollouts.of(version.name)) is not None:
+            leaves = rollout.status in (Status.WITHDRAWING, Status.DRAINING)
+            then = "it is ending, try again in a moment" if leaves else "end it first"
+            raise ConflictError(f"a rollout of {version.name} is under way: {then}")
         return record
 
     def _publish(self, **changes: Any) -> None:

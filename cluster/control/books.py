@@ -154,6 +154,13 @@ class Books(ABC):
         with Session(self._engine) as tx:
             return versions.get(tx, version)
 
+    async def live_version(self, adapter: str) -> AdapterRecord | None:
+        """The version of `adapter` that is live, or would be were it not switched off: what
+        replaces it is compared with it."""
+        with Session(self._engine) as tx:
+            found = versions.live_ids(tx).get(adapter)
+            return versions.get(tx, found) if found is not None else None
+
     async def adapter_versions(self) -> list[AdapterRecord]:
         """Every registered version."""
 

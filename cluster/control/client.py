@@ -170,6 +170,11 @@ class ControlClient:
         result: AdapterRecord = self._get(self._actor.adapter_version.remote(version))
         return result
 
+    def live_version(self, adapter: str) -> AdapterRecord | None:
+        """The version of `adapter` that is live, or would be were it not switched off."""
+        result: AdapterRecord | None = self._get(self._actor.live_version.remote(adapter))
+        return result
+
     def adapter_versions(self) -> list[AdapterRecord]:
         """Every registered version."""
         result: list[AdapterRecord] = self._get(self._actor.adapter_versions.remote())

@@ -6,12 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import reduce
+from math import inf
 from operator import attrgetter
 
 from cluster.rollout.evidence import Evidence, Moments
-from cluster.rollout.groups import FEWEST
-from cluster.rollout.plan import RolloutPlan
-from cluster.rollout.sequential import Range, compared, radius
+from cluster.rollout.plan import Guardrails, RolloutPlan
+from cluster.rollout.sequential import (
+    FEWEST,
+    FEWEST_GROUPS,
+    Range,
+    compared,
+    radius,
+    rough_radius,
+)
 from cluster.rollout.trial import Sides, verdict
 
 
@@ -43,7 +50,8 @@ class _Worse:
     estimate: float
     allowed: float
     own: bool = True
-    """Whether it is the candidate's own doing for sure; few users differ by themselves."""
+    """Whether it is the candidate's own doing for sure; few users differ by themselves, and where
+    nobody has the other version nobody knows how that would fare."""
 
 
 def decide(
@@ -62,13 +70,13 @@ def decide(
     phase's A/B test by groups of users.
     """
     phase, last = plan.phases[number], number + 1 == len(plan.phases)
-    judged = _worse(plan, evidence)
+    judged = _worse(plan, number, evidence)
     for found in judged:
         if found.at_least > found.allowed:
             return Decision(
                 Action.ROLL_BACK,
                 f"{found.what}: worse by at least {found.at_least:.3g}, "
-                f"{found.allowed:.3g} allowed" + ("" if found.own else ", by few users"),
+                f"{found.allowed:.3g} allowed" + ("" if found.own else ", not surely by itself"),
                 at_fault=found.own,
             )
     seen = evidence.get(number, Evidence())
@@ -104,14 +112,15 @@ def decide(
 _RATE: Range = (0, 1)
 
 
-def _worse(plan: RolloutPlan, evidence: Mapping[int, Evidence]) -> list[_Worse]:
-    """Each measure of which both versions have enough to show, and errors in any case."""
+def _worse(plan: RolloutPlan, number: int, evidence: Mapping[int, Evidence]) -> list[_Worse]:
+    """Each measure of which both versions have something to show, and votes once there are enough
+    of them."""
     limits = plan.guardrails
     alpha, found = limits.alpha / 5, list[_Worse]()
     whole = reduce(Evidence.__add__, evidence.values(), Evidence())
     groups = min(arm.groups.bit_count() for arm in (whole.baseline, whole.candidate))
     # In a shadow both answer the same requests.
-    own = groups >= FEWEST or all(plan.phases[number].shadow for number in evidence)
+    own = groups >= FEWEST_GROUPS or plan.phases[number].shadow
 
     def pairs(measure: str) -> list[tuple[Moments, Moments]]:
         of = attrgetter(measure)
@@ -131,12 +140,51 @@ def _worse(plan: RolloutPlan, evidence: Mapping[int, Evidence]) -> list[_Worse]:
     if (sure := compared(pairs("confidence"), alpha)) is not None:
         lost = -sure.interval.high
         found.append(_Worse("confidence", lost, -sure.estimate, limits.confidence, own))
+    found += _thin(limits, evidence.get(number, Evidence()), alpha)
+    return found + _alone(plan, evidence, whole.baseline.errors, alpha)
+
+
+def _thin(limits: Guardrails, seen: Evidence, alpha: float) -> list[_Worse]:
+    """What a phase tells in which one version has had few requests yet, or ever: where it looks
+    bad it is waited for, and where nearly everything fails that is known from few."""
+    old, new = seen.baseline, seen.candidate
+    rows = (
+        ("error rate", old.errors, new.errors, limits.error_rate, True),
+        ("confidence", new.confidence, old.confidence, limits.confidence, False),
+        (
+            "latency in ms",
+            old.latency_ms,
+            new.latency_ms,
+            (limits.latency_ratio - 1) * old.latency_ms.mean,
+            False,
+        ),
+    )
+    found = []
+    for what, less, more, allowed, own in rows:
+        if not 0 < min(less.n, more.n) < FEWEST:
+            continue
+        apart, low = more.mean - less.mean, -inf
+        if what == "error rate":
+            low = apart - sum(_rough(one, alpha / 4) for one in (less, more))
+        found.append(_Worse(what, low, apart, allowed, own))
+    return found
+
+
+def _rough(moments: Moments, alpha: float) -> float:
+    few = moments.n < FEWEST
+    return rough_radius(moments.n, alpha) if few else radius(moments, alpha, within=_RATE)
+
+
+def _alone(
+    plan: RolloutPlan, evidence: Mapping[int, Evidence], before: Moments, alpha: float
+) -> list[_Worse]:
+    """Errors of phases in which all users there are have the candidate: more than the baseline had
+    in those before. Whether it would have had more by now, nobody knows."""
+    found = []
     for number, one in evidence.items():
         shared = plan.phases[number].percent < 100 and one.baseline.errors.n
-        if shared or plan.phases[number].shadow:
-            continue
-        # All users there are have the candidate: what fails is its own.
-        errors = one.candidate.errors
-        failing = errors.mean - radius(errors, alpha, within=_RATE)
-        found.append(_Worse("error rate", failing, errors.mean, limits.error_rate))
+        if not shared and not plan.phases[number].shadow:
+            errors, allowed = one.candidate.errors, plan.guardrails.error_rate + before.mean
+            failing = errors.mean - radius(errors, alpha, within=_RATE)
+            found.append(_Worse("error rate", failing, errors.mean, allowed, not before.n))
     return found

@@ -6,7 +6,7 @@ later in most of them; these hold at all looks at once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from math import hypot, inf, log, sqrt
 
@@ -16,6 +16,8 @@ from cluster.rollout.evidence import Moments
 _TUNED_FOR = 500
 #: Below this the normal approximation behind the interval does not hold.
 FEWEST = 30
+#: Below this nothing can be said of how much groups differ.
+FEWEST_GROUPS = 20
 
 
 @dataclass(frozen=True)
@@ -30,43 +32,51 @@ Range = tuple[float, float]
 """The least and the greatest value that a measure can have."""
 
 
-def radius(moments: Moments, alpha: float, *, within: Range | None, design: float = 1.0) -> float:
+def radius(moments: Moments, alpha: float, *, within: Range | None) -> float:
     """Half the width of the confidence sequence of a mean, which misses it with chance `alpha`.
 
     The asymptotic confidence sequence of Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas (Annals of
     Statistics 2024, theorem 2.2) with Robbins' normal mixture. Values that are all alike have no
     variance to go by: of a measure that lies `within` a range, two observations more, one at each
-    end, stand in for what may come. `design` observations tell as much as one (see
-    `cluster.rollout.groups.design_effect`).
+    end, stand in for what may come.
     """
-    if moments.n < FEWEST or design == inf:
+    if moments.n < FEWEST:
         return inf
     seen = moments + Moments.of(within) if within else moments
+    return sqrt(seen.variance * _stretch(seen.n, alpha))
+
+
+def rough_radius(n: int, alpha: float) -> float:
+    """As `radius`, of a share of which little was seen: by Hoeffding's inequality (1963), for each
+    of so many looks."""
+    return sqrt(log(2 * FEWEST / alpha) / (2 * n)) if 0 < n < FEWEST else inf
+
+
+def grouped_radius(groups: Collection[Moments], alpha: float, *, within: Range) -> float:
+    """As `radius`, where observations of one group may be as alike as they like: it is groups that
+    are observed. Infinite where there are fewer than `FEWEST_GROUPS`.
+
+    The mean is a ratio of totals, and so is its variance (Cochran, Sampling Techniques, 1977,
+    section 9.7). Two groups more, all of whose observations are at one end of the range, stand in
+    for groups unlike those seen.
+    """
+    count = len(groups)
+    if count < FEWEST_GROUPS:
+        return inf
+    size = sum(one.n for one in groups) / count
+    parts = [(one.n, one.total) for one in groups] + [(size, size * end) for end in within]
+    whole = sum(n for n, _ in parts)
+    mean = sum(total for _, total in parts) / whole
+    apart = sum((total - mean * n) ** 2 for n, total in parts) / whole**2
+    count += len(within)
+    return sqrt(apart * count / (count - 1) * count * _stretch(count, alpha))
+
+
+def _stretch(n: float, alpha: float) -> float:
+    """By how much the variance of one observation is to be multiplied."""
     tuned = -2 * log(alpha)
     rho2 = (tuned + log(tuned + 1)) / _TUNED_FOR
-    n = seen.n / design
-    spread = 2 * (n * rho2 + 1) / (n * n * rho2) * log(sqrt(n * rho2 + 1) / alpha)
-    return sqrt(seen.variance * spread)
-
-
-def difference(
-    baseline: Moments,
-    candidate: Moments,
-    alpha: float,
-    *,
-    within: Range | None = None,
-    designs: tuple[float, float] = (1.0, 1.0),
-) -> Interval:
-    """The candidate's mean minus the baseline's, wrong at any look with a chance of `alpha`.
-
-    `designs` are the two sides' design effects.
-    """
-    between = candidate.mean - baseline.mean
-    wide = sum(
-        radius(one, alpha / 2, within=within, design=design)
-        for one, design in zip((baseline, candidate), designs, strict=True)
-    )
-    return Interval(between - wide, between + wide)
+    return 2 * (n * rho2 + 1) / (n * n * rho2) * log(sqrt(n * rho2 + 1) / alpha)
 
 
 @dataclass(frozen=True)

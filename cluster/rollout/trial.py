@@ -8,10 +8,10 @@ from math import isfinite
 from typing import Any, Literal
 
 from cluster.rollout.evidence import Moments
-from cluster.rollout.groups import design_effect, total
+from cluster.rollout.groups import total
 from cluster.rollout.outcomes import Side
 from cluster.rollout.plan import Outcome, Trial
-from cluster.rollout.sequential import Range, difference
+from cluster.rollout.sequential import Range, grouped_radius
 
 _RANGES: dict[Outcome, Range] = {
     "rating": (1, 5),
@@ -69,14 +69,13 @@ def verdict(trial: Trial, sides: Sides) -> Verdict:
     Wrong with a chance of at most one less the confidence, over all looks together (see
     `cluster.rollout.sequential`), however much users differ from each other.
     """
-    name = trial.outcome
+    name, alpha = trial.outcome, 1 - trial.confidence
     groups = [sides.get("baseline", {}), sides.get("candidate", {})]
     old, new = map(total, groups)
-    designs = design_effect(groups[0], old), design_effect(groups[1], new)
-    found = difference(old, new, 1 - trial.confidence, within=_RANGES[name], designs=designs)
-    gain, loss = (found.low, found.high)
-    if name in _LESS_IS_BETTER:
-        gain, loss = -found.high, -found.low
+    between = new.mean - old.mean
+    wide = sum(grouped_radius(one.values(), alpha / 2, within=_RANGES[name]) for one in groups)
+    low, high = between - wide, between + wide
+    gain, loss = (-high, -low) if name in _LESS_IS_BETTER else (low, high)
     says: Literal["better", "worse", "undecided"] = "undecided"
     if gain > trial.min_gain:
         says = "better"
@@ -91,7 +90,7 @@ def verdict(trial: Trial, sides: Sides) -> Verdict:
         candidate_n=new.n,
         baseline_groups=len(groups[0]),
         candidate_groups=len(groups[1]),
-        low=found.low,
-        high=found.high,
+        low=low,
+        high=high,
         confidence=trial.confidence,
     )

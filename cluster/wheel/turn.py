@@ -150,7 +150,7 @@ class Turn:
 
     def train(self, domain: str, version: int, dataset: str, **extra: object) -> AdapterRecord:
         """Run the training job and return what the registry says of its outcome."""
-        live = self.control.table().live.get(domain)
+        live = self.control.live_version(domain)
         run_id = f"{domain}-{version}-{self.site.run}"
         settings: dict[str, object] = {
             "adapter": domain,
@@ -165,7 +165,7 @@ class Turn:
             **extra,
         }
         if live is not None:
-            settings |= {"previous": live.path, "previous_label": live.label}
+            settings |= {"previous": live.path, "previous_label": str(live.id)}
         arguments = self.site.arguments(self.site.config.train, settings)
         self.site.job(f"train-{domain}-{version}", "train_jobs.main", arguments)
         wanted = AdapterVersion(domain, version)

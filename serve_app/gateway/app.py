@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from starlette.applications import Starlette
@@ -77,7 +78,7 @@ def create_app(
         "/v1/completions": text,
         "/v1/embeddings": embeddings.__call__,
     }
-    answers = errors.handlers(Denials(road.note, budgets.count))
+    answers = errors.handlers(Denials(road.note, partial(budgets.count, key_only=True)))
     app = Starlette(
         routes=[
             *(Route(path, handler, methods=["POST"]) for path, handler in busy.items()),

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 
 from cluster.budget.exchange import Reservation, Settlement, Use
 from cluster.budget.ledger import Refusal, Room
+from cluster.budget.limits import key_scope
 from cluster.types import Principal
 from serve_app.gateway.errors import Refused
 from serve_app.protocol import Block, Envelope, Sampling, Usage
@@ -120,9 +121,15 @@ class Budgets:
         self._unbounded = Unbounded()
 
     async def reserve(
-        self, principal: Principal, model: str | None, envelopes: Sequence[Envelope]
+        self,
+        principal: Principal,
+        model: str | None,
+        envelopes: Sequence[Envelope],
+        *,
+        asks: bool = True,
     ) -> Hold:
-        """Hold the most that `envelopes` may use; `model` None is whoever the router picks.
+        """Hold the most that `envelopes` may use; `model` None is whoever the router picks. Without
+        `asks` no engine is asked.
 
         Raises:
             Refused: 429 where it would go over a bound, 503 where that cannot be known now.
@@ -136,7 +143,7 @@ class Budgets:
             self._settlements.append(Settlement(number, scopes, at, uses))
             self._wake()
 
-        wanted = Reservation(number, scopes, model, read, written)
+        wanted = Reservation(number, scopes, model, read, written, asks)
         waiting = _Waiting(wanted, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
         self._wake()
@@ -153,14 +160,21 @@ class Budgets:
             raise Refused(_over(answer), principal=principal, model=model or "")
         return Hold(answer, len(envelopes), settle)
 
-    async def count(self, principal: Principal, envelope: Envelope) -> None:
-        """Enter a request that no engine is asked for.
+    async def count(
+        self, principal: Principal, envelope: Envelope, *, key_only: bool = False
+    ) -> None:
+        """Enter a request that no engine is asked for among those that may be made; with
+        `key_only`, not among its tenant's.
 
         Raises:
-            Refused: as `reserve`.
+            Refused: as `reserve`, but for money.
         """
+        if key_only:
+            own = key_scope(principal.key_id)
+            scopes = tuple(scope for scope in principal.limited if scope == own)
+            principal = replace(principal, limited=scopes)
         free = replace(envelope, usage=Usage(envelope.model, 0, 0))
-        (await self.reserve(principal, envelope.model, [free])).close()
+        (await self.reserve(principal, envelope.model, [free], asks=False)).close()
 
     def _most(self, envelopes: Sequence[Envelope]) -> tuple[int, int]:
         """The most tokens that `envelopes` may read and write; a prompt is read once for all its

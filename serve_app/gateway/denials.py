@@ -1,9 +1,9 @@
 """Who was refused, on record: a wrong key, a model out of reach, a path that is not there.
 
-Everything a known key was denied is recorded, of one with limits as many as it may make requests.
-What nobody can be named for, what was over a bound and what was no proper request is recorded up to
-a rate. What is above is counted: neither strangers nor a client that does not wait must be able to
-fill the log, nor to keep another's attempts out of it.
+Everything a known key was denied is recorded. What nobody can be named for, what was over a bound,
+what a key with limits did beyond its requests, and what was no proper request is recorded up to a
+rate, and counted above it: neither strangers nor a client that does not wait must be able to fill
+the log, nor to keep another's attempts out of it.
 """
 
 from __future__ import annotations
@@ -75,9 +75,8 @@ class Denials:
     async def _may(self, principal: Principal, envelope: Envelope, second: int) -> bool:
         try:
             await self._count(principal, envelope)
-        except Refused as over:
-            # What it has left may not be known just now.
-            return over.block.status != 429 and self._room(principal.tenant, second)
+        except Refused:  # it may make no more, or nobody knows just now
+            return self._room(principal.tenant, second)
         return True
 
     def _room(self, tenant: str, second: int) -> bool:

@@ -264,7 +264,14 @@ async def test_what_is_switched_off_is_what_a_candidate_has_to_be_better_than(
     await control.register_candidate(str(make_adapter(version=3)), "acme", BY)
     with pytest.raises(ConflictError, match=r"but inventory@1 is live"):
         await control.gate(AdapterVersion("inventory", 3), GateConfig(), BY)
+    live = await control.live_version("inventory")
+    assert live is not None
+    assert live.id == V1
+    assert await control.live_version("nothing") is None
     await _passed_v2(control, make_adapter, evaluation)
+    report = await control.revive("inventory", BY, V2)
+    assert report is not None
+    assert report.current == "inventory@2"
 
 
 async def test_a_drain_holds_up_no_other_adapter(

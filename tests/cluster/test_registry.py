@@ -10,6 +10,7 @@ import pytest
 import yaml
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from pydantic import TypeAdapter
 from sqlalchemy import Engine, func, select, text
 from sqlalchemy.orm import Session
 
@@ -22,6 +23,9 @@ from cluster.registry.bases import BaseModelInfo
 from cluster.registry.db import open_database
 from cluster.registry.keys import KeyRequest, digest
 from cluster.registry.schema import RolloutAnswer, RolloutRow, Table
+from cluster.rollout.evidence import Arm, Evidence, Moments
+from cluster.rollout.plan import Phase, RolloutPlan
+from cluster.rollout.state import Rollout, Status
 from cluster.types import AdapterVersion, Role, VersionState
 
 Change = Callable[[], AbstractContextManager[Session]]
@@ -51,6 +55,47 @@ def test_the_migrations_make_the_models(url: str) -> None:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, Table.metadata) == []
     engine.dispose()
+
+
+def test_what_was_seen_of_a_rollout_is_put_to_its_phases(
+    url: str, tmp_path: Path, make_adapter: Callable[..., Path]
+) -> None:
+    """A registry from before evidence was kept by phases, with a rollout in its third phase."""
+    engine = open_database(url)
+    writer = ChainWriter(tmp_path / "audit" / audit.CONTROL, "control-test")
+    plan = RolloutPlan(phases=(Phase(percent=10, shadow=True), Phase(percent=5), Phase(percent=50)))
+    rollout = Rollout(1, AdapterVersion("inventory", 1), None, plan, Status.RUNNING, phase=2)
+    part, whole = (Evidence(Arm(Moments(n)), Arm(Moments(n, 1.0, 1.0))) for n in (30, 90))
+    state = TypeAdapter(Rollout).dump_python(rollout, mode="json")
+    told = TypeAdapter(Evidence)
+    del state["evidence"], state["sides"]
+    state |= {"seen": told.dump_python(part), "whole": told.dump_python(whole)}
+    with events.recorded(engine, writer) as tx:
+        bases.serve(tx, ONE, **BY)
+        candidate = versions.get(tx, _register(tx, make_adapter())).int_id
+        tx.add(
+            RolloutRow(
+                rollout_id=1,
+                adapter="inventory",
+                candidate=candidate,
+                status="running",
+                state=state,
+                created_at=1.0,
+                updated_at=1.0,
+            )
+        )
+    with engine.begin() as connection:
+        connection.execute(text("ALTER TABLE rollout_answers DROP COLUMN user_group"))
+        connection.execute(text("UPDATE alembic_version SET version_num = '0003'"))
+    engine.dispose()
+    engine = open_database(url)
+    with Session(engine) as tx:
+        found = TypeAdapter(Rollout).validate_python(tx.get_one(RolloutRow, 1).state)
+    engine.dispose()
+    writer.close()
+    assert found.seen == part
+    assert found.whole == whole
+    assert found.evidence.keys() == {1, 2}
 
 
 def test_a_registry_of_a_newer_headrace_is_left_alone(url: str) -> None:

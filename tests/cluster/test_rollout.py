@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from cluster.rollout.decide import Action, decide
 from cluster.rollout.evidence import Arm, Evidence, Moments
 from cluster.rollout.plan import Guardrails, Phase, RolloutPlan, Trial
-from cluster.rollout.sequential import difference, radius
+from cluster.rollout.sequential import compared, radius
 from cluster.rollout.state import Report, Rollout, Status, chosen
 from cluster.rollout.trial import Sides, verdict
 from cluster.types import AdapterVersion
@@ -59,15 +59,16 @@ def test_the_interval_holds_at_every_look() -> None:
         for _ in range(100):
             old += _rate(10, sum(drawn.random() < 0.1 for _ in range(10)))
             new += _rate(10, sum(drawn.random() < 0.1 for _ in range(10)))
-            found = difference(old, new, 0.05, within=(0, 1))
-            missed |= not found.low <= 0 <= found.high
+            told = compared([(old, new)], 0.05, within=(0, 1))
+            missed |= told is not None and not told.interval.low <= 0 <= told.interval.high
         wrong += missed
     assert wrong / runs < 0.05
 
 
 def test_the_interval_narrows_on_a_difference() -> None:
-    found = difference(_rate(2000, 20), _rate(2000, 200), 0.01, within=(0, 1))
-    assert 0 < found.low < 0.09 < found.high
+    found = compared([(_rate(2000, 20), _rate(2000, 200))], 0.01, within=(0, 1))
+    assert found is not None
+    assert 0 < found.interval.low < 0.09 < found.interval.high
     assert radius(_rate(29, 3), 0.05, within=(0, 1)) == math.inf
     assert radius(_rate(1000, 0), 0.05, within=(0, 1)) > 0, "no failure yet is not no failure ever"
 
@@ -202,14 +203,18 @@ def _tested(
     return found.action, found.reason
 
 
-def _sides(baseline: Moments, candidate: Moments) -> Sides:
-    """As much of it in each of forty groups of users."""
+def _sides(baseline: Moments | list[float], candidate: Moments | list[float]) -> Sides:
+    """Of two hundred groups of users, at random."""
+    drawn = random.Random(0)
 
-    def parts(whole: Moments) -> dict[int, Moments]:
-        if whole.n < 40:
-            return {0: whole}
-        part = Moments(whole.n // 40, whole.total / 40, whole.squares / 40)
-        return dict.fromkeys(range(40), part)
+    def parts(whole: Moments | list[float]) -> dict[int, Moments]:
+        if isinstance(whole, Moments):
+            whole = [1.0] * int(whole.total) + [0.0] * int(whole.n - whole.total)
+        groups: dict[int, Moments] = {}
+        for said in whole:
+            group = drawn.randrange(200)
+            groups[group] = groups.get(group, Moments()) + Moments.of([said])
+        return groups
 
     return {"baseline": parts(baseline), "candidate": parts(candidate)}
 
@@ -223,7 +228,7 @@ def test_an_ab_test_ends_with_a_verdict() -> None:
     action, reason = _tested(_rate(2000, 1000), _rate(2000, 1020))
     assert action is Action.HOLD
     assert reason.startswith("undecided")
-    assert "only 3 outcomes of 1 users" in _tested(_rate(2000, 1000), _rate(3, 3))[1]
+    assert "only 3 outcomes of 3 users" in _tested(_rate(2000, 1000), _rate(3, 3))[1]
 
 
 def test_a_trial_is_told_in_json_with_its_verdict_in_figures_and_words() -> None:
@@ -258,9 +263,9 @@ def test_less_is_better_of_some_outcomes_and_a_gain_may_be_asked_for() -> None:
     assert verdict(Trial(outcome="escalated"), fewer).says == "better"
     assert verdict(Trial(outcome="escalated", min_gain=0.1), fewer).says == "undecided"
     assert verdict(Trial(outcome="escalated", min_gain=0.3), fewer).says == "undecided"
-    rated = _sides(Moments.of([2.0, 3.0] * 500), Moments.of([4.0, 5.0] * 500))
+    rated = _sides([2.0, 3.0] * 500, [4.0, 5.0] * 500)
     assert verdict(Trial(outcome="rating"), rated).says == "better"
-    alike = _sides(Moments(40, 120, 360), Moments(40, 124, 385))
+    alike = _sides([3.0] * 40, [3.0] * 36 + [4.0] * 4)
     assert verdict(Trial(outcome="rating"), alike).says == "undecided"
 
 
@@ -268,11 +273,12 @@ def test_an_ab_test_of_equals_is_seldom_decided_however_often_one_looks() -> Non
     drawn = random.Random(5)
     trial, wrong = Trial(outcome="resolved", confidence=0.9), 0
     for _ in range(200):
-        old, new = Moments(), Moments()
+        old, new = dict[int, Moments](), dict[int, Moments]()
         for _ in range(60):
-            old += _rate(20, sum(drawn.random() < 0.6 for _ in range(20)))
-            new += _rate(20, sum(drawn.random() < 0.6 for _ in range(20)))
-            if verdict(trial, _sides(old, new)).says != "undecided":
+            for groups in (old, new):
+                group, resolved = drawn.randrange(100), sum(drawn.random() < 0.6 for _ in range(20))
+                groups[group] = groups.get(group, Moments()) + _rate(20, resolved)
+            if verdict(trial, {"baseline": old, "candidate": new}).says != "undecided":
                 wrong += 1
                 break
     assert wrong <= 20

@@ -209,7 +209,8 @@ def test_a_tenant_stays_within_its_limits(wheel: Wheel) -> None:
         t["block"] is not None and t["block"]["status"] == 429 for t in _traces(wheel, "limited")
     )
     assert wheel.do("usage", "limit", "limited", "--usd", "0")["tenant:limited"]["max_usd"] == 0
-    wheel.do("keys", "limit", key["key_id"])
+    assert wheel.do("keys", "limit", key["key_id"])["limits"]["rpm"] == 6
+    assert wheel.do("keys", "limit", key["key_id"], "--none")["limits"]["rpm"] is None
 
     def out_of_money() -> bool:
         answer = httpx.post(url, json={"model": "auto", "messages": []}, headers=headers)

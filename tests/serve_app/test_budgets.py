@@ -12,7 +12,8 @@ from cluster.budget.ledger import Ledger, Refusal, Room
 from cluster.budget.limits import Limits, Seed
 from cluster.budget.prices import Price, PriceBook
 from cluster.types import Principal, Role
-from serve_app.gateway.budgets import most_read
+from serve_app.gateway.budgets import Budgets, most_read
+from serve_app.gateway.errors import Refused
 from serve_app.protocol import Envelope, Sampling, Usage
 from tests.serve_app.test_gateway import GOOD, World
 
@@ -273,19 +274,40 @@ async def test_embeddings_are_bounded_and_metered(
 async def test_what_is_kept_on_record_counts_as_a_request(
     world: World, client: httpx.AsyncClient, bank: Bank
 ) -> None:
-    bank.bound(rpm=3)
+    bank.bound(rpm=3, max_usd=0.0)
 
     async def say() -> int:
         body = {"trace_id": "tr-1", "model": "inventory", "resolved": True}
         return (await client.post("/v1/feedback", json=body, headers=KEY)).status_code
 
-    assert [await say() for _ in range(2)] == [200, 200]
-    elsewhere = [await _ask(client, model="nothing") for _ in range(5)]
-    assert {answer.status_code for answer in elsewhere} == {404}
+    assert [await say() for _ in range(2)] == [200, 200], "it needs no money"
+    for _ in range(5):
+        assert (await _ask(client, model="nothing")).status_code == 404
+    assert await say() == 200, "mistakes of one key are not its tenant's requests"
     assert await say() == 429
     blocked = [one.block.status for one in world.audited if one.block is not None]
-    assert blocked == [404, 429], "what is beyond is counted with the next"
-    assert all(one.usage is None for one in world.audited), "and none of it is billed"
+    assert blocked == [404] * 5 + [429]
+    assert all(one.usage is None for one in world.audited), "none of it is billed"
+
+
+async def test_what_one_key_is_denied_counts_among_its_own_requests(bank: Bank) -> None:
+    scopes = ("key:k1", SCOPE)
+    for scope in scopes:
+        bank.ledger.open(scope, Limits(rpm=2), 0.0, Seed(), 0.0)
+    budgets = Budgets(bank.spend, 100)
+    principal = Principal("k1", "acme", frozenset(), limited=scopes)
+    envelope = Envelope("t", 0.0, "acme", {}, "nothing", [], Sampling())
+    for _ in range(2):
+        await budgets.count(principal, envelope, key_only=True)
+    with pytest.raises(Refused, match="this API key's limit"):
+        await budgets.count(principal, envelope, key_only=True)
+    other = Principal("k2", "acme", frozenset(), limited=(SCOPE,))
+    for _ in range(3):
+        await budgets.count(other, envelope, key_only=True)
+    for _ in range(2):
+        await budgets.count(other, envelope)
+    with pytest.raises(Refused, match="your organisation's limit"):
+        await budgets.count(other, envelope)
 
 
 async def test_who_leaves_while_waiting_for_the_ledger_has_reserved_nothing(
