@@ -24,7 +24,9 @@ def group_of(user: str) -> int:
 def total(groups: Mapping[int, Moments]) -> Moments:
     """All groups together."""
     # Looked at every second, for each rollout: sums are quicker than adding values up.
-    seen = groups.values()
+    seen = list(groups.values())
     return Moments(
-        sum(one.n for one in seen), sum(one.total for one in seen), sum(one.squares for one in seen)
+        sum([one.n for one in seen]),
+        sum([one.total for one in seen]),
+        sum([one.squares for one in seen]),
     )

@@ -63,12 +63,19 @@ def grouped_radius(groups: Collection[Moments], alpha: float, *, within: Range) 
     count = len(groups)
     if count < FEWEST_GROUPS:
         return inf
-    size = sum(one.n for one in groups) / count
+    size = sum([one.n for one in groups]) / count
     parts = [(one.n, one.total) for one in groups] + [(size, size * end) for end in within]
-    whole = sum(n for n, _ in parts)
-    mean = sum(total for _, total in parts) / whole
-    apart = sum((total - mean * n) ** 2 for n, total in parts) / whole**2
     count += len(within)
+    # In one go, with what is apart multiplied out: it is looked at every second.
+    whole = sum_t = nn = nt = tt = 0.0
+    for n, total in parts:
+        whole += n
+        sum_t += total
+        nn += n * n
+        nt += n * total
+        tt += total * total
+    mean = sum_t / whole
+    apart = max(0.0, tt - 2 * mean * nt + mean * mean * nn) / whole**2
     return sqrt(apart * count / (count - 1) * count * _stretch(count, alpha))
 
 

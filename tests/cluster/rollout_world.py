@@ -25,7 +25,7 @@ NAME = "care"
 _USERS = [f"user-{number}" for number in range(12)]
 _RESOLVED, _MORE, _LESS = 0.6, 0.95, 0.25
 #: Groups of users: as many as an A/B test needs, and some.
-_GROUPS = 30
+_GROUPS = 100
 
 
 class Crash(BaseException):
