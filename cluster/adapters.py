@@ -25,7 +25,7 @@ from pydantic import (
 )
 
 from cluster import storage
-from cluster.errors import ArtifactError
+from cluster.errors import ArtifactError, one_line
 from cluster.types import AdapterVersion, checked_name
 
 MANIFEST = "headrace.json"
@@ -132,7 +132,7 @@ def inspect(path: Path, *, max_rank: int) -> AdapterManifest:
         manifest = AdapterManifest.model_validate(storage.read_json(path / MANIFEST))
         peft = storage.read_json(path / PEFT_CONFIG, limit=1 << 20)
     except (ValueError, ValidationError) as error:
-        raise ArtifactError(f"{path}: {error}") from error
+        raise ArtifactError(f"{path}: {one_line(error)}") from error
     if not isinstance(peft, dict) or peft.get("peft_type") != "LORA":
         raise ArtifactError(f"{path / PEFT_CONFIG} does not describe a LoRA adapter")
     if peft.get("r") != manifest.rank or manifest.rank > max_rank:
@@ -208,13 +208,14 @@ def check_tensors(path: Path, ranks: set[int]) -> set[str]:
         try:
             header = _HEADER.validate_json(handle.read(length))
         except ValidationError as error:
-            raise ArtifactError(f"{path} is not a safetensors file: {error}"[:500]) from error
+            raise ArtifactError(f"{path} is not a safetensors file: {one_line(error)}") from error
     tensors = {name: item for name, item in header.items() if isinstance(item, _Tensor)}
     if not tensors:
         raise ArtifactError(f"{path} holds no tensor")
     _require_apart(path, tensors)
     content = np.memmap(path, np.uint8, "r", offset=8 + length) if size > 8 + length else None
     for name, item in tensors.items():
+        _require_lora(path, name)
         _check_tensor(f"{path}: tensor {name}", item, content)
         side = 0 if _DOWN in name else 1 if _UP in name else None
         if side is not None and (len(item.shape) != 2 or item.shape[side] not in ranks):
@@ -222,6 +223,23 @@ def check_tensors(path: Path, ranks: set[int]) -> set[str]:
                 f"{path}: tensor {name} has shape {item.shape}, not the rank stated"
             )
     return set(tensors)
+
+
+#: Parts of tensors' names, and PEFT's fields that make them; no engine here applies those.
+_NOT_SERVED = {
+    ".lora_A.bias": "lora_bias",
+    ".lora_B.bias": "lora_bias",
+    ".lora_magnitude_vector": "use_dora",
+    ".modules_to_save.": "modules_to_save",
+    ".token_adapter.": "trainable_token_indices",
+    ".trainable_tokens_": "trainable_token_indices",
+}
+
+
+def _require_lora(path: Path, name: str) -> None:
+    for part, field in _NOT_SERVED.items():
+        if part in name:
+            raise ArtifactError(f"{path}: tensor {name} is of {field}, which is not served")
 
 
 def _require_apart(path: Path, tensors: dict[str, _Tensor]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 
-from cluster.privacy import Vault, mask
+from cluster.governance.vault import Vault, mask, placeholders
 from cluster.text import normalise
 
 _MAX_CHARS = 8192
@@ -47,9 +47,15 @@ def parse(text: str) -> Understanding | None:
 
 def masked_example(text: str, answer: Understanding) -> tuple[str, Understanding]:
     """A labelled turn as serving would have seen it: normalised, values masked on both sides."""
-    vault = Vault()
-    clean = mask(normalise(text), vault)
-    names = {original: placeholder for placeholder, original in vault.values.items()}
+    normal = normalise(text)
+    vault = Vault(placeholders([normal]))
+    clean = mask(normal, vault)
+    # Longest first: a value may contain another. Slots are copies from the text, where what stands
+    # around a value has told what it is.
+    names = {
+        original: placeholder
+        for placeholder, original in sorted(vault.values.items(), key=lambda one: -len(one[1]))
+    }
 
     def masked(value: str) -> str:
         value = normalise(value)

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cluster.errors import ConfigError
+from cluster.errors import ConfigError, problems
 
 _MAX_BYTES = 1 << 20
 
@@ -63,10 +63,7 @@ def parse(
     try:
         return model.model_validate(document)
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, item['loc'])) or 'file'}: {item['msg']}" for item in error.errors()
-        )
-        raise ConfigError(f"{source}: {problems}") from error
+        raise ConfigError(f"{source}: {problems(error)}") from error
 
 
 def _value(override: str, text: str) -> object:

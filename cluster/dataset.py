@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cluster import storage
-from cluster.errors import DataError
+from cluster.errors import DataError, one_line
 
 MANIFEST = "manifest.json"
 ROWS = "rows"
@@ -79,4 +79,4 @@ def read_manifest(path: Path) -> DatasetManifest:
     try:
         return DatasetManifest.model_validate(storage.read_json(path / MANIFEST))
     except ValidationError as error:
-        raise DataError(f"{path / MANIFEST} is malformed: {error}") from error
+        raise DataError(f"{path / MANIFEST} is malformed: {one_line(error)}") from error

@@ -14,6 +14,13 @@ HeadraceError
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+_MAX_LINE = 1000
+
 
 class HeadraceError(Exception):
     """Base of every error raised on purpose."""
@@ -53,3 +60,22 @@ class NotProvedError(SwapError):
 
 class AwayError(HeadraceError):
     """The control plane does not answer now. What was asked of it may have been done or not."""
+
+
+def problems(error: ValidationError) -> str:
+    """What does not fit a model, each field by its path, on one line."""
+    found = error.errors()
+    shown = [
+        f"{'.'.join(map(str, item['loc'])) or 'file'}: {item['msg'].removeprefix('Value error, ')}"
+        for item in found[:5]
+    ]
+    more = [f"{len(found) - 5} more"] if len(found) > 5 else []
+    return "; ".join([*shown, *more])
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, on one line: what relays a job's log passes on whole lines."""
+    from pydantic import ValidationError
+
+    text = problems(error) if isinstance(error, ValidationError) else str(error)
+    return " ".join(text.split())[:_MAX_LINE]

@@ -1,6 +1,8 @@
 """Normal form of text that comes from outside, shared by serving and by the data jobs.
 
-What trains must look like what serves, so both call this one function.
+What trains must look like what serves, so both call this one function. It keeps what carries
+meaning: lines, indentation, superscripts, the joiners of Indic and Arabic scripts and of emoji.
+Stronger forms serve for matching only (`cluster.governance.folding`).
 """
 
 from __future__ import annotations
@@ -8,19 +10,59 @@ from __future__ import annotations
 import re
 import unicodedata
 
-_SPACE = re.compile(r"\s+")
-_MARKER = re.compile(r"<\|(?=[^|<>]{1,40}\|>)")
+#: Unicode's other line ends, as one.
+_LINE_END = re.compile("\r\n?|[\x0b\x0c\x85\u2028\u2029]")
+_ZWNJ, _ZWJ, _FLAG = "\u200c", "\u200d", "\U0001f3f4"
+#: Marks of direction that right-to-left text is written with; the overrides are not among them.
+_DIRECTION = frozenset("\u061c\u200e\u200f\u2066\u2067\u2068\u2069")
+_TAGS = range(0xE0020, 0xE0080)
+#: `<|`, as some tokenizers spell it and as some normalisers make it out of full-width signs.
+_MARKER = re.compile(
+    "([<\uff1c])([\u200c\u200d\u2066-\u2069]*[|\uff5c])(?=[^|\uff5c<>\uff1c\uff1e]{1,40}[|\uff5c][>\uff1e])"
+)
+_PLAIN = re.compile(r"[\t\n -~]*")
 
 
 def normalise(text: str) -> str:
-    """Composed, printable, single-spaced text in which no chat marker survives.
+    """Composed text (NFC) without control characters, in which no chat marker survives.
 
     A user who writes `<|assistant|>` must not open an assistant turn, so the marker is split.
     """
-    composed = unicodedata.normalize("NFKC", text)
-    printable = "".join(
-        char if char.isprintable() else " "
-        for char in composed
-        if unicodedata.category(char) not in ("Cf", "Cs")
-    )
-    return _MARKER.sub("< |", _SPACE.sub(" ", printable).strip())
+    if _PLAIN.fullmatch(text):
+        return split_markers(text)
+    lines = _LINE_END.sub("\n", unicodedata.normalize("NFC", text))
+    return split_markers("".join(_kept(lines, index, char) for index, char in enumerate(lines)))
+
+
+def split_markers(text: str) -> str:
+    """`text` with a space inside each chat marker: it reads the same and is no control token."""
+    return _MARKER.sub(r"\1 \2", text)
+
+
+def _kept(text: str, index: int, char: str) -> str:
+    """What stays of `text[index]`, which is `char`."""
+    if char.isprintable() or char in "\n\t":
+        return char
+    category = unicodedata.category(char)
+    if category == "Cc":
+        return " "
+    if category == "Cs":
+        return ""
+    if category != "Cf" or char in _DIRECTION:
+        return char  # wide spaces, private use, and what is newer than this Python's Unicode
+    if char in (_ZWNJ, _ZWJ):
+        return char if _joins(text[index - 1 : index]) else ""
+    return char if ord(char) in _TAGS and _in_flag(text, index) else ""
+
+
+def _joins(before: str) -> bool:
+    """Whether a joiner after `before` can mean anything: in ASCII it only hides text."""
+    return bool(before) and not before.isascii() and unicodedata.category(before)[0] in "LMS"
+
+
+def _in_flag(text: str, index: int) -> bool:
+    """Whether a tag character is part of a flag, such as Scotland's: elsewhere it is invisible."""
+    start = index
+    while start > 0 and index - start < 8 and ord(text[start - 1]) in _TAGS:
+        start -= 1
+    return start > 0 and text[start - 1] == _FLAG

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from cluster.config import load
-from cluster.errors import HeadraceError
+from cluster.errors import HeadraceError, one_line
 from cluster.telemetry.logging import configure
 from data_jobs.config import DatasetConfig, ImportConfig
 
@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
             if not options.check:
                 _dataset(dataset)
     except HeadraceError as error:
-        logger.error("%s", error)
+        logger.error("%s", one_line(error))
         return 2
     return 0
 

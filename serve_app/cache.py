@@ -50,6 +50,7 @@ class ResponseCache:
         if self._config.mode == "off" or (sampling.temperature > 0 and sampling.seed is None):
             return None
         shape = [version, self._policy, envelope.chat, envelope.max_discount, vars(sampling)]
+        shape.append(envelope.tools)
         scope = _digest([envelope.tenant, *shape])
         vector = None
         # A text that stands in for personal data says nothing of what the data were about, and a

@@ -128,6 +128,9 @@ class GatewayConfig(ConfigModel):
     key_cache_s: float = 5.0
     """How long a resolved key is trusted without asking again; also how fast one is revoked."""
     request_timeout_s: float = 120.0
+    cors_origins: tuple[str, ...] = ()
+    """Origins whose pages may call the gateway from a browser, such as `https://app.example.com`,
+    or `*`; none by default."""
 
 
 class CacheConfig(ConfigModel):
@@ -139,6 +142,14 @@ class CacheConfig(ConfigModel):
     """Least cosine similarity at which two prompts count as one."""
     max_entries: int = Field(default=4096, ge=1)
     ttl_s: float = Field(default=300.0, gt=0)
+
+
+class GovernanceConfig(ConfigModel):
+    """What happens to personal data."""
+
+    answer_values: Literal["show", "mask"] = "show"
+    """Values that an answer brings of its own, such as a business's hotline: the client gets them
+    as they are, or as placeholders. The log holds placeholders either way."""
 
 
 class RoutingConfig(ConfigModel):
@@ -252,6 +263,7 @@ class ServeConfig(ConfigModel):
     engine: EngineConfig = EngineConfig()
     plain: tuple[PlainPool, ...] = Field(default=(), max_length=8)
     """Engines beside it that take their version's requests while it is live."""
+    governance: GovernanceConfig = GovernanceConfig()
     routing: RoutingConfig
     context: ContextConfig
     policy: PolicyConfig = PolicyConfig()

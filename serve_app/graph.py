@@ -67,7 +67,7 @@ def make_stage(name: str, config: ServeConfig, replica: str) -> Stage:
     if name == "governance":
         from serve_app.stages.governance import Governance
 
-        return Governance()
+        return Governance(config.governance)
     if name == "routing":
         from cluster.embedding import MiniLM, routing_embedder
         from serve_app.routing.router import Router
@@ -164,6 +164,7 @@ class Gateway:
             cache,
             base=base_name(config),
             window=config.engine.max_model_len,
+            masks_answers=config.governance.answer_values == "mask",
         )
         self._follower: asyncio.Task[None] | None = None
         self._reporter: asyncio.Task[None] | None = None

@@ -171,6 +171,10 @@ class Envelope:
     """The adapters its key is limited to; empty is no limit beyond the tenant's."""
     user: str = ""
     """Whom the caller asks for, where it says so; it stays in the gateway's process."""
+    tools: str | None = None
+    """The functions the model may call, as JSON text in OpenAI's shape."""
+    listed: tuple[str, ...] = ()
+    """Values that the caller's schemas list and that look like personal data: they stay."""
     metadata: dict[str, str] = field(default_factory=dict)
     stream: bool = False
     chat: bool = True
@@ -180,6 +184,8 @@ class Envelope:
 
     vault: dict[str, str] = field(default_factory=dict)
     masked: dict[str, int] = field(default_factory=dict)
+    placeholders: tuple[str, ...] = ()
+    """Those in its texts, issued or written by the caller: the answer's own values get others."""
     embedding: bytes = b""
     """The request's unit vector, float32, as raw bytes: they cross a hop for almost nothing."""
     route: Route | None = None
@@ -196,6 +202,10 @@ class Envelope:
     cache: str = "off"
     """`hit`, `miss`, or `off` where the answer may not come from the cache."""
     answer: str = ""
+    """For the log: masked."""
+    shown: str | None = None
+    """For the client, its own values still to be restored, where that is not `answer`. It stays in
+    the gateway's process."""
     verdicts: Verdicts | None = None
     block: Block | None = None
     spans: list[Span] = field(default_factory=list)

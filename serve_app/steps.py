@@ -57,15 +57,25 @@ class Step:
 
 
 _SAMPLING = Sampling()
-_WHOLE = tuple(
-    field.name
-    for field in dataclasses.fields(Envelope)
-    # The vault leaves the gateway's process for no one, and nobody after context needs the vector.
-    if field.name not in {"vault", "embedding", "override", "user", "models", "counting"}
+#: What no stage but the one that makes it gets to see: values in clear, and what only the gateway
+#: needs.
+_KEPT = frozenset(
+    {"vault", "embedding", "override", "user", "models", "counting", "tools", "listed", "shown"}
 )
+_WHOLE = tuple(field.name for field in dataclasses.fields(Envelope) if field.name not in _KEPT)
 
-DATA_PREP = Step("data_prep", "data_prep", ("messages",), ("messages",))
-MASK = Step("governance", "governance", ("messages",), ("messages", "vault", "masked"))
+DATA_PREP = Step(
+    "data_prep",
+    "data_prep",
+    ("messages", "tools", "metadata"),
+    ("messages", "tools", "metadata"),
+)
+MASK = Step(
+    "governance",
+    "governance",
+    ("messages", "tools", "metadata"),
+    ("messages", "tools", "metadata", "vault", "masked", "placeholders"),
+)
 ROUTE = Step("routing", "routing", ("messages", "model"), ("embedding", "route"), gathers=True)
 POLICY = Step(
     "policy",
@@ -76,14 +86,14 @@ POLICY = Step(
 CONTEXT = Step(
     "context",
     "context",
-    ("messages", "embedding", "route", "max_discount", "conflicts"),
-    ("snippets", "prompt"),
+    ("messages", "embedding", "route", "max_discount", "conflicts", "placeholders"),
+    ("snippets", "prompt", "vault", "placeholders"),
 )
 GUARD = Step(
     "governance_out",
     "governance",
-    ("generation", "max_discount", "conflicts"),
-    ("generation", "answer", "conflicts"),
+    ("generation", "max_discount", "conflicts", "placeholders", "listed"),
+    ("generation", "answer", "shown", "conflicts"),
 )
 MONITOR = Step("monitoring", "monitoring", ("trace_id", "generation", "route"), ("verdicts",))
 AUDIT = Step("audit", "audit", _WHOLE, (), once=True, gathers=True)

@@ -8,10 +8,20 @@ does not, they become a system message. Pure: knows no engine and no HTTP.
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.text import split_markers
+
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
+_TAGS = re.compile(f"({OPEN}|{CLOSE})")
+#: Keywords of a schema whose strings are words for a reader; other strings are names and values
+#: that an answer has to repeat to the letter.
+_WORDS = frozenset({"description", "title", "examples", "default", "$comment"})
+#: Keywords that list the values an answer may have.
+_LISTS = frozenset({"enum", "const"})
 _HOW = (
     "You may call these functions:\n{tools}\nTo call one, answer with "
     '<tool_call>{{"name": ..., "arguments": ...}}</tool_call> and nothing else.'
@@ -85,6 +95,50 @@ def _call(text: str, names: set[str]) -> ToolCall | None:
     if name not in names or not isinstance(arguments, dict):
         return None
     return ToolCall(name, json.dumps(arguments, ensure_ascii=False))
+
+
+def segments(text: str) -> list[str]:
+    """An answer cut at the tags of its calls: words, tags, and the JSON between them."""
+    return _TAGS.split(text)
+
+
+def readable(offered: str, change: Callable[[str], str]) -> str:
+    """Tools as JSON text, with `change` applied to every text a model reads as words.
+
+    Chat markers are split everywhere: what a tool is called opens no turn either.
+    """
+    return json.dumps(_readable(json.loads(offered), change, words=False), ensure_ascii=False)
+
+
+def _readable(value: Any, change: Callable[[str], str], *, words: bool) -> Any:
+    if isinstance(value, str):
+        return split_markers(change(value) if words else value)
+    if isinstance(value, list):
+        return [_readable(item, change, words=words) for item in value]
+    if isinstance(value, dict):
+        return {
+            split_markers(key): _readable(
+                item,
+                change,
+                # `{"properties": {"title": {...}}}` names a property.
+                words=words or (key in _WORDS and not isinstance(item, dict)),
+            )
+            for key, item in value.items()
+        }
+    return value
+
+
+def listed_values(schema: Any, *, listed: bool = False) -> Iterator[str]:
+    """The strings that a schema, or tools with schemas, list as possible values."""
+    if isinstance(schema, str):
+        if listed:
+            yield schema
+    elif isinstance(schema, list):
+        for item in schema:
+            yield from listed_values(item, listed=listed)
+    elif isinstance(schema, dict):
+        for key, item in schema.items():
+            yield from listed_values(item, listed=listed or key in _LISTS)
 
 
 def structured(messages: list[dict[str, str]]) -> list[dict[str, Any]]:

@@ -8,35 +8,36 @@ is proved as for our own. Nothing is loaded before its files were checked, and n
 from __future__ import annotations
 
 import argparse
-import json
 import logging
-import shutil
 import sys
 import tempfile
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from cluster import storage
-from cluster.adapters import MANIFEST, PEFT_CONFIG, WEIGHTS, AdapterManifest, check_tensors
+from cluster.adapters import MANIFEST, AdapterManifest
 from cluster.bundle import contents, signing
 from cluster.config import load
-from cluster.errors import ArtifactError, ConfigError, ConflictError, HeadraceError
+from cluster.errors import ArtifactError, ConfigError, ConflictError, HeadraceError, one_line
 from cluster.telemetry.logging import configure
 from cluster.types import AdapterVersion
 from train_jobs.config import AdoptConfig
+from train_jobs.peft_folder import (
+    PeftConfig,
+    copied,
+    read_given,
+    require_same_reading,
+    write_plain,
+)
 
 if TYPE_CHECKING:
     from train_jobs.evals.understanding import Evaluator
 
 logger = logging.getLogger("train_jobs")
 
-_MAX_CONFIG = 1 << 20
 _UNSTATED = "not stated"
-#: What PEFT calls every linear layer, and how its names of tensors begin.
-_ALL, _PREFIX = "all-linear", "base_model.model."
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -49,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         _run(load(AdoptConfig, options.config, options.set))
     except HeadraceError as error:
-        logger.error("%s", error)
+        logger.error("%s", one_line(error))
         return 2
     return 0
 
@@ -93,86 +94,35 @@ def adopt(config: AdoptConfig) -> Path:
         source /= contents.ADAPTER
         theirs = _manifest(source / MANIFEST)
     with tempfile.TemporaryDirectory() as folder:
-        clean = Path(folder)
-        peft = _copy_checked(source, clean, config)
+        clean = Path(folder) / "clean"
+        clean.mkdir()
+        given = copied(source, Path(folder), max_rank=config.max_rank, max_bytes=config.max_bytes)
         base_digest = storage.tree_digest(Path(config.base_model.path))
         if theirs is not None and theirs.base_digest != base_digest:
             raise ArtifactError(
                 f"{theirs.id} stands on {theirs.base_model} ({theirs.base_digest[:12]}), not on "
                 f"the base model that serves here ({base_digest[:12]})"
             )
-        _say_other_base(config, peft)
-        _require_fit(config, clean)
-        manifest = _manifested(config, clean, theirs, peft, base_digest)
+        _say_other_base(config, given.config)
+        reading = read_given(given, config.base_model)
+        write_plain(given, clean)
+        manifest = _manifested(config, clean, theirs, given.config, base_digest)
+        require_same_reading(reading, _plain(config, clean), manifest.golden)
         recipe = {**manifest.recipe, "imported from": origin}
         return publish_adapter(
             clean, manifest.model_copy(update={"recipe": recipe}), Path(config.out)
         )
 
 
-class _PeftConfig(BaseModel):
-    """What of PEFT's configuration means the same here and in the engine; the rest is not taken.
+def _plain(config: AdoptConfig, clean: Path) -> Any:
+    import torch
 
-    Fields that would change what the weights mean must have the value they have here.
-    """
+    from train_jobs.lora import with_adapter
 
-    model_config = ConfigDict(extra="ignore")
-    peft_type: str = Field(pattern="^LORA$")
-    task_type: str | None = Field(default="CAUSAL_LM", pattern="^CAUSAL_LM$")
-    r: int = Field(ge=1)
-    lora_alpha: float = Field(gt=0)
-    target_modules: list[str] | str
-    use_rslora: bool = False
-    rank_pattern: dict[str, int] = Field(default_factory=dict, max_length=0)
-    alpha_pattern: dict[str, float] = Field(default_factory=dict, max_length=0)
-    bias: str = Field(default="none", pattern="^none$")
-    use_dora: bool | None = Field(default=False)
-    modules_to_save: list[str] | None = Field(default=None, max_length=0)
-    fan_in_fan_out: bool = False
-    base_model_name_or_path: str | None = None
+    return with_adapter(config.base_model, clean, torch.float32)
 
 
-def _copy_checked(source: Path, clean: Path, config: AdoptConfig) -> _PeftConfig:
-    """Copy the two files that count, checked; the rest of the folder is never read."""
-    for name in (WEIGHTS, PEFT_CONFIG):
-        if (source / name).is_symlink() or not (source / name).is_file():
-            raise ArtifactError(
-                f"{source / name} is missing: give a folder of PEFT's, weights in safetensors"
-            )
-    try:
-        stated = storage.read_json(source / PEFT_CONFIG, _MAX_CONFIG)
-        peft = _PeftConfig.model_validate(stated)
-    except (ValueError, ValidationError) as error:
-        raise ArtifactError(f"{source / PEFT_CONFIG} cannot be served: {error}"[:500]) from error
-    if peft.use_dora or peft.r > config.max_rank:
-        raise ArtifactError(
-            f"{source / PEFT_CONFIG}: the engine takes LoRA of rank {config.max_rank} at most, no "
-            "DoRA"
-        )
-    if (size := (source / WEIGHTS).stat().st_size) > config.max_bytes:
-        raise ArtifactError(
-            f"{source / WEIGHTS} has {size} bytes; at most {config.max_bytes} are read (max_bytes)"
-        )
-    # There and, as nobody else writes to it, in the copy.
-    check_tensors(source / WEIGHTS, {peft.r})
-    shutil.copy(source / WEIGHTS, clean / WEIGHTS)
-    names = check_tensors(clean / WEIGHTS, {peft.r})
-    if isinstance(peft.target_modules, str) and peft.target_modules != _ALL:
-        # To PEFT it is a regular expression, which may take for ever: the tensors tell as well.
-        peft = peft.model_copy(update={"target_modules": _modules(names)})
-    kept = {**peft.model_dump(exclude={"modules_to_save"}), "base_model_name_or_path": ""}
-    kept["use_dora"], kept["task_type"], kept["inference_mode"] = False, "CAUSAL_LM", True
-    (clean / PEFT_CONFIG).write_text(json.dumps(kept), encoding="utf-8")
-    return peft
-
-
-def _modules(tensors: set[str]) -> list[str]:
-    """The modules of the model that these tensors belong to, by their full names."""
-    paths = (name.removeprefix(_PREFIX).partition(".lora_") for name in tensors)
-    return sorted({path for path, mark, _ in paths if mark})
-
-
-def _say_other_base(config: AdoptConfig, peft: _PeftConfig) -> None:
+def _say_other_base(config: AdoptConfig, peft: PeftConfig) -> None:
     """Warn where the folder names another base: shapes may fit that weights do not. A name proves
     nothing, so what decides is the evaluation on held-out turns."""
     stated = Path(peft.base_model_name_or_path or "").name
@@ -185,39 +135,14 @@ def _manifest(path: Path) -> AdapterManifest:
     try:
         return AdapterManifest.model_validate(storage.read_json(path))
     except (ValueError, ValidationError) as error:
-        raise ArtifactError(f"{path}: {error}"[:500]) from error
-
-
-def _require_fit(config: AdoptConfig, clean: Path) -> None:
-    """Every tensor has its place in the base model, and every place its tensor."""
-    import torch
-    from peft import get_peft_model_state_dict
-
-    from train_jobs.lora import with_adapter
-
-    given = check_tensors(clean / WEIGHTS, {_rank(clean)})
-    try:
-        with warnings.catch_warnings():
-            # PEFT warns of what is missing or too much; below it is an error.
-            warnings.simplefilter("ignore", UserWarning)
-            model = with_adapter(config.base_model, clean, torch.float32)
-    except (RuntimeError, ValueError, KeyError) as error:  # of PEFT: shapes, unknown modules
-        raise ArtifactError(f"the adapter does not fit the base model: {error}"[:500]) from error
-    wanted = set(get_peft_model_state_dict(model))
-    if odd := sorted(given ^ wanted)[:3]:
-        raise ArtifactError(f"the adapter's tensors are not those of the base model: {odd}")
-
-
-def _rank(clean: Path) -> int:
-    stated: Any = storage.read_json(clean / PEFT_CONFIG)
-    return int(stated["r"])
+        raise ArtifactError(f"{path}: {one_line(error)}") from error
 
 
 def _manifested(
     config: AdoptConfig,
     clean: Path,
     theirs: AdapterManifest | None,
-    peft: _PeftConfig,
+    peft: PeftConfig,
     base_digest: str,
 ) -> AdapterManifest:
     """Ours for it: theirs as far as it is known, measured here where there is something to
@@ -253,7 +178,7 @@ def _manifested(
     )
 
 
-def _named(peft: _PeftConfig) -> str:
+def _named(peft: PeftConfig) -> str:
     modules = peft.target_modules
     return (modules if isinstance(modules, str) else ", ".join(sorted(modules)))[:512]
 

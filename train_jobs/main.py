@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from cluster.config import load
-from cluster.errors import HeadraceError
+from cluster.errors import HeadraceError, one_line
 from cluster.telemetry.logging import configure
 from cluster.types import AdapterVersion
 from train_jobs.config import TrainConfig
@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
         if not options.check:
             _run(config)
     except HeadraceError as error:
-        logger.error("%s", error)
+        logger.error("%s", one_line(error))
         return 2
     return 0
 

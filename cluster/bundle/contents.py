@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cluster import storage
 from cluster.bundle import signing
-from cluster.errors import ArtifactError
+from cluster.errors import ArtifactError, one_line
 
 MANIFEST, CARD, SIGNER = "bundle.json", "README.md", "signer.pem"
 ADAPTER, MERGED, TOKENIZER, LICENCES = "adapter", "merged", "tokenizer", "licences"
@@ -92,7 +92,7 @@ def verified(bundle: Path, trusted: frozenset[str]) -> BundleManifest:
     try:
         manifest = BundleManifest.model_validate(storage.read_json(bundle / MANIFEST, 1 << 20))
     except (ValidationError, ValueError) as error:
-        raise ArtifactError(f"{bundle / MANIFEST}: {error}"[:500]) from error
+        raise ArtifactError(f"{bundle / MANIFEST}: {one_line(error)}") from error
     if manifest.format != FORMAT:
         raise ArtifactError(f"{bundle} has format {manifest.format}; this reads format {FORMAT}")
     return manifest

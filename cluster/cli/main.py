@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -14,16 +15,23 @@ from cluster.errors import HeadraceError
 _REPOSITORY = Path(__file__).resolve().parents[2]
 _CONFIG = _REPOSITORY / "configs" / "local" / "demo.yaml"
 _WORKDIR = _REPOSITORY / ".headrace" / "demo"
+#: The exit code of a process that a closed pipe ended: 128 and SIGPIPE's number.
+_SIGPIPE = 141
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse and run one verb; a mistake the user can mend is one line and exit code 2."""
-    options = _parser().parse_args(arguments)
     try:
+        options = _parser().parse_args(arguments)
         result: int = options.run(options)
+        sys.stdout.flush()
     except HeadraceError as error:
         print(f"headrace: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        # The reader, such as `head`, has had enough. Python would complain once more at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _SIGPIPE
     return result
 
 
@@ -46,12 +54,14 @@ def _parser() -> argparse.ArgumentParser:
     down = verbs.add_parser("down", help="stop the cluster that `demo --serve` or `up` left up")
     down.set_defaults(run=_down)
     verify = verbs.add_parser("verify", help="verify an audit log offline")
-    verify.add_argument("folder", type=Path, nargs="?", default=_WORKDIR / "state" / "audit")
+    verify.add_argument(
+        "folder", type=Path, nargs="?", help="of the log; default: that of --workdir"
+    )
     verify.add_argument("--json", action="store_true")
     verify.set_defaults(run=_verify)
     parser.set_defaults(json=False, workdir=_WORKDIR)
     plane.add_verbs(verbs)
-    for verb in (demo, up, down):
+    for verb in (demo, up, down, verify):
         verb.add_argument("--workdir", type=Path, default=_WORKDIR)
     return parser
 
@@ -86,9 +96,10 @@ def _down(options: argparse.Namespace) -> int:
 def _verify(options: argparse.Namespace) -> int:
     from cluster.audit import verify
 
-    if not options.folder.is_dir():
-        raise HeadraceError(f"{options.folder} is not an audit folder")
-    found = verify(options.folder)
+    folder = options.folder or options.workdir / "state" / "audit"
+    if not folder.is_dir():
+        raise HeadraceError(f"{folder} is not an audit folder")
+    found = verify(folder)
     if options.json:
         rows = {"records": found.records, "changes": found.changes}
         print(json.dumps({**rows, "verified": found.verified, "faults": found.faults}))

@@ -13,7 +13,10 @@ from sqlalchemy import func, insert, or_, select
 from sqlalchemy.orm import Session
 
 from cluster.errors import ConflictError
+from cluster.governance.structured import mask_text
+from cluster.governance.vault import Vault, placeholders
 from cluster.registry.schema import Label
+from cluster.text import normalise
 from cluster.types import TEXT, checked_name
 
 LEASE_S = 600.0
@@ -87,6 +90,17 @@ def claim(tx: Session, tenant: str, annotator: str, limit: int, now: float) -> l
     return [LabelTask.model_validate(row.task) for row in rows]
 
 
+def masked_label(label: GivenLabel) -> GivenLabel:
+    """The label in the form in which it is kept and trains: as masked as the trace it is of.
+
+    Placeholders of the trace stay; what the expert wrote out gets others.
+    """
+    vault = Vault(placeholders([label.answer, label.rationale]))
+    answer = mask_text(normalise(label.answer), vault)
+    rationale = mask_text(normalise(label.rationale), vault)
+    return label.model_copy(update={"answer": answer, "rationale": rationale})
+
+
 def submit(tx: Session, tenant: str, labels: Iterable[GivenLabel], now: float) -> int:
     """Store the labels `tenant` gives; the same label twice is one label.
 
@@ -94,7 +108,7 @@ def submit(tx: Session, tenant: str, labels: Iterable[GivenLabel], now: float) -
         ConflictError: a trace is not in the tenant's queue, or another annotator holds it.
     """
     count = 0
-    for label in labels:
+    for label in map(masked_label, labels):
         row = tx.get(Label, label.trace_id)
         if row is None or row.tenant != tenant:
             raise ConflictError(f"trace {label.trace_id} is not in the label queue")

@@ -9,7 +9,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from cluster.answer import masked_example, parse
-from cluster.privacy import Vault, mask
+from cluster.governance.structured import mask_text
+from cluster.governance.vault import Vault
+from cluster.text import normalise
 from cluster.workload import TurnRecord
 
 #: Columns of every row of the pipeline, broken or not, so that blocks share one schema.
@@ -60,10 +62,10 @@ def from_trace(
     label = labels.get(trace_id)
     if label is None:
         return []
-    answer = parse(str(label["answer"]))
+    answer = parse(mask_text(normalise(str(label["answer"])), Vault()))
     if answer is None or not prompt:
         return [{**found, "trace_id": trace_id, "fault": "the label is not a structured answer"}]
-    if any(mask(message["content"], Vault()) != message["content"] for message in prompt):
+    if any(_unmasked(text) for message in prompt for text in message.values()):
         return [{**found, "trace_id": trace_id, "fault": "personal data left in the prompt"}]
     return [
         {
@@ -77,3 +79,7 @@ def from_trace(
             "annotator": str(label["annotator"]),
         }
     ]
+
+
+def _unmasked(text: str) -> bool:
+    return mask_text(text, Vault()) != text

@@ -7,7 +7,7 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,10 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from cluster.adapters import GoldenProbe
 from cluster.config import BaseModelRef
 from cluster.control.protocol import ServedAdapter
-from cluster.errors import NotProvedError
+from cluster.errors import NotProvedError, one_line
 from cluster.processor import precision
-from serve_app import tools
 from serve_app.config import EngineConfig
+from serve_app.engine.logprobs import TokenAligner
 from serve_app.engine.probes import (
     Given,
     given_differences,
@@ -37,10 +37,12 @@ from serve_app.engine.probes import (
     to_give,
     written_differences,
 )
+from serve_app.engine.prompts import ControlTokens, conversation
 from serve_app.engine.residents import Residents
 from serve_app.engine.slots import Slots
 from serve_app.protocol import (
     Delta,
+    EngineFailed,
     Generation,
     GenerationRequest,
     NotSupported,
@@ -48,6 +50,7 @@ from serve_app.protocol import (
     Sampling,
     TokenLogprob,
 )
+from serve_app.schemas import enforced
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +63,9 @@ _PROBE_OPTIONS = 5
 _WRITTEN_TOKENS = 4
 #: Of one prompt at most, where it is given: all of its logits are held at once.
 _GIVEN_AT_MOST = 128
+#: How an answer may end.
+_ENDS = frozenset({"stop", "length"})
+_LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 #: The log-probability OpenAI gives to what cannot be.
 _IMPOSSIBLE = -9999.0
 
@@ -78,6 +84,12 @@ class VLLMEngine:
             max_loras=config.max_loras,
             max_cpu_loras=config.max_cpu_loras,
             max_lora_rank=config.max_lora_rank,
+            # It enforces what it takes of a schema and refuses the rest; the others overlook some.
+            structured_outputs_config={
+                "backend": "guidance",
+                "disable_any_whitespace": True,
+                "disable_additional_properties": True,
+            },
             # Any LoRA makes vLLM run eagerly on CPU; asking for it saves the compiler's start.
             enforce_eager=on_cpu,
             worker_cls=_CPU_WORKER if on_cpu else "auto",
@@ -89,6 +101,9 @@ class VLLMEngine:
         with _cores(vllm_config) if on_cpu else nullcontext():
             self._llm = AsyncLLM.from_vllm_config(vllm_config, disable_log_stats=True)
         self._tokenizer: Any = self._llm.get_tokenizer()
+        self._special = frozenset(self._tokenizer.all_special_ids)
+        self._control = ControlTokens(_special_texts(self._tokenizer))
+        self._knows_tools = "tools" in str(self._tokenizer.chat_template)
         self._max_length = config.max_model_len
         self._replica = replica
         self._base = model.path.rstrip("/").rpartition("/")[2]
@@ -102,13 +117,14 @@ class VLLMEngine:
         ids: list[int]
         if request.chat:
             ids = self._tokenizer.apply_chat_template(
-                **self._conversation(request),
+                **conversation(request, self._control, knows_tools=self._knows_tools),
                 add_generation_prompt=True,
                 tokenize=True,
                 return_dict=True,
             )["input_ids"]
         else:
-            ids = self._tokenizer("\n".join(m["content"] for m in request.messages))["input_ids"]
+            text = "\n".join(m["content"] for m in request.messages)
+            ids = self._tokenizer(self._control.split(text))["input_ids"]
         room = self._max_length - request.sampling.max_tokens
         if len(ids) > room:
             raise PromptTooLong(
@@ -116,18 +132,6 @@ class VLLMEngine:
                 f"asked for; the context window is {self._max_length}"
             )
         return ids
-
-    def _conversation(self, request: GenerationRequest) -> dict[str, Any]:
-        """What the chat template is given: tools as such where it knows of them, else in words."""
-        messages, offered = list(request.messages), request.sampling.tools
-        if not offered and all(message.keys() == {"role", "content"} for message in messages):
-            return {"conversation": messages}
-        if "tools" not in str(self._tokenizer.chat_template):
-            return {"conversation": tools.in_words(messages, offered)}
-        return {
-            "conversation": tools.structured(messages),
-            "tools": json.loads(offered) if offered else None,
-        }
 
     async def complete(self, request: GenerationRequest) -> Generation:
         """See `serve_app.protocol.Engine.complete`."""
@@ -149,9 +153,8 @@ class VLLMEngine:
         ids = self._tokens(request)
         adapter = request.adapter
         text, tokens, reason = "", 0, "stop"
-        logprobs = _Logprobs(request.sampling.top_logprobs)
+        logprobs = _Logprobs(request.sampling.top_logprobs, self._special)
         first_ms: float | None = None
-        unsaid: tuple[TokenLogprob, ...] = ()
         async with self._holding(adapter):
             waited = (time.perf_counter() - started) * 1000
             async for output in self._generate(request, ids, kind):
@@ -162,11 +165,9 @@ class VLLMEngine:
                 tokens += len(piece.token_ids)
                 said = logprobs.add(piece)
                 reason = piece.finish_reason or reason
-                if kind is RequestOutputKind.DELTA and piece.text:
-                    yield Delta(piece.text, (*unsaid, *said), len(ids), tokens)
-                    unsaid = ()
-                else:
-                    unsaid = (*unsaid, *said)
+                if kind is RequestOutputKind.DELTA and (piece.text or said):
+                    yield Delta(piece.text, said, len(ids), tokens)
+        _require_whole(reason, request.sampling)
         total = (time.perf_counter() - started) * 1000
         yield Generation(
             text=text,
@@ -209,7 +210,7 @@ class VLLMEngine:
                 async for output in outputs:
                     yield output
             except VLLMClientError as error:
-                raise NotSupported(f"the engine refused the request: {error}"[:500]) from error
+                raise NotSupported(f"the engine refused the request: {one_line(error)}") from error
 
     # -- adapters ---------------------------------------------------------------------------
 
@@ -243,7 +244,8 @@ class VLLMEngine:
         except EngineDeadError:
             raise
         except Exception as error:  # vLLM has no type for what it refuses of an adapter
-            raise NotProvedError(f"the engine refuses {adapter.label}: {error}"[:500]) from error
+            message = f"the engine refuses {adapter.label}: {one_line(error)}"
+            raise NotProvedError(message) from error
 
     async def _proved(self, adapter: ServedAdapter) -> float:
         # Its turn among the others: the engine would let it wait while all slots are busy.
@@ -345,28 +347,39 @@ class VLLMEngine:
 class _Logprobs:
     """Running sum and minimum of the chosen tokens' log-probabilities; each one where asked."""
 
-    def __init__(self, top: int | None) -> None:
+    def __init__(self, top: int | None, special: frozenset[int]) -> None:
         self._sum, self._count, self.least = 0.0, 0, 0.0
-        self._top = top
+        self._top, self._special = top, special
+        self._aligner = TokenAligner()
         self.tokens: list[TokenLogprob] | None = None if top is None else []
 
     def add(self, piece: Any) -> tuple[TokenLogprob, ...]:
-        """Take in a piece; its tokens, where each one is kept."""
-        before = len(self.tokens or ())
+        """Take in a piece; the tokens of the text that has come, where each one is kept."""
+        found = list[TokenLogprob]()
         for token, options in zip(piece.token_ids, piece.logprobs or (), strict=False):
             value = _finite(options[token].logprob)
             self._sum, self._count = self._sum + value, self._count + 1
             self.least = min(self.least, value)
             if self.tokens is not None:
-                best = sorted(options.values(), key=lambda option: -option.logprob)[: self._top]
-                self.tokens.append(
-                    TokenLogprob(
-                        options[token].decoded_token or "",
-                        value,
-                        [(o.decoded_token or "", _finite(o.logprob)) for o in best],
-                    )
+                found.append(
+                    TokenLogprob(options[token].decoded_token or "", value, self._best(options))
                 )
-        return tuple(self.tokens[before:]) if self.tokens is not None else ()
+        if self.tokens is None:
+            return ()
+        ready = self._aligner.push(piece.text, found)
+        if piece.finish_reason:
+            ready += self._aligner.finish()
+        self.tokens += ready
+        return tuple(ready)
+
+    def _best(self, options: Mapping[int, Any]) -> list[tuple[str, float]]:
+        """The likeliest alternatives that are text."""
+        best = sorted(options.items(), key=lambda item: -item[1].logprob)[: self._top]
+        return [
+            (option.decoded_token or "", _finite(option.logprob))
+            for token, option in best
+            if token not in self._special
+        ]
 
     @property
     def mean(self) -> float:
@@ -389,6 +402,25 @@ def _lora(adapter: ServedAdapter) -> LoRARequest:
     return LoRARequest(adapter.label, adapter.int_id, adapter.path)
 
 
+def _special_texts(tokenizer: Any) -> set[str]:
+    added = tokenizer.added_tokens_decoder.values()
+    return {*tokenizer.all_special_tokens, *(one.content for one in added if one.special)}
+
+
+def _require_whole(reason: str, sampling: Sampling) -> None:
+    """Raise unless an answer came to its own end or to its limit: anything else is an error."""
+    if reason in _ENDS:
+        return
+    if sampling.json_schema is not None:
+        raise NotSupported("the engine cannot follow this JSON schema")
+    raise EngineFailed(f"the engine ended the request: {reason}"[:200])
+
+
+def _schema(text: str) -> str:
+    """A client's schema, and how its answers are laid out: no line breaks, as `json.dumps` does."""
+    return json.dumps({**enforced(json.loads(text)), "x-guidance": _LAYOUT})
+
+
 def _parameters(sampling: Sampling, kind: RequestOutputKind) -> SamplingParams:
     return SamplingParams(
         max_tokens=sampling.max_tokens,
@@ -398,7 +430,7 @@ def _parameters(sampling: Sampling, kind: RequestOutputKind) -> SamplingParams:
         stop=list(sampling.stop) or None,
         presence_penalty=sampling.presence_penalty,
         frequency_penalty=sampling.frequency_penalty,
-        structured_outputs=StructuredOutputsParams(json=sampling.json_schema)
+        structured_outputs=StructuredOutputsParams(json=_schema(sampling.json_schema))
         if sampling.json_schema
         else None,
         logprobs=sampling.top_logprobs or 0,

@@ -2,42 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 
 from cluster import durations
 from cluster.budget.limits import Limits
 from cluster.registry.keys import KeyChange
 from cluster.rollout.plan import RolloutPlan
 from cluster.types import TEXT, Role
+from serve_app.gateway.leniency import Float, Int, WireModel, without_nulls
 
 NEVER = "never"
+NONE = "none"
 
 
-class Body(BaseModel):
-    """What a client sends."""
+class Bounds(WireModel):
+    """What a key or a tenant may use. `"none"` ends a bound; `null`, as for every field, says
+    nothing of it."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
-
-
-class Bounds(Body):
-    """What a key or a tenant may use."""
-
-    rpm_limit: int | None = None
-    tpm_limit: int | None = None
-    max_budget: float | None = None
+    rpm_limit: Int | Literal["none"] | None = None
+    tpm_limit: Int | Literal["none"] | None = None
+    max_budget: Float | Literal["none"] | None = None
     """US dollars in each period."""
     budget_duration: str | None = None
-    """The period: 90s, 15m, 12h, 30d; none is one without end."""
+    """The period: 90s, 15m, 12h, 30d; `none` is one without end."""
 
     def limits(self, before: Limits) -> Limits:
         """`before` with what this body names."""
-        names = {"rpm_limit": "rpm", "tpm_limit": "tpm", "max_budget": "max_usd"}
-        given = {names[name]: getattr(self, name) for name in self.model_fields_set & names.keys()}
-        if "budget_duration" in self.model_fields_set:
-            lasts = self.budget_duration
-            given["period_s"] = durations.seconds(lasts) if lasts else None
+        bounds = {"rpm": self.rpm_limit, "tpm": self.tpm_limit, "max_usd": self.max_budget}
+        given: dict[str, Any] = {
+            name: None if value == NONE else value
+            for name, value in bounds.items()
+            if value is not None
+        }
+        if (lasts := self.budget_duration) is not None:
+            given["period_s"] = None if lasts == NONE else durations.seconds(lasts)
         return Limits.model_validate({**before.model_dump(), **given})
 
 
@@ -70,14 +70,13 @@ class UpdateKey(Bounds):
     def change(self) -> KeyChange | None:
         """What is not a bound and is to be otherwise; None where nothing is."""
         named = {"alias": self.key_alias, "models": self.models}
-        # A client that sends every field means nothing by those that are null.
         given: dict[str, Any] = {name: one for name, one in named.items() if one is not None}
         if self.duration is not None:
             given["lasts_s"] = None if self.duration == NEVER else lasting(self.duration)
         return KeyChange.model_validate(given) if given else None
 
 
-class DeleteKeys(Body):
+class DeleteKeys(WireModel):
     """`POST /key/delete`."""
 
     keys: list[str] = Field(min_length=1, max_length=100)
@@ -89,29 +88,29 @@ class LimitTenant(Bounds):
     team_id: str = Field(min_length=1, max_length=63, pattern=TEXT)
 
 
-class Reason(Body):
+class Reason(WireModel):
     """Why, for the audit log."""
 
     reason: str = Field(min_length=1, max_length=1000, pattern=TEXT)
 
 
-class Revive(Body):
+class Revive(WireModel):
     """With which version; without, with the one that was live."""
 
-    version: int | None = Field(default=None, ge=1, le=999_999_999)
+    version: Int | None = Field(default=None, ge=1, le=999_999_999)
 
 
-class Grantee(Body):
+class Grantee(WireModel):
     """Who is let in, or no longer; `*` is every tenant."""
 
     tenant: str = Field(min_length=1, max_length=63, pattern=TEXT)
 
 
-class StartRollout(Body):
+class StartRollout(WireModel):
     """`POST /v1/rollouts`."""
 
     version: str = Field(min_length=1, max_length=80)
-    plan: RolloutPlan = RolloutPlan()
+    plan: Annotated[RolloutPlan, BeforeValidator(without_nulls)] = RolloutPlan()
 
 
 def lasting(text: str | None) -> float | None:

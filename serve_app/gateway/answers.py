@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
-from serve_app.gateway.wire import Offer
+from serve_app.gateway.messages import Offer
 from serve_app.protocol import Generation, TokenLogprob
 from serve_app.tools import ToolCall
 
@@ -192,6 +192,10 @@ class Stream:
         }
 
 
+#: Line ends to some clients' splitters, though not to the protocol; JSON may escape them.
+_LINE_ENDS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
+
+
 def event(body: dict[str, Any]) -> str:
-    """A server-sent event."""
-    return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
+    """A server-sent event: one line, however a client splits lines."""
+    return f"data: {json.dumps(body, ensure_ascii=False).translate(_LINE_ENDS)}\n\n"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -19,10 +20,12 @@ from serve_app.gateway import errors
 from serve_app.gateway.admin import Plane, admin_routes
 from serve_app.gateway.admission import Admission
 from serve_app.gateway.auth import Authenticator
+from serve_app.gateway.blocks import unserved
 from serve_app.gateway.budgets import Budgets
 from serve_app.gateway.completions import Completions
 from serve_app.gateway.denials import Denials
 from serve_app.gateway.embeddings import CountTokens, Embeddings
+from serve_app.gateway.errors import Refused
 from serve_app.gateway.feedback import Feedback
 from serve_app.gateway.labels import LabelQueue, label_routes
 from serve_app.gateway.road import Road
@@ -30,6 +33,16 @@ from serve_app.gateway.shortcuts import Handler, Shortcuts
 from serve_app.gateway.wire import ChatRequest, CompletionRequest
 from serve_app.protocol import EMBEDDING_MODEL, STAGES
 from serve_app.stages.routing import AUTO
+
+#: Headers of an answer that a browser shows its page; a pattern would mean nothing here.
+_EXPOSED = (
+    *(
+        f"x-headrace-{name}"
+        for name in ("trace-id", "model", "route", "cache", "overhead-ms", "warnings")
+    ),
+    "Retry-After",
+    "Server-Timing",
+)
 
 
 def create_app(
@@ -55,7 +68,7 @@ def create_app(
         budgets=budgets,
         rerouted=rerouted,
     )
-    feedback = Feedback(road, authenticate, table, plane, budgets)
+    feedback = Feedback(road, authenticate, table, plane, budgets, base_model=base_model)
     embeddings = Embeddings(road, authenticate, config, count_tokens, budgets)
 
     async def chat(request: Request) -> Response:
@@ -73,6 +86,17 @@ def create_app(
         principal = await authenticate.admit(request, Role.INFERENCE)
         return JSONResponse({"object": "list", "data": _models(table(), principal, base_model)})
 
+    async def model(request: Request) -> Response:
+        principal = await authenticate.admit(request, Role.INFERENCE)
+        name: str = request.path_params["model"]
+        for known in _models(table(), principal, base_model):
+            if name in (known["id"], known["root"]):
+                return JSONResponse(known)
+        served = table().resolve(principal, name)
+        if served is None:
+            raise Refused(unserved(table(), principal, name), principal=principal, model=name)
+        return JSONResponse(_model(name, base_model, served.label))
+
     busy: dict[str, Handler] = {
         "/v1/chat/completions": chat,
         "/v1/completions": text,
@@ -83,6 +107,7 @@ def create_app(
         routes=[
             *(Route(path, handler, methods=["POST"]) for path, handler in busy.items()),
             Route("/v1/models", models, methods=["GET"]),
+            Route("/v1/models/{model:path}", model, methods=["GET"]),
             Route("/health", health, methods=["GET"]),
             Route("/v1/feedback", feedback.__call__, methods=["POST"]),
             *label_routes(authenticate, labels),
@@ -90,7 +115,20 @@ def create_app(
         ],
         exception_handlers=answers,
     )
-    return Admission(Shortcuts(app, busy, answers), lambda: road.full(config.max_under_way))
+    gateway = Admission(Shortcuts(app, busy, answers), lambda: road.full(config.max_under_way))
+    return _with_cors(gateway, config.cors_origins) if config.cors_origins else gateway
+
+
+def _with_cors(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
+    """`app` for pages of `origins`. A page sends its key itself: no cookies are allowed."""
+    return CORSMiddleware(
+        app,
+        allow_origins=list(origins),
+        allow_methods=["GET", "POST"],
+        allow_headers=["*"],
+        expose_headers=_EXPOSED,
+        max_age=600,
+    )
 
 
 def _models(table: RoutingTable, caller: Principal, base_model: str) -> list[dict[str, Any]]:

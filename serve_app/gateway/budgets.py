@@ -46,12 +46,16 @@ def most_read(
     `more` is what a stage may add to them, in tokens.
     """
     texts = [str(value) for message in messages for value in message.values()]
-    # As data preparation writes them, where one sign may become many.
+    # As data preparation writes them: a space in each chat marker, composed where that is longer.
     written = sum(
-        len(unicodedata.normalize("NFKC", text).encode("utf-8", "replace"))
+        len(unicodedata.normalize("NFC", text).encode("utf-8", "replace")) + _markers(text)
         for text in (*texts, sampling.tools + _IN_WORDS if sampling.tools else "")
     )
     return min(window, written + more + _AROUND * (len(messages) + 1))
+
+
+def _markers(text: str) -> int:
+    return text.count("<") + text.count("[") + text.count("\uff1c")
 
 
 @dataclass
@@ -189,7 +193,10 @@ class Budgets:
             if id(envelope.counting) not in prompts:
                 prompts.add(id(envelope.counting))
                 read += most_read(
-                    envelope.messages, envelope.sampling, self._window, self._stitched
+                    envelope.messages,
+                    replace(envelope.sampling, tools=envelope.tools),
+                    self._window,
+                    self._stitched,
                 )
         return read, written
 

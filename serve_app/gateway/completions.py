@@ -21,6 +21,7 @@ from serve_app.gateway.blocks import unserved
 from serve_app.gateway.bodies import parse
 from serve_app.gateway.budgets import Budgets
 from serve_app.gateway.errors import Refused
+from serve_app.gateway.headers import WARNINGS, header_value
 from serve_app.gateway.road import Road
 from serve_app.gateway.streams import streamed
 from serve_app.protocol import Block, Envelope, PromptCount, Sampling
@@ -119,8 +120,9 @@ class Completions:
             frequency_penalty=body.frequency_penalty,
             top_logprobs=body.alternatives,
             json_schema=body.schema_text,
-            tools=json.dumps(body.offered.tools) if body.offered else None,
         )
+        tools = json.dumps(body.offered.tools) if body.offered else None
+        listed = body.listed
         return [
             Envelope(
                 trace_id=f"tr-{uuid.uuid4().hex}",
@@ -132,11 +134,14 @@ class Completions:
                 key_id=principal.key_id,
                 models=principal.models,
                 user=body.user or "",
+                tools=tools,
+                listed=listed,
                 # The same seed for each choice would make them the same.
                 sampling=replace(sampling, seed=sampling.seed + choice)
                 if sampling.seed is not None
                 else sampling,
-                metadata=body.metadata or {},
+                metadata=dict(body.metadata or {}),
+                warnings=list(body.warnings),
                 stream=body.stream,
                 chat=isinstance(body, wire.ChatRequest),
                 counting=counting,
@@ -170,14 +175,9 @@ def _headers(envelope: Envelope) -> dict[str, str]:
         headers["x-headrace-model"] = envelope.generation.version
     if envelope.route is not None:
         route = envelope.route
-        headers["x-headrace-route"] = _header(
+        headers["x-headrace-route"] = header_value(
             f"{route.adapter or 'base'}; intent={route.intent}; confidence={route.confidence:.3f}"
         )
     if envelope.warnings:
-        headers["x-headrace-warnings"] = _header("; ".join(envelope.warnings))
+        headers[WARNINGS] = header_value("; ".join(envelope.warnings))
     return headers
-
-
-def _header(text: str) -> str:
-    """`text` as a header may carry it: bounded, printable, Latin-1."""
-    return "".join(c if c.isprintable() and c < "\x80" else "?" for c in text)[:512]

@@ -20,7 +20,7 @@ from serve_app.protocol import Envelope, Sampling
 _DENIED = frozenset({401, 403, 404, 405, 429})
 #: Of a known key: a name too long to be one, another tenant's trace, a body that means something
 #: else may be attempts too.
-_IMPROPER = frozenset({400, 409, 413})
+_IMPROPER = frozenset({400, 409, 413, 415})
 _BOUNDED_A_SECOND = 20
 _LONGEST = 256
 

@@ -39,12 +39,15 @@ class Refused(Exception):
         self.principal, self.model = principal, model
 
 
+_NOT_THERE = object()
 _TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
+    405: "invalid_request_error",
     413: "invalid_request_error",
+    415: "invalid_request_error",
     429: "rate_limit_error",
 }
 
@@ -72,12 +75,43 @@ def respond(block: Block, trace_id: str | None = None) -> JSONResponse:
     return JSONResponse(error_body(block), block.status, headers)
 
 
-def invalid(error: ValidationError) -> Block:
-    """The first problem of a body that does not fit its model."""
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"] if part != "body")
-    code = "unsupported_parameter" if first["type"] == "extra_forbidden" else "invalid_value"
-    return Block(400, code, f"{where or 'body'}: {first['msg']}", where or None)
+def invalid(error: ValidationError, body: object = None) -> Block:
+    """The problem of a `body` that does not fit its model, by its path in the body; without a body,
+    by its path in the model.
+
+    A value that fits no branch of a union has an error for each: the one that got furthest into the
+    value is of the branch that was meant.
+    """
+    found = [(_path(item["loc"], item["type"], body), item) for item in error.errors()]
+    path, first = max(found, key=lambda one: len(one[0]))
+    where = ".".join(map(str, path))
+    unknown = first["type"] == "extra_forbidden"
+    message = "not supported" if unknown else first["msg"].removeprefix("Value error, ")
+    code = "unsupported_parameter" if unknown else "invalid_value"
+    return Block(400, code, f"{where or 'body'}: {message}", where or None)
+
+
+def _path(location: tuple[int | str, ...], kind: str, body: object) -> list[int | str]:
+    """The parts of pydantic's location that are in the body: branches of unions are not."""
+    if body is None:
+        return list(location)
+    path = list[int | str]()
+    for index, part in enumerate(location):
+        missing = kind == "missing" and index == len(location) - 1
+        inner = _NOT_THERE if missing else _inner(body, part)
+        if inner is not _NOT_THERE or missing:
+            path.append(part)
+            body = inner
+    return path
+
+
+def _inner(body: object, part: int | str) -> object:
+    if isinstance(body, dict):
+        return body.get(part, _NOT_THERE)
+    if isinstance(body, list) and isinstance(part, int) and part < len(body):
+        found: object = body[part]
+        return found
+    return _NOT_THERE
 
 
 async def _fault(_request: Request, _error: Exception) -> Response:
@@ -97,7 +131,9 @@ def handlers(recorded: Callable[[Refused, str], Awaitable[str | None]]) -> Handl
     async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         block = Block(error.status_code, "http_error", str(error.detail))
-        return await refused(request, Refused(block))
+        response = await refused(request, Refused(block))
+        response.headers.update(error.headers or {})  # such as Allow, of a 405
+        return response
 
     async def conflict(request: Request, error: Exception) -> Response:
         return await refused(request, Refused(Block(409, "conflict", str(error))))

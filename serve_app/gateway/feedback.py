@@ -7,7 +7,7 @@ import time
 import uuid
 from typing import Any, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -18,6 +18,7 @@ from serve_app.gateway.blocks import unserved
 from serve_app.gateway.bodies import parse
 from serve_app.gateway.budgets import Budgets
 from serve_app.gateway.errors import Refused
+from serve_app.gateway.leniency import Bool, Int, WireModel
 from serve_app.gateway.road import Road, TableSource
 from serve_app.gateway.trials import one
 from serve_app.protocol import Envelope, Sampling
@@ -27,20 +28,19 @@ _LIMIT = 1 << 16
 _OUTCOMES = ("disliked", "escalated", "resolved", "rating")
 
 
-class FeedbackRequest(BaseModel):
+class FeedbackRequest(WireModel):
     """The answer it is about, and what became of it."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
     trace_id: str = Field(min_length=1, max_length=64)
     model: str = Field(min_length=1, max_length=80)
     """The version that answered, as the answer named it."""
-    disliked: bool | None = None
+    disliked: Bool | None = None
     """Whether the user disliked the answer."""
-    escalated: bool | None = None
+    escalated: Bool | None = None
     """Whether a person had to take over."""
-    resolved: bool | None = None
+    resolved: Bool | None = None
     """Whether the user's matter was settled."""
-    rating: int | None = Field(default=None, ge=1, le=5)
+    rating: Int | None = Field(default=None, ge=1, le=5)
 
     @property
     def outcomes(self) -> dict[str, bool | int]:
@@ -71,7 +71,10 @@ class Feedback:
         table: TableSource,
         trials: Judge,
         budgets: Budgets,
+        *,
+        base_model: str,
     ) -> None:
+        self._base_model = base_model
         self._road, self._authenticate, self._table = road, authenticate, table
         self._trials, self._budgets = trials, budgets
 
@@ -80,7 +83,7 @@ class Feedback:
         principal = await self._authenticate.admit(request, Role.INFERENCE)
         body = await parse(request, FeedbackRequest, _LIMIT)
         table, name = self._table(), body.model.partition("@")[0]
-        if not table.reaches(principal, name):
+        if name != self._base_model and not table.reaches(principal, name):
             block = unserved(table, principal, body.model)
             raise Refused(block, principal=principal, model=body.model)
         envelope = Envelope(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Annotated, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -13,6 +13,7 @@ from cluster.registry.labels import GivenLabel, LabelTask
 from cluster.types import TEXT, Role
 from serve_app.gateway.auth import Authenticator
 from serve_app.gateway.bodies import parse
+from serve_app.gateway.leniency import Int, WireModel, without_nulls
 
 
 class LabelQueue(Protocol):
@@ -23,19 +24,19 @@ class LabelQueue(Protocol):
     async def label_counts(self, tenant: str) -> dict[str, int]: ...
 
 
-class ClaimRequest(BaseModel):
+class ClaimRequest(WireModel):
     """`POST /v1/labels/claim`."""
 
-    model_config = ConfigDict(extra="forbid")
     annotator: str = Field(min_length=1, max_length=64, pattern=TEXT)
-    limit: int = Field(default=20, ge=1, le=500)
+    limit: Int = Field(default=20, ge=1, le=500)
 
 
-class SubmitRequest(BaseModel):
+class SubmitRequest(WireModel):
     """`POST /v1/labels`."""
 
-    model_config = ConfigDict(extra="forbid")
-    labels: list[GivenLabel] = Field(min_length=1, max_length=500)
+    labels: list[Annotated[GivenLabel, BeforeValidator(without_nulls)]] = Field(
+        min_length=1, max_length=500
+    )
 
 
 def label_routes(authenticate: Authenticator, labels: LabelQueue) -> list[Route]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -16,10 +15,11 @@ from functools import partial
 from typing import Protocol
 
 from cluster.control.protocol import RoutingTable, ServedAdapter
-from cluster.privacy import restore
+from cluster.governance.vault import restore
 from serve_app.cache import ResponseCache, Slot
 from serve_app.gateway import blocks
 from serve_app.gateway.budgets import Ended, most_read
+from serve_app.gateway.pieces import GuardedTokens, Piece
 from serve_app.gateway.trials import Trials
 from serve_app.handoff import Pending
 from serve_app.protocol import (
@@ -34,11 +34,10 @@ from serve_app.protocol import (
     NotSupported,
     PromptTooLong,
     Span,
-    TokenLogprob,
     Usage,
 )
-from serve_app.stages.governance import StreamGuard
 from serve_app.steps import AFTER, AUDIT, BEFORE, DATA_PREP, MASK, ROUTE, Step, settle
+from serve_app.stream_guard import StreamGuard
 
 logger = logging.getLogger(__name__)
 
@@ -70,37 +69,6 @@ class Hop(Protocol):
     def abandon(self, pending: Pending) -> None:
         """Give up a step that began, if it has not ended."""
         ...
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A piece of an answer as the client may see it, and the tokens that are known with it."""
-
-    text: str
-    tokens: tuple[TokenLogprob, ...] = ()
-
-
-class _Tokens:
-    """Tokens follow their text: none is shown before the guard has let its text through."""
-
-    def __init__(self, guard: StreamGuard) -> None:
-        self._guard = guard
-        self._waiting: deque[TokenLogprob] = deque()
-        self._shown = 0
-
-    def add(self, delta: Delta) -> None:
-        self._waiting.extend(delta.tokens)
-
-    def shown(self) -> tuple[TokenLogprob, ...]:
-        """Tokens of the text let through by now; none once the guard had to change any of it."""
-        found = []
-        while self._waiting and not self._guard.changed:
-            end = self._shown + len(self._waiting[0].text)
-            if end > self._guard.shown:
-                break
-            self._shown = end
-            found.append(self._waiting.popleft())
-        return tuple(found)
 
 
 TableSource = Callable[[], RoutingTable]
@@ -147,8 +115,11 @@ class Road:
         *,
         base: str,
         window: int,
+        masks_answers: bool = False,
     ) -> None:
-        """`base` is the base model's name, `window` the most tokens of a prompt and its answer."""
+        """`base` is the base model's name, `window` the most tokens of a prompt and its answer;
+        `masks_answers`, whether clients get placeholders for values that an answer brings."""
+        self._masks_answers = masks_answers
         self._cache = cache
         self._base, self._window = base, window
         self._hops = hops
@@ -176,7 +147,7 @@ class Road:
                 envelope.generation = await self._generate(envelope)
                 _span(envelope, started)
             await self._outbound(envelope, progress)
-        return envelope, restore(envelope.answer, vault)
+        return envelope, _restored(envelope, vault)
 
     async def stream(
         self, envelope: Envelope, ended: Ended = _nobody
@@ -192,8 +163,8 @@ class Road:
             yield envelope
             if envelope.block is None:
                 started = time.perf_counter()
-                guard = StreamGuard(vault, envelope.max_discount)
-                tokens = _Tokens(guard)
+                guard = self._guard(envelope, vault)
+                tokens = GuardedTokens(guard)
                 async with aclosing(self._stream(envelope)) as items:
                     async for item in items:
                         if isinstance(item, Generation):
@@ -236,9 +207,18 @@ class Road:
         self, group: tuple[Step, ...], envelope: Envelope, vault: dict[str, str]
     ) -> None:
         await self._side_by_side(group, envelope)
-        if group == (MASK,):
-            vault.update(envelope.vault)
-            envelope.vault = {}
+        vault.update(envelope.vault)
+        envelope.vault = {}
+
+    def _guard(self, envelope: Envelope, vault: dict[str, str]) -> StreamGuard:
+        return StreamGuard(
+            vault,
+            envelope.max_discount,
+            masks=self._masks_answers,
+            structured=envelope.sampling.json_schema is not None or envelope.tools is not None,
+            taken=envelope.placeholders,
+            keep=envelope.listed,
+        )
 
     async def _outbound(self, envelope: Envelope, progress: _Progress) -> None:
         if envelope.generation is not None:
@@ -283,7 +263,12 @@ class Road:
 
     async def _record(self, envelope: Envelope) -> None:
         _withhold_unchecked(envelope)
+        generation = envelope.generation
+        if generation is not None and generation.tokens is not None:
+            # They spell the answer in clear: for its client, not for the log.
+            envelope.generation = replace(generation, tokens=None)
         await self._hops[AUDIT.name](envelope)
+        envelope.generation = generation
 
     def _resolve(self, envelope: Envelope, walk: _Walk) -> ServedAdapter | None:
         """The version that answers now; an adapter that is not live yields to the next best."""
@@ -320,7 +305,7 @@ class Road:
         return GenerationRequest(
             envelope.trace_id,
             tuple(envelope.prompt or envelope.messages),
-            envelope.sampling,
+            replace(envelope.sampling, tools=envelope.tools),
             adapter,
             envelope.chat,
         )
@@ -443,6 +428,15 @@ class Road:
             if walk.counts:
                 self.trials.saw(request, None, _user(envelope))
             envelope.block = blocks.failed(envelope)
+
+
+def _restored(envelope: Envelope, vault: Mapping[str, str]) -> str:
+    """The answer for the client. Tokens are those of the text they add up to, or none."""
+    shown = envelope.answer if envelope.shown is None else envelope.shown
+    text = restore(shown, vault)
+    if text != shown and envelope.generation is not None:
+        envelope.generation = replace(envelope.generation, tokens=None)
+    return text
 
 
 def _user(envelope: Envelope) -> str:

@@ -11,7 +11,10 @@ from starlette.responses import StreamingResponse
 from serve_app.gateway import answers, errors, wire
 from serve_app.gateway.budgets import Hold
 from serve_app.gateway.errors import Refused
-from serve_app.gateway.road import Piece, Road
+from serve_app.gateway.headers import WARNINGS, header_value
+from serve_app.gateway.messages import Offer
+from serve_app.gateway.pieces import Piece
+from serve_app.gateway.road import Road
 from serve_app.protocol import Envelope, Generation, TokenLogprob
 from serve_app.tools import OPEN, may_be_call
 
@@ -56,6 +59,7 @@ async def streamed(
         headers={
             "x-headrace-trace-id": first.trace_id,
             "Cache-Control": "no-store",
+            **({WARNINGS: header_value("; ".join(first.warnings))} if first.warnings else {}),
             **hold.headers,
         },
     )
@@ -95,9 +99,7 @@ async def _events(
 class _Choice:
     """Writes one choice; holds back what may turn out to be a tool call."""
 
-    def __init__(
-        self, index: int, model: str, writer: answers.Stream, offer: wire.Offer | None
-    ) -> None:
+    def __init__(self, index: int, model: str, writer: answers.Stream, offer: Offer | None) -> None:
         self.index, self.model = index, model
         """What was asked for, until the engine has admitted the request to a version."""
         self._writer, self._offer = writer, offer

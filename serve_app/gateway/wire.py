@@ -3,158 +3,50 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from serve_app.tools import ToolCall, forced_schema, read
+from cluster.governance.pii import find
+from serve_app.gateway.leniency import Bool, Float, Int, Texts, WireModel
+from serve_app.gateway.messages import MAX_SCHEMA, MAX_TEXT, ChatMessage, ChosenTool, Offer, Tool
+from serve_app.schemas import check_schema
+from serve_app.tools import listed_values
 
 MAX_CHOICES = 8
-_MAX_TEXT = 200_000
+#: Of the vectors that `/v1/embeddings` answers with.
+DIMENSIONS = 384
 _MAX_METADATA = 16
-_MAX_SCHEMA = 16_384
 _MAX_PROMPTS = 32
 _MAX_INPUTS = 256
 
 
-@dataclass(frozen=True)
-class Offer:
-    """Tools in OpenAI's shape, and which of them is to be called: a name, `auto` or `required`."""
-
-    tools: list[dict[str, Any]]
-    choice: str
-
-    @property
-    def schema(self) -> str | None:
-        """What an answer that must be a call has to fit."""
-        return forced_schema(self.tools, self.choice)
-
-    def read(self, text: str) -> tuple[str, list[ToolCall]]:
-        """The words of an answer, and its calls."""
-        names = {tool["function"]["name"] for tool in self.tools}
-        return read(text, names, forced=self.choice != "auto")
-
-
-class TextPart(BaseModel):
-    """One text part of a message's content."""
-
-    model_config = ConfigDict(extra="forbid")
-    type: Literal["text"]
-    text: str = Field(max_length=_MAX_TEXT)
-
-
-class CalledFunction(BaseModel):
-    """Which function an earlier answer called, and with what."""
-
-    model_config = ConfigDict(extra="forbid")
-    name: str = Field(max_length=64)
-    arguments: str = Field(max_length=_MAX_SCHEMA)
-
-
-class EarlierCall(BaseModel):
-    """A tool call of an earlier answer."""
-
-    model_config = ConfigDict(extra="ignore")
-    id: str = Field(max_length=64)
-    type: Literal["function"] = "function"
-    function: CalledFunction
-
-
-class ChatMessage(BaseModel):
-    """A message; content may be text or a list of text parts."""
-
-    model_config = ConfigDict(extra="ignore")
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
-    tool_calls: list[EarlierCall] | None = Field(default=None, max_length=32)
-    tool_call_id: str | None = Field(default=None, max_length=64)
-
-    @field_validator("content")
-    @classmethod
-    def _bounded(cls, value: str | list[TextPart] | None) -> str | list[TextPart] | None:
-        if isinstance(value, str) and len(value) > _MAX_TEXT:
-            raise ValueError(f"content is over {_MAX_TEXT} characters")
-        return value
-
-    @model_validator(mode="after")
-    def _says_something(self) -> Self:
-        if self.content is None and not (self.role == "assistant" and self.tool_calls):
-            raise ValueError("a message needs content; only an assistant's tool_calls go without")
-        if (self.role == "tool") != (self.tool_call_id is not None):
-            raise ValueError("tool_call_id goes with the role tool, and only with it")
-        return self
-
-    def plain(self) -> dict[str, str]:
-        """The message as the stages use it: texts only, so that each of them can be masked."""
-        content = self.content or ""
-        text = content if isinstance(content, str) else " ".join(part.text for part in content)
-        plain = {"role": "system" if self.role == "developer" else self.role, "content": text}
-        if self.tool_calls:
-            plain["tool_calls"] = json.dumps([call.model_dump() for call in self.tool_calls])
-        if self.tool_call_id is not None:
-            plain["tool_call_id"] = self.tool_call_id
-        return plain
-
-
-class Function(BaseModel):
-    """A function the model may call."""
-
-    model_config = ConfigDict(extra="ignore")
-    name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
-    description: str | None = Field(default=None, max_length=4096)
-    parameters: dict[str, Any] | None = None
-
-
-class Tool(BaseModel):
-    """A tool; OpenAI knows the one kind."""
-
-    model_config = ConfigDict(extra="forbid")
-    type: Literal["function"]
-    function: Function
-
-
-class ChosenFunction(BaseModel):
-    """The name of the function that must be called."""
-
-    model_config = ConfigDict(extra="forbid")
-    name: str = Field(max_length=64)
-
-
-class ChosenTool(BaseModel):
-    """The tool that must be called."""
-
-    model_config = ConfigDict(extra="forbid")
-    type: Literal["function"]
-    function: ChosenFunction
-
-
-class StreamOptions(BaseModel):
+class StreamOptions(WireModel):
     """Options of a streamed answer."""
 
-    model_config = ConfigDict(extra="ignore")
-    include_usage: bool = False
+    IGNORED: ClassVar[frozenset[str]] = frozenset({"include_obfuscation"})
+    include_usage: Bool = False
 
 
-class JsonSchema(BaseModel):
-    """The schema of a structured answer."""
+class JsonSchema(WireModel):
+    """The schema of a structured answer; it always binds, so `strict` adds nothing."""
 
-    model_config = ConfigDict(extra="ignore")
+    IGNORED: ClassVar[frozenset[str]] = frozenset({"strict", "description"})
     name: str = Field(default="answer", max_length=64)
     schema_: dict[str, Any] = Field(alias="schema")
 
     @field_validator("schema_")
     @classmethod
     def _bounded(cls, value: dict[str, Any]) -> dict[str, Any]:
-        if len(json.dumps(value)) > _MAX_SCHEMA:
-            raise ValueError(f"the schema is over {_MAX_SCHEMA} characters")
+        if len(json.dumps(value)) > MAX_SCHEMA:
+            raise ValueError(f"the schema is over {MAX_SCHEMA} characters")
+        check_schema(value)
         return value
 
 
-class ResponseFormat(BaseModel):
+class ResponseFormat(WireModel):
     """What the answer has to look like."""
 
-    model_config = ConfigDict(extra="forbid")
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
 
@@ -174,21 +66,46 @@ class ResponseFormat(BaseModel):
         return self
 
 
-class GenerateRequest(BaseModel):
-    """What chat and text completions share. Fields we do not act on are refused, not ignored."""
+class GenerateRequest(WireModel):
+    """What chat and text completions share."""
 
-    model_config = ConfigDict(extra="forbid")
+    IGNORED: ClassVar[frozenset[str]] = frozenset(
+        {
+            "prediction",
+            "prompt_cache_key",
+            "prompt_cache_options",
+            "prompt_cache_retention",
+            "reasoning_effort",
+            "safety_identifier",
+            "service_tier",
+            "store",
+            "verbosity",
+        }
+    )
+    NEUTRAL: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "best_of": (1,),
+        "echo": (False,),
+        "function_call": ("none", "auto"),
+        "functions": ([],),
+        "logit_bias": ({},),
+        "modalities": (["text"],),
+        "service_tier": ("auto", "default"),
+        "store": (False,),
+        "stream_options": ({},),
+        "suffix": ("",),
+        "tools": ([],),
+    }
     model: str = Field(min_length=1, max_length=128)
-    max_tokens: int | None = Field(default=None, ge=1, le=100_000)
-    temperature: float = Field(default=0.0, ge=0.0, le=2.0)
-    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
-    presence_penalty: float = Field(default=0.0, ge=-2.0, le=2.0)
-    frequency_penalty: float = Field(default=0.0, ge=-2.0, le=2.0)
-    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63 - MAX_CHOICES)
+    max_tokens: Int | None = Field(default=None, ge=1, le=100_000)
+    temperature: Float = Field(default=0.0, ge=0.0, le=2.0)
+    top_p: Float = Field(default=1.0, gt=0.0, le=1.0)
+    presence_penalty: Float = Field(default=0.0, ge=-2.0, le=2.0)
+    frequency_penalty: Float = Field(default=0.0, ge=-2.0, le=2.0)
+    seed: Int | None = Field(default=None, ge=-(2**63), lt=2**63 - MAX_CHOICES)
     stop: str | list[str] | None = None
-    stream: bool = False
+    stream: Bool = False
     stream_options: StreamOptions | None = None
-    n: int = Field(default=1, ge=1, le=MAX_CHOICES)
+    n: Int = Field(default=1, ge=1, le=MAX_CHOICES)
     user: str | None = Field(default=None, max_length=128)
     metadata: dict[str, str] | None = None
 
@@ -242,18 +159,35 @@ class GenerateRequest(BaseModel):
         """The tools the model may call."""
         return None
 
+    @property
+    def listed(self) -> tuple[str, ...]:
+        """Values that the client's schemas list and that look like personal data: they stay."""
+        tools = self.offered.tools if self.offered else []
+        schemas = [*tools, json.loads(self.schema_text or "{}")]
+        return tuple({value for value in listed_values(schemas) if find(value)})
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What was accepted without effect, as a warning; nothing where all of it counts."""
+        paths = self._without_effect()
+        return (f"ignored: {', '.join(sorted(set(paths)))}",) if paths else ()
+
+    def _without_effect(self) -> list[str]:
+        nested = self.stream_options.ignored if self.stream_options else ()
+        return [*self.ignored, *(f"stream_options.{name}" for name in nested)]
+
 
 class ChatRequest(GenerateRequest):
     """`POST /v1/chat/completions`."""
 
     messages: list[ChatMessage] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(default=None, ge=1, le=100_000)
-    logprobs: bool = False
-    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    max_completion_tokens: Int | None = Field(default=None, ge=1, le=100_000)
+    logprobs: Bool = False
+    top_logprobs: Int | None = Field(default=None, ge=0, le=20)
     response_format: ResponseFormat | None = None
-    tools: list[Tool] | None = Field(default=None, min_length=1, max_length=64)
+    tools: list[Tool] | None = Field(default=None, max_length=64)
     tool_choice: Literal["none", "auto", "required"] | ChosenTool | None = None
-    parallel_tool_calls: bool = True
+    parallel_tool_calls: Bool = True
 
     @model_validator(mode="after")
     def _tools_fit(self) -> Self:
@@ -266,8 +200,11 @@ class ChatRequest(GenerateRequest):
             raise ValueError("two tools have the same name")
         if isinstance(self.tool_choice, ChosenTool) and self.tool_choice.function.name not in names:
             raise ValueError("tool_choice names a function that is not among the tools")
-        if len(json.dumps([tool.model_dump() for tool in self.tools])) > _MAX_SCHEMA:
-            raise ValueError(f"the tools are over {_MAX_SCHEMA} characters of JSON")
+        if len(json.dumps([tool.model_dump() for tool in self.tools])) > MAX_SCHEMA:
+            raise ValueError(f"the tools are over {MAX_SCHEMA} characters of JSON")
+        if self.offered is not None and self.offered.choice != "auto":
+            for tool in self.tools:
+                check_schema(tool.function.parameters or {})
         return self
 
     @property
@@ -300,19 +237,28 @@ class ChatRequest(GenerateRequest):
         forced = self.offered.schema if self.offered else None
         return forced or (self.response_format.schema_text if self.response_format else None)
 
+    def _without_effect(self) -> list[str]:
+        paths = super()._without_effect()
+        for index, message in enumerate(self.messages):
+            paths += [f"messages.{index}.{name}" for name in message.ignored]
+            parts = message.content if isinstance(message.content, list) else []
+            for place, part in enumerate(parts):
+                paths += [f"messages.{index}.content.{place}.{name}" for name in part.ignored]
+        return paths
+
 
 class CompletionRequest(GenerateRequest):
     """`POST /v1/completions`: texts to be continued as they stand."""
 
-    prompt: str | list[str]
-    logprobs: int | None = Field(default=None, ge=0, le=5)
+    prompt: Texts
+    logprobs: Int | None = Field(default=None, ge=0, le=5)
 
     @field_validator("prompt")
     @classmethod
     def _prompts(cls, value: str | list[str]) -> str | list[str]:
         texts = [value] if isinstance(value, str) else value
-        if not 0 < len(texts) <= _MAX_PROMPTS or any(len(text) > _MAX_TEXT for text in texts):
-            raise ValueError(f"1 to {_MAX_PROMPTS} prompts of at most {_MAX_TEXT} characters")
+        if not 0 < len(texts) <= _MAX_PROMPTS or any(len(text) > MAX_TEXT for text in texts):
+            raise ValueError(f"1 to {_MAX_PROMPTS} prompts of at most {MAX_TEXT} characters")
         return value
 
     @property
@@ -327,12 +273,12 @@ class CompletionRequest(GenerateRequest):
         return self.logprobs
 
 
-class EmbeddingsRequest(BaseModel):
+class EmbeddingsRequest(WireModel):
     """`POST /v1/embeddings`."""
 
-    model_config = ConfigDict(extra="forbid")
+    NEUTRAL: ClassVar[dict[str, tuple[Any, ...]]] = {"dimensions": (DIMENSIONS,)}
     model: str = Field(min_length=1, max_length=128)
-    input: str | list[str]
+    input: Texts
     encoding_format: Literal["float", "base64"] = "float"
     user: str | None = Field(default=None, max_length=128)
 
@@ -340,8 +286,8 @@ class EmbeddingsRequest(BaseModel):
     @classmethod
     def _inputs(cls, value: str | list[str]) -> str | list[str]:
         texts = [value] if isinstance(value, str) else value
-        if not 0 < len(texts) <= _MAX_INPUTS or any(len(text) > _MAX_TEXT for text in texts):
-            raise ValueError(f"1 to {_MAX_INPUTS} texts of at most {_MAX_TEXT} characters")
+        if not 0 < len(texts) <= _MAX_INPUTS or any(len(text) > MAX_TEXT for text in texts):
+            raise ValueError(f"1 to {_MAX_INPUTS} texts of at most {MAX_TEXT} characters")
         return value
 
     @property

@@ -13,8 +13,11 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from cluster.audit import ChainWriter
+from cluster.governance.structured import mask_text
+from cluster.governance.vault import Vault
 from cluster.registry.labels import LabelTask
 from cluster.registry.usage import Tally, TokenUse
+from cluster.text import normalise
 from serve_app.protocol import Envelope, Span, last_user_text, trace_record
 from serve_app.tasks import apart
 
@@ -46,7 +49,7 @@ class Audit:
     async def __call__(self, batch: list[Envelope]) -> list[Envelope]:
         """Record every envelope before any is acknowledged."""
         now, started = time.time(), time.perf_counter()
-        records = [trace_record(envelope, now) for envelope in batch]
+        records = [_masked(trace_record(envelope, now), envelope) for envelope in batch]
         for record in records:
             # The write itself is still to come; the gateway times it and tells the client.
             ms = round((time.perf_counter() - started) * 1000, 3)
@@ -90,6 +93,25 @@ class Audit:
         if self._tally.after > self._tally.first:
             self._tallies.append(self._tally)
             self._tally = Tally(self._writer.writer, self._tally.after)
+
+
+def _masked(record: dict[str, Any], envelope: Envelope) -> dict[str, Any]:
+    """The record with what no other stage masks: names a caller chose, and what refused it.
+
+    Messages and answers are masked by governance, which is closed where it fails.
+    """
+    vault = Vault(envelope.placeholders)
+
+    def clean(text: str, name: str = "") -> str:
+        return mask_text(normalise(text), vault, name=name)
+
+    record["requested_model"] = clean(envelope.model)
+    for field in ("metadata", "attributes"):
+        record[field] = {clean(name): clean(text, name) for name, text in record[field].items()}
+    record["warnings"] = [clean(text) for text in envelope.warnings]
+    if record["block"] is not None:
+        record["block"] = {**record["block"], "message": clean(record["block"]["message"])}
+    return record
 
 
 async def _until_heard(tell: Callable[[list[Any]], Awaitable[int]], rows: list[Any]) -> None:

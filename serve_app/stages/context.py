@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
+from cluster.governance.structured import mask_text
+from cluster.governance.vault import Vault, placeholders
 from serve_app.config import ContextConfig
 from serve_app.context.index import DocumentIndex
 from serve_app.protocol import Envelope, Snippet
@@ -24,6 +28,7 @@ class Context:
             found = self._index.search(queries, self._config.top_k, self._config.min_similarity)
             for envelope, snippets in zip(embedded, found, strict=True):
                 envelope.snippets = snippets
+                _mask_passages(envelope)
         for envelope in batch:
             envelope.prompt = self._stitch(envelope)
         return batch
@@ -38,6 +43,16 @@ class Context:
         if not system:
             return envelope.messages
         return [{"role": "system", "content": "\n".join(system)}, *envelope.messages]
+
+
+def _mask_passages(envelope: Envelope) -> None:
+    """Passages are masked as messages are; an answer that repeats a value is restored."""
+    vault = Vault({*envelope.placeholders, *placeholders(s.text for s in envelope.snippets)})
+    envelope.snippets = [
+        replace(snippet, text=mask_text(snippet.text, vault)) for snippet in envelope.snippets
+    ]
+    envelope.vault = vault.values
+    envelope.placeholders = (*envelope.placeholders, *vault.values)
 
 
 def _within(snippets: list[Snippet], budget: int) -> list[Snippet]:

@@ -20,5 +20,5 @@ def test_a_labelled_turn_is_masked_on_both_sides() -> None:
     text, answer = masked_example(
         "my  number is 8956235478", Understanding("info", {"phone": ["8956235478"]})
     )
-    assert text == "my number is [PHONE_1]"
+    assert text == "my  number is [PHONE_1]"
     assert answer.slots == {"phone": ["[PHONE_1]"]}

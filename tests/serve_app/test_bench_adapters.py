@@ -52,7 +52,7 @@ def test_answers_are_held_against_the_version_they_name() -> None:
         # Weights of long before, or of what is not yet to serve.
         _answer("hot@1", "three", 0, 12.6),
         _answer("steady-a@1", "a", 0, 1.0),
-        _answer("steady-a@1", "number [PHONE_1]", 1, 12.0, done=12.3),
+        _answer("steady-a@1", "number 2377777777", 1, 12.0, done=12.3),
         _answer("", "", 0, 12.0, error="503"),
         # Before anything is measured, and across the end of a rest: judged, not timed.
         _answer("steady-a@1", "a", 0, -2.0, done=0.0),

@@ -67,7 +67,7 @@ async def test_no_key_makes_one_that_has_more(
         ("brief", {"duration": "never"}, 403),
         ("brief", {"duration": "2h"}, 403),
         ("brief", {"duration": "10m"}, 200),
-        ("bounded", {"rpm_limit": None}, 403),
+        ("bounded", {"rpm_limit": "none"}, 403),
         ("bounded", {"rpm_limit": 99}, 403),
         ("bounded", {"max_budget": 1.0}, 403),
         ("bounded", {"key_alias": "mine", "rpm_limit": 9}, 200),

@@ -14,7 +14,14 @@ from cluster.control.protocol import RoutingTable, ServedAdapter
 from cluster.registry.labels import GivenLabel, LabelTask
 from cluster.types import Principal, Role
 from serve_app.cache import ResponseCache
-from serve_app.config import CacheConfig, GatewayConfig, MonitoringConfig, PolicyConfig, StageConfig
+from serve_app.config import (
+    CacheConfig,
+    GatewayConfig,
+    GovernanceConfig,
+    MonitoringConfig,
+    PolicyConfig,
+    StageConfig,
+)
 from serve_app.gateway.app import create_app
 from serve_app.gateway.auth import Authenticator
 from serve_app.gateway.budgets import Budgets, Spend
@@ -46,14 +53,24 @@ class World:
         cache_mode: Literal["off", "exact", "semantic"] = "off",
         spend: Spend = _nothing_bounded,
         plane: Any = None,
+        *,
+        answer_values: Literal["show", "mask"] = "show",
+        config: GatewayConfig | None = None,
     ) -> None:
+        self._governance = GovernanceConfig(answer_values=answer_values)
         self.engine = FakeEngine()
         self.engine.residents.add(V1)
         self.table = RoutingTable(1, {"inventory": V1}, REACHED)
         self.audited: list[Envelope] = []
         cache = ResponseCache(CacheConfig(mode=cache_mode), "p1")
         self.road = Road(
-            self._hops(), self.engine, lambda: self.table, cache, base="base", window=512
+            self._hops(),
+            self.engine,
+            lambda: self.table,
+            cache,
+            base="base",
+            window=512,
+            masks_answers=answer_values == "mask",
         )
         self.budgets = Budgets(spend, 512)
         self.app = create_app(
@@ -62,7 +79,7 @@ class World:
             labels=self,
             table=lambda: self.table,
             base_model="mini",
-            config=GatewayConfig(max_body_bytes=20_000),
+            config=config or GatewayConfig(max_body_bytes=20_000),
             count_tokens=lambda texts: sum(len(text.split()) for text in texts),
             budgets=self.budgets,
             plane=plane,
@@ -103,7 +120,7 @@ class World:
 
         stages: dict[str, Stage] = {
             "data_prep": DataPrep(),
-            "governance": Governance(),
+            "governance": Governance(self._governance),
             "routing": route,
             "policy": Policy(PolicyConfig()),
             "context": stitch,

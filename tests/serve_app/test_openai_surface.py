@@ -21,8 +21,8 @@ ASK: Any = [{"role": "user", "content": "hi there"}]
 
 
 @pytest.fixture
-def world() -> World:
-    return World()
+def world(request: pytest.FixtureRequest) -> World:
+    return World(answer_values=getattr(request, "param", "show"))
 
 
 @pytest.fixture
@@ -61,6 +61,7 @@ async def test_logprobs_are_told_by_token(client: openai.AsyncOpenAI) -> None:
     assert plain.choices[0].logprobs is None
 
 
+@pytest.mark.parametrize("world", ["mask"], indirect=True)
 async def test_logprobs_do_not_tell_what_the_answer_may_not(
     world: World, client: openai.AsyncOpenAI
 ) -> None:
@@ -196,6 +197,7 @@ async def test_a_stream_tells_logprobs_with_the_text_they_belong_to(
     assert text == tokens == world.engine.answer
 
 
+@pytest.mark.parametrize("world", ["mask"], indirect=True)
 async def test_a_stream_tells_no_token_of_what_was_masked(
     world: World, client: openai.AsyncOpenAI
 ) -> None:

@@ -11,7 +11,8 @@ import pytest
 from cluster.control.protocol import RoutingTable
 from serve_app.cache import ResponseCache
 from serve_app.config import CacheConfig, StageConfig
-from serve_app.gateway.road import Piece, Road
+from serve_app.gateway.pieces import Piece
+from serve_app.gateway.road import Road
 from serve_app.handoff import Handoff
 from serve_app.protocol import (
     Arrived,

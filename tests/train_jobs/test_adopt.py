@@ -102,16 +102,23 @@ def test_a_foreign_adapter_gets_its_proofs_here(
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_a_pattern_of_modules_is_never_tried(
+def test_a_pattern_of_modules_means_what_it_matches(
     foreign: Path, config: Callable[..., AdoptConfig]
 ) -> None:
-    """To PEFT it is a regular expression, and this one would take it years."""
-    _config(target_modules="(([a-z_.0-9])+)+!")(foreign)
+    _config(target_modules=r".*self_attn\.(q|v)_proj")(foreign)
     path = adopt(config(foreign))
     stated = json.loads((path / adapters.PEFT_CONFIG).read_text())["target_modules"]
     assert "model.layers.0.self_attn.q_proj" in stated
     recipe = adapters.inspect(path, max_rank=32).recipe
     assert recipe["imported from"] == "a PEFT folder, of nobody known"
+
+
+def test_a_pattern_that_takes_for_ever_is_refused_by_its_field(
+    foreign: Path, config: Callable[..., AdoptConfig]
+) -> None:
+    _config(target_modules="(([a-z_.0-9])+)+!")(foreign)
+    with pytest.raises(ArtifactError, match="target_modules: the pattern takes over"):
+        adopt(config(foreign))
 
 
 def test_what_is_larger_than_may_be_is_not_read(

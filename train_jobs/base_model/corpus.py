@@ -13,7 +13,7 @@ import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from cluster.privacy import Vault, mask
+from cluster.governance.vault import Vault, mask
 from train_jobs.base_model import generated
 from train_jobs.base_model.documents import Document, Turn
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from cluster.privacy import KINDS
+from cluster.governance.findings import KINDS
 from train_jobs.base_model.documents import BOS, CHAT_TEMPLATE, END, PAD, SPECIAL_TOKENS
 
 

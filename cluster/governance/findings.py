@@ -1,0 +1,36 @@
+"""What a detector reports, and the kinds of personal data there are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+#: Every kind has a placeholder, `[KIND_1]`, and a token of the base model's vocabulary.
+KINDS = ("EMAIL", "IBAN", "CARD", "SSN", "IP", "PHONE")
+
+#: How far to the left of a value a detector may look: labels, URLs, identifiers. What decides about
+#: a value stands within this many characters before it, so a stream keeps no more than that.
+LOOK_BEHIND = 256
+
+
+@dataclass(frozen=True, order=True)
+class Finding:
+    """A value at `text[start:end]`."""
+
+    start: int
+    end: int
+    kind: str
+
+
+class Detector(Protocol):
+    """Finds the values of one kind, or of related ones, in folded text (`folding.fold`).
+
+    Whether `text[start:end]` is a finding may depend on `LOOK_BEHIND` characters before it and on
+    the characters that directly follow it. A value never contains a quote, a backslash, a line
+    break or another control character, so replacing it keeps JSON text valid.
+    """
+
+    def __call__(self, text: str) -> Iterator[Finding]:
+        """The findings in `text`, from left to right, none overlapping another."""
+        ...

@@ -1,0 +1,79 @@
+"""Placeholders: masking values, and putting a request's own values back.
+
+A placeholder is the name of a value within one request and its answer. The request's vault alone
+restores: a name that is not in it is text like any other.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+from cluster.governance.findings import KINDS
+from cluster.governance.pii import find
+
+PLACEHOLDER = re.compile(r"\[(?:" + "|".join(KINDS) + r")_\d{1,4}\]")
+#: Longest placeholder a stream has to hold back for: "[EMAIL_9999]".
+MAX_PLACEHOLDER = max(map(len, KINDS)) + len("[_9999]")
+
+
+def placeholders(texts: Iterable[str]) -> set[str]:
+    """The placeholders that stand in `texts`, issued by a vault or written by hand."""
+    return {name for text in texts if "[" in text for name in PLACEHOLDER.findall(text)}
+
+
+class Vault:
+    """The values that were masked, by placeholder. Looking one up is one step."""
+
+    def __init__(self, taken: Iterable[str] = ()) -> None:
+        """No value gets a placeholder of `taken`: those mean something else already."""
+        self.values: dict[str, str] = {}
+        """Placeholder to the original text."""
+        self._taken = set(taken)
+        self._names: dict[tuple[str, str], str] = {}
+        self._last = Counter[str]()
+
+    def placeholder(self, kind: str, value: str) -> str:
+        """The placeholder of `value`; the same value always gets the same one."""
+        known = self._names.get((kind, value))
+        if known is not None:
+            return known
+        name = ""
+        while not name or name in self._taken:
+            self._last[kind] += 1
+            name = f"[{kind}_{self._last[kind]}]"
+        self._names[kind, value] = name
+        self.values[name] = value
+        return name
+
+    def counts(self) -> dict[str, int]:
+        """How many distinct values of each kind are held."""
+        return dict(Counter(kind for kind, _ in self._names))
+
+
+def mask(text: str, vault: Vault, context: str = "") -> str:
+    """`text` with each personal value replaced by a placeholder kept in `vault`.
+
+    `context` is what stands before it or names it; see `cluster.governance.pii.find`.
+    """
+    found = find(text, context)
+    if not found:
+        return text
+    parts, position = [], 0
+    for one in found:
+        value = text[one.start : one.end]
+        parts += [text[position : one.start], vault.placeholder(one.kind, value)]
+        position = one.end
+    return "".join([*parts, text[position:]])
+
+
+def restore(text: str, values: Mapping[str, str]) -> str:
+    """`text` with the placeholders in `values` replaced by what they stand for.
+
+    Values hold nothing that JSON escapes (`cluster.governance.findings.Detector`), so JSON text
+    stays what it is.
+    """
+    if not values or "[" not in text:
+        return text
+    return PLACEHOLDER.sub(lambda match: values.get(match.group(), match.group()), text)

@@ -1,0 +1,97 @@
+"""How request bodies treat what clients add: nulls, fields without effect, numbers in disguise.
+
+Client libraries send every field they know. What asks for nothing is accepted, what is accepted
+without effect is named in a warning, and what would change the answer and is not supported is
+refused by name. docs/openai-compatibility.md lists them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    StrictBool,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+_TOKENS = "token_ids"
+
+
+class WireModel(BaseModel):
+    """A strict body in which `null` means "not given", whatever the field."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    #: Fields that are accepted without effect, with a warning.
+    IGNORED: ClassVar[frozenset[str]] = frozenset()
+    #: Fields that are not supported, and the values of them that ask for nothing.
+    NEUTRAL: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    #: Whether any other field is ignored too, but for those of `REFUSED`.
+    LENIENT: ClassVar[bool] = False
+    REFUSED: ClassVar[frozenset[str]] = frozenset()
+    _ignored: tuple[str, ...] = PrivateAttr(default=())
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _lenient(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        if not isinstance(data, dict):
+            return handler(data)
+        given = {name: value for name, value in data.items() if value is not None}
+        for name, values in cls.NEUTRAL.items():
+            # Not `in`: to Python, 0 is False and 1 is True.
+            if name in given and any(_same(given[name], value) for value in values):
+                del given[name]
+        ignored = tuple(name for name in given if cls._ignores(name))
+        for name in ignored:
+            del given[name]
+        model = handler(given)
+        model._ignored = ignored
+        return model
+
+    @classmethod
+    def _ignores(cls, name: str) -> bool:
+        if name in cls.IGNORED:
+            return True
+        return cls.LENIENT and name not in cls.model_fields and name not in cls.REFUSED
+
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """The fields that were sent and have no effect."""
+        return self._ignored
+
+
+def _same(one: Any, other: Any) -> bool:
+    return type(one) is type(other) and bool(one == other)
+
+
+def without_nulls(value: Any) -> Any:
+    """A JSON object without the fields that are `null`; anything else as it is."""
+    if not isinstance(value, dict):
+        return value
+    return {name: item for name, item in value.items() if item is not None}
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, bool | str):
+        raise PydanticCustomError("number_type", "Input should be a number")
+    return value
+
+
+def _texts(value: Any) -> Any:
+    """Refuse token ids by name: they mean something else to every tokenizer."""
+    items = value if isinstance(value, list) else []
+    if any(isinstance(item, int | list) for item in items):
+        raise PydanticCustomError(_TOKENS, "token ids are not supported; send text")
+    return value
+
+
+Int = Annotated[int, BeforeValidator(_number)]
+Float = Annotated[float, BeforeValidator(_number)]
+Bool = StrictBool
+Texts = Annotated[str | list[str], BeforeValidator(_texts)]

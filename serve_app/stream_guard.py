@@ -1,0 +1,113 @@
+"""Guards a streamed answer: what `serve_app.stages.governance` does to a whole one, piecewise.
+
+Holds text back only while it may still become a placeholder, a discount or, where the answer's own
+values are masked, such a value. Every bound is a number of characters, never a time.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Container, Iterable, Mapping
+
+from cluster.governance.detectors.accounts import open_iban
+from cluster.governance.findings import KINDS, LOOK_BEHIND
+from cluster.governance.pii import find
+from cluster.governance.vault import Vault, mask, restore
+from serve_app.stages.governance import cap_discounts, mask_answer
+
+#: The beginning of a placeholder at the end of what has come.
+_OPEN_PLACEHOLDER = re.compile(rf"\[(?:[A-Z]{{0,{max(map(len, KINDS))}}}|[A-Z]{{2,5}}_\d{{0,4}})$")
+#: A number that may turn out to be a discount: "30", "30 percen", "30% o".
+_OPEN_DISCOUNT = re.compile(r"\d+ ?(?:%|[a-z]{0,7})? ?[a-z]{0,8}$", re.IGNORECASE)
+#: A word no value starts or continues in: complete and without digits. "percent" belongs to the
+#: number before it, "ext" to a telephone number.
+_PLAIN = re.compile(r"(?<!\S)(?!(?i:percent|x|ext|ext\.|extension)\s)[^\s\d%@\[(+]+\s")
+#: A character that no value contains, nor looks at to tell it from what is beside it.
+_APART = re.compile(r"[^\w .%+\-@()\[\]:/'\u0300-\u036f\u0591-\u05c7\u0610-\u065f\u0900-\u0eff]")
+#: A long run is cut where no finding is, at least so far from its end; an e-mail address is the
+#: longest value.
+_HOLD_BACK, _MOST_HELD = 320, 1024
+
+
+class StreamGuard:
+    """Restores, caps and, where `masks`, masks a streamed answer with a bounded hold-back."""
+
+    def __init__(
+        self,
+        vault: Mapping[str, str],
+        max_discount: int | None,
+        *,
+        masks: bool = False,
+        structured: bool = False,
+        taken: Iterable[str] = (),
+        keep: Container[str] = (),
+    ) -> None:
+        """`masks` is whether the answer's own values are kept from the client; `structured`,
+        whether it is JSON or holds tool calls, whose values can be told only once it is complete.
+        `taken` are placeholders that stand for something else, `keep` values that stay."""
+        self._vault, self._max_discount = vault, max_discount
+        self._own = Vault(taken)
+        self._masks, self._whole = masks, masks and structured
+        self._keep = keep
+        self._held = self._context = ""
+        self.shown = 0
+        """Characters of the model's own text that have been let through."""
+        self.changed = False
+        """Whether any of them came out otherwise than the model wrote them."""
+
+    def push(self, text: str) -> str:
+        """What may be shown after `text` arrived."""
+        self._held += text
+        if self._whole:
+            return ""
+        edge = len(self._held)
+        if (match := _OPEN_PLACEHOLDER.search(self._held, max(0, edge - 16))) is not None:
+            edge = match.start()
+        if self._max_discount is not None:
+            edge = min(edge, self._discount_edge())
+        if self._masks:
+            edge = min(edge, self._value_edge())
+        ready, self._held = self._held[:edge], self._held[edge:]
+        return self._clean(ready)
+
+    def finish(self) -> str:
+        """The rest, once the answer is complete."""
+        ready, self._held = self._held, ""
+        return self._clean(ready)
+
+    def _discount_edge(self) -> int:
+        match = _OPEN_DISCOUNT.search(self._held, max(0, len(self._held) - 64))
+        if match is None:
+            return len(self._held)
+        start = match.start()
+        while start > 0 and self._held[start - 1].isdigit():
+            start -= 1
+        return start
+
+    def _value_edge(self) -> int:
+        """Up to the last word that no value can begin in, or the last character that is in none."""
+        ends = (m.end() for pattern in (_PLAIN, _APART) for m in pattern.finditer(self._held))
+        edge = max(ends, default=0)
+        begun = open_iban(self._held)
+        if begun is not None:
+            edge = min(edge, begun)
+        if len(self._held) - edge > _MOST_HELD:
+            edge = len(self._held) - _HOLD_BACK
+            spans = ((one.start, one.end) for one in find(self._held, self._context))
+            edge = min([start for start, end in spans if start < edge < end], default=edge)
+        return edge
+
+    def _clean(self, text: str) -> str:
+        if not text:
+            return ""
+        if self._whole:
+            masked = mask_answer(text, self._own, self._keep, numbers=False)
+        elif self._masks:
+            masked = mask(text, self._own, self._context)
+            self._context = (self._context + text)[-LOOK_BEHIND:]
+        else:
+            masked = text
+        clean = restore(cap_discounts(masked, self._max_discount), self._vault)
+        self.shown += len(text)
+        self.changed = self.changed or clean != text
+        return clean
