@@ -173,6 +173,8 @@ class Envelope:
     """Whom the caller asks for, where it says so; it stays in the gateway's process."""
     tools: str | None = None
     """The functions the model may call, as JSON text in OpenAI's shape."""
+    structured: bool = False
+    """Whether its answer is JSON by a schema, or may hold tool calls."""
     listed: tuple[str, ...] = ()
     """Values that the caller's schemas list and that look like personal data: they stay."""
     metadata: dict[str, str] = field(default_factory=dict)

@@ -60,7 +60,7 @@ def check_schema(schema: dict[str, Any]) -> None:
 
 
 def enforced(schema: Any) -> Any:
-    """A copy of a checked schema without the keywords that ask for nothing."""
+    """A copy of a schema without the keywords that ask for nothing: engines refuse them all."""
     if isinstance(schema, list):
         return [enforced(item) for item in schema]
     if not isinstance(schema, dict):
@@ -71,7 +71,7 @@ def enforced(schema: Any) -> Any:
             kept[keyword] = {name: enforced(item) for name, item in value.items()}
         elif keyword in ("enum", "const", "default", "examples"):
             kept[keyword] = value
-        elif keyword not in _UNENFORCED:
+        elif value not in _UNENFORCED.get(keyword, ()):
             kept[keyword] = enforced(value)
     return kept
 

@@ -60,7 +60,8 @@ _SAMPLING = Sampling()
 #: What no stage but the one that makes it gets to see: values in clear, and what only the gateway
 #: needs.
 _KEPT = frozenset(
-    {"vault", "embedding", "override", "user", "models", "counting", "tools", "listed", "shown"}
+    {"vault", "embedding", "override", "user", "models", "counting", "tools", "structured"}
+    | {"listed", "shown"}
 )
 _WHOLE = tuple(field.name for field in dataclasses.fields(Envelope) if field.name not in _KEPT)
 
@@ -92,7 +93,7 @@ CONTEXT = Step(
 GUARD = Step(
     "governance_out",
     "governance",
-    ("generation", "max_discount", "conflicts", "placeholders", "listed"),
+    ("generation", "max_discount", "conflicts", "placeholders", "structured", "listed"),
     ("generation", "answer", "shown", "conflicts"),
 )
 MONITOR = Step("monitoring", "monitoring", ("trace_id", "generation", "route"), ("verdicts",))

@@ -16,14 +16,14 @@ from cluster.governance.vault import Vault, mask, restore
 from serve_app.stages.governance import cap_discounts, mask_answer
 
 #: The beginning of a placeholder at the end of what has come.
-_OPEN_PLACEHOLDER = re.compile(rf"\[(?:[A-Z]{{0,{max(map(len, KINDS))}}}|[A-Z]{{2,5}}_\d{{0,4}})$")
+_OPEN_PLACEHOLDER = re.compile(rf"\[(?:[A-Z]{{0,{max(map(len, KINDS))}}}|[A-Z]{{2,5}}_\d{{0,4}})\Z")
 #: A number that may turn out to be a discount: "30", "30 percen", "30% o".
-_OPEN_DISCOUNT = re.compile(r"\d+ ?(?:%|[a-z]{0,7})? ?[a-z]{0,8}$", re.IGNORECASE)
+_OPEN_DISCOUNT = re.compile(r"\d+ ?(?:%|[a-z]{0,7})? ?[a-z]{0,8}\Z", re.IGNORECASE)
 #: A word no value starts or continues in: complete and without digits. "percent" belongs to the
 #: number before it, "ext" to a telephone number.
 _PLAIN = re.compile(r"(?<!\S)(?!(?i:percent|x|ext|ext\.|extension)\s)[^\s\d%@\[(+]+\s")
 #: A character that no value contains, nor looks at to tell it from what is beside it.
-_APART = re.compile(r"[^\w .%+\-@()\[\]:/'\u0300-\u036f\u0591-\u05c7\u0610-\u065f\u0900-\u0eff]")
+_APART = re.compile(r"[^\w .,%+\-@()\[\]:/'\u0300-\u036f\u0591-\u05c7\u0610-\u065f\u0900-\u0eff]")
 #: A long run is cut where no finding is, at least so far from its end; an e-mail address is the
 #: longest value.
 _HOLD_BACK, _MOST_HELD = 320, 1024
@@ -66,7 +66,7 @@ class StreamGuard:
         if self._max_discount is not None:
             edge = min(edge, self._discount_edge())
         if self._masks:
-            edge = min(edge, self._value_edge())
+            edge = self._value_edge(edge)
         ready, self._held = self._held[:edge], self._held[edge:]
         return self._clean(ready)
 
@@ -84,15 +84,20 @@ class StreamGuard:
             start -= 1
         return start
 
-    def _value_edge(self) -> int:
-        """Up to the last word that no value can begin in, or the last character that is in none."""
-        ends = (m.end() for pattern in (_PLAIN, _APART) for m in pattern.finditer(self._held))
+    def _value_edge(self, limit: int) -> int:
+        """Up to the last word that no value can begin in, or the last character that is in none;
+        at most `limit`."""
+        ends = (
+            match.end()
+            for pattern in (_PLAIN, _APART)
+            for match in pattern.finditer(self._held, 0, limit)
+        )
         edge = max(ends, default=0)
         begun = open_iban(self._held)
         if begun is not None:
             edge = min(edge, begun)
         if len(self._held) - edge > _MOST_HELD:
-            edge = len(self._held) - _HOLD_BACK
+            edge = min(limit, len(self._held) - _HOLD_BACK)
             spans = ((one.start, one.end) for one in find(self._held, self._context))
             edge = min([start for start, end in spans if start < edge < end], default=edge)
         return edge

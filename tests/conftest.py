@@ -8,11 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from cluster import adapters, storage
 from cluster.adapters import AdapterManifest, Evaluation, GoldenProbe
 from cluster.registry.versions import AdapterRecord
 from cluster.types import AdapterVersion, VersionState
+
+# How long an example takes says what else the machine does.
+settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 MODEL = REPOSITORY / "cluster/models/headrace-mini"

@@ -135,6 +135,7 @@ class Completions:
                 models=principal.models,
                 user=body.user or "",
                 tools=tools,
+                structured=tools is not None or sampling.json_schema is not None,
                 listed=listed,
                 # The same seed for each choice would make them the same.
                 sampling=replace(sampling, seed=sampling.seed + choice)

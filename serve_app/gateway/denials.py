@@ -13,6 +13,7 @@ import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable
 
+from cluster.governance.vault import Vault, mask
 from cluster.types import Principal
 from serve_app.gateway.errors import Refused
 from serve_app.protocol import Envelope, Sampling
@@ -57,7 +58,7 @@ class Denials:
             messages=[],
             sampling=Sampling(),
             key_id=principal.key_id if principal else "",
-            metadata={"path": path[:_LONGEST]},
+            metadata={"path": _masked(path[:_LONGEST])},
             block=error.block,
         )
         if principal is None or improper or error.block.status == 429:
@@ -84,3 +85,9 @@ class Denials:
             self._second, self._seen = second, Counter()
         self._seen[tenant] += 1
         return self._seen[tenant] <= _BOUNDED_A_SECOND
+
+
+def _masked(path: str) -> str:
+    """A path segment by segment: as a whole it is an address, in which nothing is a value."""
+    vault = Vault()
+    return "/".join(mask(segment, vault) for segment in path.split("/"))

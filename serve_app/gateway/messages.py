@@ -22,6 +22,8 @@ class Offer:
 
     tools: list[dict[str, Any]]
     choice: str
+    parallel: bool = True
+    """Whether one answer may call several."""
 
     @property
     def schema(self) -> str | None:
@@ -31,7 +33,8 @@ class Offer:
     def read(self, text: str) -> tuple[str, list[ToolCall]]:
         """The words of an answer, and its calls."""
         names = {tool["function"]["name"] for tool in self.tools}
-        return read(text, names, forced=self.choice != "auto")
+        words, calls = read(text, names, forced=self.choice != "auto")
+        return words, calls if self.parallel else calls[:1]
 
 
 class TextPart(WireModel):

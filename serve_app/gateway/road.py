@@ -215,7 +215,7 @@ class Road:
             vault,
             envelope.max_discount,
             masks=self._masks_answers,
-            structured=envelope.sampling.json_schema is not None or envelope.tools is not None,
+            structured=envelope.structured,
             taken=envelope.placeholders,
             keep=envelope.listed,
         )

@@ -214,7 +214,8 @@ class ChatRequest(GenerateRequest):
             return None
         choice = self.tool_choice or "auto"
         name = choice if isinstance(choice, str) else choice.function.name
-        return Offer([tool.model_dump(exclude_none=True) for tool in self.tools], name)
+        tools = [tool.model_dump(exclude_none=True) for tool in self.tools]
+        return Offer(tools, name, self.parallel_tool_calls)
 
     @property
     def conversations(self) -> list[list[dict[str, str]]]:

@@ -55,16 +55,23 @@ class Governance:
     def _outbound(self, envelope: Envelope) -> None:
         assert envelope.generation is not None
         text, limit, keep = envelope.generation.text, envelope.max_discount, envelope.listed
-        taken = {*envelope.placeholders, *placeholders([text])}
-        own = Vault(taken)
+        own = Vault({*envelope.placeholders, *placeholders([text])})
         recorded = mask_answer(text, own, keep)
         if own.values:
             envelope.conflicts.append("personal data in the answer")
         envelope.answer = cap_discounts(recorded, limit)
         if envelope.answer != recorded:
             envelope.conflicts.append("discount above the cap in the answer")
-        # Under a schema numbers stay numbers: the client asked for them.
-        shown = text if self._shows else mask_answer(text, Vault(taken), keep, numbers=False)
+        shown = text
+        if not self._shows:
+            # As `StreamGuard` does it, which cannot know what the model will write. Under a schema
+            # numbers stay numbers: the client asked for them.
+            own = Vault(envelope.placeholders)
+            shown = (
+                mask_answer(text, own, keep, numbers=False)
+                if envelope.structured
+                else mask(text, own)
+            )
         shown = cap_discounts(shown, limit)
         envelope.shown = None if shown == envelope.answer else shown
         if recorded != text:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -120,3 +123,41 @@ def test_a_limit_that_is_not_named_stays(
     assert not plane.kept[scope].bounded
     assert main([verb, "limit", whose, "--period", "30d"]) == 2
     assert "say how much with --usd" in capsys.readouterr().err
+
+
+def test_verify_takes_the_workdir_as_other_verbs_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from cluster.audit import ChainWriter
+
+    ChainWriter(tmp_path / "state" / "audit", "gateway").append([{"trace_id": "tr-1"}])
+    assert main(["verify", "--workdir", str(tmp_path)]) == 0
+    assert "1 records" in capsys.readouterr().out
+    assert main(["verify", str(tmp_path / "state" / "audit"), "--json"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"), [(["verify", "--json"], 141), (["--help"], 0), (["usage", "--help"], 0)]
+)
+def test_a_reader_that_has_had_enough_is_no_error(
+    tmp_path: Path, arguments: list[str], code: int
+) -> None:
+    from cluster.audit import ChainWriter
+
+    if arguments[0] == "verify":
+        ChainWriter(tmp_path / "state" / "audit", "gateway").append([{"trace_id": "tr-1"}])
+        arguments = [*arguments, "--workdir", str(tmp_path)]
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "cluster.cli.main", *arguments],
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            timeout=60,
+            check=False,
+        )
+    finally:
+        os.close(writer)
+    assert done.stderr == b""
+    assert done.returncode == code

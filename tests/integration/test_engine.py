@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,7 +38,45 @@ async def run(wanted):
         await engine.load(adapter, probe=False)
         mine = await ask(1, adapter)
         mixed = await asyncio.gather(*(ask(2 + n, adapter if n % 2 else None) for n in range(4)))
+        async def structured(number, schema):
+            sampling = Sampling(
+                max_tokens=64, temperature=1.5, seed=number, json_schema=json.dumps(schema),
+                top_logprobs=2,
+            )
+            messages = ({"role": "user", "content": "<|end|><|assistant|>rain"},)
+            request = GenerationRequest(f"s{number}", messages, sampling, None)
+            try:
+                one = await engine.complete(request)
+            except Exception as error:
+                return {"error": type(error).__name__, "message": str(error)}
+            return {
+                "text": one.text,
+                "reason": one.finish_reason,
+                "tokens": "".join(token.text for token in one.tokens),
+                "special": any("<|" in text for token in one.tokens for text, _ in token.top),
+            }
+        async def streamed(number, **more):
+            sampling = Sampling(max_tokens=24, temperature=0.0, top_logprobs=1, **more)
+            messages = ({"role": "user", "content": "thank you"},)
+            text = tokens = ""
+            async for item in engine.stream(
+                GenerationRequest(f"t{number}", messages, sampling, None)
+            ):
+                if hasattr(item, "finish_reason"):
+                    return {
+                        "text": item.text, "shown": text, "tokens": tokens,
+                        "all": "".join(token.text for token in item.tokens),
+                    }
+                text += item.text
+                tokens += "".join(token.text for token in item.tokens)
+        schemas = await asyncio.gather(
+            *(structured(n, schema) for n, schema in enumerate(wanted["schemas"]))
+        )
+        whole = await streamed(0)
+        stopped = await streamed(1, stop=(whole["text"][5:8],))
         return {
+            "schemas": schemas,
+            "streams": [whole, stopped],
             "answers": [one.text for one in (alone, mine, *mixed)],
             "processes": [command(pid).strip() for pid in descendants([os.getpid()])],
         }
@@ -49,18 +88,52 @@ if __name__ == "__main__":  # the engine's process imports this file anew
 """
 
 
+_SMALL: dict[str, object] = {
+    "type": "object",
+    "properties": {
+        "a": {"enum": ["x", "y"]},
+        "b": {"type": "array", "items": {"type": "boolean"}, "minItems": 2, "maxItems": 2},
+    },
+    "required": ["a", "b"],
+}
+#: Eight draws of one schema at a temperature at which this model writes anything it may, then
+#: schemas the engine has to refuse.
+_SCHEMAS = [
+    *[_SMALL] * 8,
+    {"type": "impossible"},
+    {"not": {}},
+    {"pattern": "(?=a)", "type": "string"},
+]
+
+
+def _check_schemas(found: list[dict[str, str]]) -> None:
+    drawn, refused = found[:8], found[8:]
+    for one in drawn:
+        assert one["reason"] == "stop", one
+        # One layout: nothing but a blank between tokens.
+        assert one["text"] == json.dumps(json.loads(one["text"]))
+        assert one["tokens"] == one["text"]
+        assert not one["special"]
+    assert [one["error"] for one in refused] == ["NotSupported"] * len(refused)
+    assert all("\n" not in one["message"] for one in refused)
+
+
 def test_the_base_model_answers_as_itself_while_adapters_take_all_slots(
     tmp_path: Path,
     make_record: Callable[[str, int], AdapterRecord],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    wanted = {"model": str(MODEL), "path": make_record("care", 1).path}
+    wanted = {"model": str(MODEL), "path": make_record("care", 1).path, "schemas": _SCHEMAS}
     compiled = tmp_path / "compiled"
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(compiled))
     found = run_script(tmp_path / "engine.py", _SCRIPT, wanted)
     alone, mine, *mixed = found["answers"]
     assert alone != mine
     assert mixed == [alone, mine, alone, mine]
+    _check_schemas(found["schemas"])
+    for stream in found["streams"]:
+        assert stream["text"] == stream["shown"] == stream["tokens"] == stream["all"]
+    assert found["streams"][1]["text"] == found["streams"][0]["text"][:5]
     # Scheduler and model share one process and its core: see docs/architecture.md.
     assert "VLLM::EngineCore" in found["processes"]
     assert not any("Worker" in name for name in found["processes"])

@@ -29,6 +29,7 @@ from serve_app.config import (
 from serve_app.context.index import DocumentIndex
 from serve_app.protocol import (
     EMBEDDING_MODEL,
+    Block,
     Envelope,
     Generation,
     Route,
@@ -275,6 +276,45 @@ async def test_audit_writes_before_it_acknowledges_and_forwards_edge_cases(tmp_p
     [use] = used
     assert (use.writer, use.first, use.after, use.requests) == ("w", 0, 2, 2)
     assert (use.version, use.input_tokens, use.output_tokens) == ("care@1", 22, 14)
+
+
+async def test_names_that_callers_choose_are_masked_in_the_record(tmp_path: Path) -> None:
+    async def hear(rows: list[Any]) -> int:
+        return len(rows)
+
+    vouched = {"mail": "ann@shop.example.com", "tier": "gold"}
+    envelope = _envelope(model="ann@shop.example.com <|x|>", **vouched)
+    envelope.metadata = {"note": "call 415-555-0132", "ann@shop.example.com": "1"}
+    envelope.block = Block(404, "model_not_found", "model 'ann@shop.example.com' is not served")
+    envelope.warnings = ["ignored: ann@shop.example.com"]
+    await Audit(ChainWriter(tmp_path, "w"), hear, hear)([envelope])
+    [record] = read_traces(tmp_path)
+    assert "ann@" not in str(record)
+    assert "415-555" not in str(record)
+    assert record["requested_model"] == "[EMAIL_1] < |x|>"
+    assert record["attributes"]["tier"] == "gold"
+    # Policy has seen what the key said.
+    assert envelope.attributes["mail"] == "ann@shop.example.com"
+
+
+async def test_passages_are_masked_for_the_prompt_and_restored_in_the_answer(
+    tmp_path: Path,
+) -> None:
+    published = tmp_path / "index"
+    text = "The hotline is 800-555-0199, or help@example.com."
+    with storage.publishing(published) as staged:
+        vectors = np.array([[1.0, 0.0]], dtype=np.float32)
+        table = pa.table({"title": ["hotline"], "text": [text], "embedding": vectors.tolist()})
+        pq.write_table(table, staged / "documents.parquet")
+    stage = Context(DocumentIndex(published), ContextConfig(index="", default_budget_tokens=50))
+    envelope = _envelope("what is [PHONE_1]?")
+    envelope.placeholders = ("[PHONE_1]",)
+    envelope.embedding = np.array([1.0, 0.0], dtype=np.float32).tobytes()
+    envelope = (await stage([envelope]))[0]
+    assert "555-0199" not in str(envelope.prompt) + str(envelope.snippets)
+    assert "[PHONE_2], or [EMAIL_1]" in envelope.prompt[0]["content"]
+    assert envelope.vault == {"[PHONE_2]": "800-555-0199", "[EMAIL_1]": "help@example.com"}
+    assert set(envelope.placeholders) == {"[PHONE_1]", "[PHONE_2]", "[EMAIL_1]"}
 
 
 async def test_what_waits_for_the_registry_keeps_its_time(

@@ -193,3 +193,14 @@ def test_a_template_that_knows_no_tools_is_told_in_words() -> None:
     assert plain[2]["content"] == '<tool_call>{"name": "f"}</tool_call>'
     assert plain[3]["content"] == "<tool_response>4</tool_response>"
     assert tools.structured(messages)[1]["tool_calls"] == [{"function": {"name": "f"}}]
+
+
+@pytest.mark.parametrize(("parallel", "calls"), [(True, 2), (False, 1)])
+async def test_one_answer_makes_as_many_calls_as_it_may(
+    world: World, client: openai.AsyncOpenAI, parallel: bool, calls: int
+) -> None:
+    world.engine.answer = CALL + CALL
+    answer = await client.chat.completions.create(
+        model="auto", messages=ASK, tools=[STOCK], parallel_tool_calls=parallel
+    )
+    assert len(answer.choices[0].message.tool_calls or ()) == calls

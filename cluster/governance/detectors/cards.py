@@ -26,7 +26,7 @@ _ISSUERS: tuple[tuple[re.Pattern[str], frozenset[int]], ...] = tuple(
 _ANNOUNCED = frozenset({12, 13})
 _MAESTRO = re.compile(r"5[06-8]|6(?:304|759|76[1-3])")
 _NOT_CARDS = re.compile(
-    r"(?:isbn|ean|upc|gtin|barcode|tracking|imei|iccid|imsi|doi|timestamp|epoch)\b[^\n]{0,24}$",
+    r"(?:isbn|ean|upc|gtin|barcode|tracking|imei|iccid|imsi|doi|timestamp|epoch)\b[^\n]{0,24}\Z",
     re.IGNORECASE,
 )
 

@@ -29,7 +29,8 @@ class Label(Enum):
 _WORDS: dict[Label, tuple[str, str]] = {
     Label.PHONE: (
         "phone|phones|telephone|tel|tele|mobile|mobil|cell|cellphone|cellular|landline|fax|hotline"
-        "|whatsapp|call|calling|dial|ring|reach me|text me|sms|contact number|callback|contact me"
+        "|whatsapp|(?<!_)call|calling|dial|ring|reach me|text me|sms|contact number|callback"
+        "|contact me"
         "|(?:my|our|his|her|their|your|this) number|desk|handy|telefon|telefono|teléfono|telefone"
         "|téléphone|portable|celular|cellulare|móvil|movil|rufnummer|anrufen|appelez|llámame"
         "|телефон|тел|फोन|هاتف|טלפון",

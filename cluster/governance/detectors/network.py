@@ -16,7 +16,7 @@ _V6 = re.compile(
     rf"(?:{_OCTET}(?:\.{_OCTET}){{3}}|[0-9A-Fa-f]{{0,4}})(?![0-9A-Za-z:])"
 )
 #: `Chrome/120.0.0.0`, and a number in a path.
-_PRODUCT = re.compile(r"[A-Za-z0-9_)]/$|[vV]$|[vV]ersion\W{0,3}$")
+_PRODUCT = re.compile(r"[A-Za-z0-9_)]/\Z|[vV]\Z|[vV]ersion\W{0,3}\Z")
 #: Hexadecimal digits of the shortest address that is somebody's.
 _FEW = 5
 

@@ -148,7 +148,7 @@ def _may_end(text: str, run: list[tuple[int, int]], index: int) -> bool:
 def _goes_on_left(text: str, start: int, end: int) -> bool:
     """Whether `1,234` or `12:30` goes on to the left, though not as a run. Rows of a table do not:
     `4155550132,4155550133` are two values."""
-    match = re.search(r"(?<!\d)(\d{1,3})([.,:])$", text[max(0, start - 5) : start])
+    match = re.search(r"(?<!\d)(\d{1,3})([.,:])\Z", text[max(0, start - 5) : start])
     if match is None:
         return False
     if match.group(2) == ":":

@@ -6,11 +6,11 @@ import re
 
 from cluster.governance.findings import LOOK_BEHIND
 
-_WORD_BEFORE = re.compile(r"[A-Za-z]{1,20}$")
+_WORD_BEFORE = re.compile(r"[A-Za-z]{1,20}\Z")
 _URL_PATH = re.compile(
-    r"(?:[A-Za-z][A-Za-z0-9+.-]{1,20}://|www\.|(?:[A-Za-z0-9-]{1,63}\.){1,5}[A-Za-z]{2,24}/)[^\s?#]*$"
+    r"(?:[A-Za-z][A-Za-z0-9+.-]{1,20}://|www\.|(?:[A-Za-z0-9-]{1,63}\.){1,5}[A-Za-z]{2,24}/)[^\s?#]*\Z"
 )
-_FILE_PATH = re.compile(r"(?:^|[\s\"'(=])(?:[A-Za-z]:)?[~.]{0,2}[/\\][^\s\"']*$")
+_FILE_PATH = re.compile(r"(?:^|[\s\"'(=])(?:[A-Za-z]:)?[~.]{0,2}[/\\][^\s\"']*\Z")
 _FILE_END = re.compile(
     r"[\w-]{0,40}\.(?:pdf|docx?|xlsx?|csv|txt|jsonl?|log|png|jpe?g|gif|svg|webp|mp[34]|zip|gz|tar"
     r"|html?|xml|ya?ml|py|sql|bak|parquet)\b",
@@ -45,9 +45,9 @@ def in_identifier(text: str, start: int, end: int) -> bool:
     before, after = text[max(0, start - 40) : start], text[end : end + 40]
     if re.match(r"[A-Za-z]", after) or re.match(r"-[0-9]*[A-Za-z]", after):
         return True
-    if re.search(r"[A-Za-z]$", before):
+    if re.search(r"[A-Za-z]\Z", before):
         return word_before(text, start) not in GLUED
-    joined = re.search(r"([A-Za-z0-9]*)-$", before)
+    joined = re.search(r"([A-Za-z0-9]*)-\Z", before)
     if joined is None or not re.search(r"[A-Za-z]", joined.group(1)):
         return False
     return joined.group(1).lower() not in GLUED

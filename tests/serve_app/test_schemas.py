@@ -1,0 +1,84 @@
+"""Schemas bind, or are refused by the keyword's name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from serve_app.schemas import check_schema, enforced
+
+_LINK: dict[str, Any] = {"type": "object", "properties": {"next": {"$ref": "#/$defs/n"}}}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {},
+        {"type": "object"},
+        {"type": "object", "properties": {"a": {"type": "string", "pattern": "^\\d{3}$"}}},
+        {"type": "string", "pattern": "\\(\\?=no look-ahead\\)"},
+        {"type": "array", "items": {"type": "integer"}, "uniqueItems": False},
+        {"$defs": {"n": _LINK}, "$ref": "#/$defs/n"},
+        {
+            "$defs": {
+                "n": {**_LINK, "required": ["next"], "anyOf": [{"$ref": "#/$defs/m"}]},
+                "m": {},
+            },
+            "properties": {"next": {"anyOf": [{"type": "null"}, {"$ref": "#"}]}},
+            "required": ["next"],
+        },
+        {"properties": {"not": {"type": "string"}, "if": {"type": "string"}}},
+        {"enum": [{"not": 1}], "default": {"if": 2}},
+    ],
+)
+def test_what_binds_passes(schema: dict[str, Any]) -> None:
+    check_schema(schema)
+
+
+@pytest.mark.parametrize(
+    ("schema", "words"),
+    [
+        ({"properties": {"a": {"pattern": "^(?=a)b"}}}, "schema.properties.a.pattern"),
+        ({"pattern": "a(?!b)"}, "looks ahead or behind"),
+        ({"pattern": "(?<=a)b"}, "looks ahead or behind"),
+        ({"pattern": "(a)\\1"}, "back-reference"),
+        ({"pattern": "\\bword\\b"}, "boundary"),
+        ({"patternProperties": {"(?=x)": {}}}, "schema.patternProperties"),
+        ({"not": {"type": "null"}}, "schema.not cannot be enforced"),
+        ({"items": {"if": {}, "then": {}}}, "schema.items.if"),
+        ({"type": "array", "uniqueItems": True}, "schema.uniqueItems"),
+        ({"anyOf": [{"contains": {"const": 1}}]}, "schema.anyOf.0.contains"),
+        ({"dependentRequired": {"a": ["b"]}}, "schema.dependentRequired"),
+        ({"$ref": "#"}, "without end"),
+        ({"$defs": {"n": {**_LINK, "required": ["next"]}}, "$ref": "#/$defs/n"}, "without end"),
+        ({"anyOf": [{"$ref": "#/anyOf/1"}, {"$ref": "#/anyOf/0"}]}, "without end"),
+        ({"type": "array", "items": {"$ref": "#"}, "minItems": 1}, "without end"),
+        ({"$ref": "https://example.com/x.json"}, "into the schema itself"),
+        ({"$ref": "#/$defs/none"}, "points to nothing"),
+        ({"$ref": "#anchor"}, "anchor"),
+    ],
+)
+def test_what_does_not_bind_is_named(schema: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words.replace("$", r"\$").replace(".", r"\.")):
+        check_schema(schema)
+
+
+def test_depth_is_bounded() -> None:
+    schema: dict[str, Any] = {"type": "string"}
+    for _ in range(40):
+        schema = {"items": schema}
+    with pytest.raises(ValueError, match="deep"):
+        check_schema(schema)
+
+
+def test_what_asks_for_nothing_is_left_out_for_the_engine() -> None:
+    schema = {
+        "uniqueItems": False,
+        "items": {"not": False, "enum": [{"not": 1}]},
+        "properties": {"not": {"type": "string"}},
+    }
+    assert enforced(schema) == {
+        "items": {"enum": [{"not": 1}]},
+        "properties": {"not": {"type": "string"}},
+    }
