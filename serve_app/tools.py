@@ -99,7 +99,7 @@ def _call(text: str, names: set[str]) -> ToolCall | None:
 
 def segments(text: str) -> list[str]:
     """An answer cut at the tags of its calls: words, tags, and the JSON between them."""
-    return _TAGS.split(text)
+    return _TAGS.split(text) if OPEN in text or CLOSE in text else [text]
 
 
 def readable(offered: str, change: Callable[[str], str]) -> str:

@@ -31,11 +31,11 @@ def find(text: str, context: str = "") -> list[Finding]:
     `context` is what stands before `text` in the same message, or names it, such as the key of a
     JSON value: it may hold labels, and nothing in it is reported.
     """
-    if not ("@" in text or _DIGIT.search(text)):
+    if not may_hold(text):
         return []
     folded = fold(context + text)
     found = _Findings()
-    if "@" in text:
+    if "@" in folded:
         found.add(find_emails(folded))
     digits = len(_DIGIT.findall(folded))
     if digits >= _FEW_DIGITS:
@@ -50,6 +50,11 @@ def find(text: str, context: str = "") -> list[Finding]:
         for one in found.all
         if one.start >= skipped
     ]
+
+
+def may_hold(text: str) -> bool:
+    """Whether `text` can hold a value at all; most messages cannot, and cost next to nothing."""
+    return "@" in text or _DIGIT.search(text) is not None or "\uff20" in text
 
 
 class _Findings:

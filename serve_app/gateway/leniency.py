@@ -40,7 +40,7 @@ class WireModel(BaseModel):
     @model_validator(mode="wrap")
     @classmethod
     def _lenient(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        if not isinstance(data, dict):
+        if not isinstance(data, dict) or cls._plain(data):
             return handler(data)
         given = {name: value for name, value in data.items() if value is not None}
         for name, values in cls.NEUTRAL.items():
@@ -53,6 +53,13 @@ class WireModel(BaseModel):
         model = handler(given)
         model._ignored = ignored
         return model
+
+    @classmethod
+    def _plain(cls, data: dict[str, Any]) -> bool:
+        """Whether nothing of `data` needs a second look, as of most requests."""
+        if any(value is None for value in data.values()):
+            return False
+        return data.keys() <= cls.model_fields.keys() and data.keys().isdisjoint(cls.NEUTRAL)
 
     @classmethod
     def _ignores(cls, name: str) -> bool:
