@@ -62,6 +62,10 @@ def environment(token_path: Path) -> dict[str, str]:
     }
 
 
+#: Traces, keys and registry are their owner's: the whole cluster makes files for nobody else.
+_PRIVATE = 0o077
+
+
 def require_free_port(port: int) -> None:
     """Raise where something listens on `port` of the loopback interface.
 
@@ -100,7 +104,7 @@ def start(workdir: Path, *, num_cpus: int, token: str | None = None) -> LocalClu
     """
     if running(workdir) is not None:
         raise ConflictError(f"a cluster from {workdir} is still up: stop it with ./scripts/down")
-    workdir.mkdir(parents=True, exist_ok=True)
+    workdir.mkdir(mode=0o700, parents=True, exist_ok=True)
     token_path = workdir / "auth_token"
     token_path.touch(mode=0o600)
     token_path.write_text(token or secrets.token_hex(32), encoding="ascii")
@@ -122,6 +126,7 @@ def start(workdir: Path, *, num_cpus: int, token: str | None = None) -> LocalClu
         stdout=log,
         stderr=subprocess.STDOUT,
         start_new_session=True,
+        umask=_PRIVATE,
         preexec_fn=_die_with_parent,  # noqa: PLW1509 - no thread runs before Ray is started
     )
     log.close()

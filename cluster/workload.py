@@ -16,7 +16,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cluster import storage
-from cluster.answer import Understanding
+from cluster.answer import Understanding, masked_example
 from cluster.dataset import Fault
 from cluster.errors import DataError
 
@@ -73,6 +73,12 @@ def read_turns(path: Path) -> Iterator[TurnRecord]:
                 yield TurnRecord.model_validate_json(line)
             except ValidationError as error:
                 raise DataError(f"{path} line {number}: {error.errors()[0]['msg']}") from error
+
+
+def masked_turn(turn: TurnRecord) -> TurnRecord:
+    """The turn as serving would have seen it: normalised, values masked on both sides."""
+    text, answer = masked_example(turn.text, turn.answer)
+    return turn.model_copy(update={"text": text, "slots": answer.slots})
 
 
 def read_summary(folder: Path) -> WorkloadSummary:

@@ -20,7 +20,7 @@ from cluster import router_artefact, storage
 from cluster.answer import Understanding, masked_example
 from cluster.dataset import MAX_NAMED_FAULTS
 from cluster.embedding import routing_embedder
-from cluster.workload import SUMMARY, TurnRecord, WorkloadSummary, write_turns
+from cluster.workload import SUMMARY, TurnRecord, WorkloadSummary, masked_turn, write_turns
 from data_jobs.config import ImportConfig
 from data_jobs.sources import multidogo, retail
 from data_jobs.sources.turns import LabelledTurn, Workload
@@ -84,11 +84,7 @@ def _sample(rng: random.Random, turns: list[LabelledTurn], count: int) -> list[L
 
 
 def _masked(turns: list[TurnRecord]) -> list[TurnRecord]:
-    masked = []
-    for turn in turns:
-        text, answer = masked_example(turn.text, turn.answer)
-        masked.append(turn.model_copy(update={"text": text, "slots": answer.slots}))
-    return masked
+    return [masked_turn(turn) for turn in turns]
 
 
 def _clean(turn: TurnRecord) -> str:

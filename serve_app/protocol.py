@@ -238,6 +238,8 @@ class GenerationRequest:
     sampling: Sampling
     adapter: ServedAdapter | None
     chat: bool = True
+    salt: str = ""
+    """Whose cached prompts it may share: the time to a first token tells what was asked before."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from urllib.parse import unquote
 
 MAX_DEPTH = 32
 _MAX_NODES = 4_000
+#: Of one pattern: the engine compiles it for everybody's tokens while everybody waits.
+_MAX_STATES = 2_000
 #: Keywords no grammar enforces, and values of them that ask for nothing.
 _UNENFORCED: dict[str, tuple[Any, ...]] = {
     "contains": (),
@@ -37,6 +39,12 @@ _MANY = ("anyOf", "oneOf", "allOf", "prefixItems", "items")
 _NAMED = ("properties", "patternProperties", "$defs", "definitions")
 _LOOK_AROUND = re.compile(r"(?<!\\)(?:\\\\)*\((?:\?[=!]|\?<[=!])")
 _BACK_REFERENCE = re.compile(r"(?<!\\)(?:\\\\)*\\(?:[1-9]|k<|[bB])")
+#: An escape, a class, a repetition, the begin of a group, or any other character.
+_REGEX_TOKEN = re.compile(
+    r"\\[pPxuU]\{[^}]*\}|\\.|\[\^?\]?(?:\\.|[^\]\\])*\]"
+    r"|(?P<repeat>\{\d*,?\d*\}\??|[*+?])|\((?:\?(?:P?<\w+>|[a-z-]*:))?|.",
+    re.DOTALL,
+)
 
 Node = tuple[str, Any]
 
@@ -122,6 +130,39 @@ def _check_patterns(path: str, node: dict[str, Any]) -> None:
             raise ValueError(f"{place} cannot be enforced: it looks ahead or behind")
         if _BACK_REFERENCE.search(pattern):
             raise ValueError(f"{place} cannot be enforced: a boundary or back-reference")
+        if (states := _states(pattern)) > _MAX_STATES:
+            raise ValueError(f"{place} repeats too much: {states} states, at most {_MAX_STATES}")
+
+
+def _states(pattern: str) -> int:
+    """About how many states an automaton of `pattern` has: repetitions multiply as they nest.
+
+    Reads what regular expressions have in common; what is no pattern at all the engine refuses.
+    """
+    open_groups, last = [0], 0
+    for match in _REGEX_TOKEN.finditer(pattern):
+        token = match.group()
+        if match.lastgroup == "repeat":
+            times = _times(token)
+            open_groups[-1] += last * (times - 1)
+            last *= times
+        elif token.startswith("("):
+            open_groups.append(0)
+            last = 0
+        elif token == ")" and len(open_groups) > 1:
+            last = open_groups.pop()
+            open_groups[-1] += last
+        else:
+            last = 1
+            open_groups[-1] += 1
+    return sum(open_groups)
+
+
+def _times(quantifier: str) -> int:
+    numbers = re.findall(r"\d+", quantifier)
+    if not numbers:
+        return 1
+    return max(1, int(numbers[-1][:6]) + quantifier.endswith(",}"))
 
 
 def _target(schema: dict[str, Any], path: str, reference: Any) -> Any:

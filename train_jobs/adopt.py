@@ -186,11 +186,14 @@ def _named(peft: PeftConfig) -> str:
 def _evaluator(config: AdoptConfig, base_digest: str) -> Evaluator:
     from transformers import AutoTokenizer
 
-    from cluster.workload import read_turns
+    from cluster.workload import masked_turn, read_turns
     from train_jobs.evals.understanding import Evaluator
 
     assert config.heldout is not None
-    turns = list(read_turns(Path(config.heldout)))
+    if not Path(config.heldout).is_file():
+        raise ConfigError(f"{config.heldout} is not a file")
+    # As serving would see them: they become golden probes, which are kept.
+    turns = [masked_turn(turn) for turn in read_turns(Path(config.heldout))]
     if not turns:
         raise ConfigError(f"{config.heldout} holds no turns to evaluate on")
     return Evaluator(

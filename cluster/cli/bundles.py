@@ -86,6 +86,8 @@ def _import(options: argparse.Namespace) -> int:
     from cluster.errors import UserError
 
     source, tenant = options.source.resolve(), named_tenant(options.tenant)
+    if options.heldout and not options.heldout.is_file():
+        raise UserError(f"{options.heldout} is not a file of turns")  # nor a pipe, which may hang
     try:
         name = checked_name(options.name or _name_of(source))
     except ValueError as error:

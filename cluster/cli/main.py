@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 from cluster.cli import plane
-from cluster.errors import HeadraceError
+from cluster.cli.session import printable
+from cluster.errors import HeadraceError, one_line
 
 #: The scripts may be called from any folder.
 _REPOSITORY = Path(__file__).resolve().parents[2]
@@ -26,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
         result: int = options.run(options)
         sys.stdout.flush()
     except HeadraceError as error:
-        print(f"headrace: {error}", file=sys.stderr)
+        print(f"headrace: {printable(one_line(error))}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         # The reader, such as `head`, has had enough. Python would complain once more at its exit.
@@ -107,7 +108,7 @@ def _verify(options: argparse.Namespace) -> int:
         verdict = "chain verified" if found.verified else "NOT verified"
         print(f"{found.records} records, {found.changes} changes, {verdict}")
         for fault in found.faults[:20]:
-            print(f"  {fault}")
+            print(f"  {printable(fault)}")
     return 0 if found.verified else 1
 
 

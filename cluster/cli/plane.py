@@ -161,7 +161,7 @@ def _promote(options: argparse.Namespace) -> int:
 def _card(options: argparse.Namespace) -> int:
     version = named_version(options.version)
     card = client(options).card(version)
-    return say(options, {"version": str(version), "card": card}, [card.rstrip()])
+    return say(options, {"version": str(version), "card": card}, card.rstrip().splitlines())
 
 
 def _grant(options: argparse.Namespace) -> int:

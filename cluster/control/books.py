@@ -10,6 +10,7 @@ import asyncio
 import time
 import uuid
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -251,10 +252,12 @@ class Books(ABC):
         with Session(self._engine) as tx, tx.begin():
             return labels.enqueue(tx, tasks, time.time())
 
-    async def claim_labels(self, tenant: str, annotator: str, limit: int) -> list[labels.LabelTask]:
-        """Lease tasks to an annotator."""
+    async def claim_labels(
+        self, tenant: str, annotator: str, limit: int, adapters: Sequence[str] = ()
+    ) -> list[labels.LabelTask]:
+        """Lease tasks to an annotator; with `adapters`, of what those answered only."""
         with Session(self._engine) as tx, tx.begin():
-            return labels.claim(tx, tenant, annotator, limit, time.time())
+            return labels.claim(tx, tenant, annotator, limit, time.time(), adapters)
 
     async def submit_labels(self, tenant: str, given: list[labels.GivenLabel]) -> int:
         """Store experts' labels."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import ray
@@ -299,9 +300,13 @@ class AsyncControlClient:
         """Put traces before the experts."""
         return int(await self._call("enqueue_labels", tasks))
 
-    async def claim_labels(self, tenant: str, annotator: str, limit: int) -> list[LabelTask]:
+    async def claim_labels(
+        self, tenant: str, annotator: str, limit: int, adapters: Sequence[str] = ()
+    ) -> list[LabelTask]:
         """Lease tasks to an annotator."""
-        result: list[LabelTask] = await self._call("claim_labels", tenant, annotator, limit)
+        result: list[LabelTask] = await self._call(
+            "claim_labels", tenant, annotator, limit, list(adapters)
+        )
         return result
 
     async def submit_labels(self, tenant: str, given: list[GivenLabel]) -> int:

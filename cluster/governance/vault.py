@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping
 from cluster.governance.findings import KINDS
 from cluster.governance.pii import find
 
+#: Distinct values of one request; its placeholders have room for more.
+MAX_VALUES = 1000
 PLACEHOLDER = re.compile(r"\[(?:" + "|".join(KINDS) + r")_\d{1,4}\]")
 #: Longest placeholder a stream has to hold back for: "[EMAIL_9999]".
 MAX_PLACEHOLDER = max(map(len, KINDS)) + len("[_9999]")
@@ -21,6 +23,10 @@ MAX_PLACEHOLDER = max(map(len, KINDS)) + len("[_9999]")
 def placeholders(texts: Iterable[str]) -> set[str]:
     """The placeholders that stand in `texts`, issued by a vault or written by hand."""
     return {name for text in texts if "[" in text for name in PLACEHOLDER.findall(text)}
+
+
+class TooManyValues(ValueError):
+    """A text holds more distinct personal values than one request may."""
 
 
 class Vault:
@@ -35,10 +41,16 @@ class Vault:
         self._last = Counter[str]()
 
     def placeholder(self, kind: str, value: str) -> str:
-        """The placeholder of `value`; the same value always gets the same one."""
+        """The placeholder of `value`; the same value always gets the same one.
+
+        Raises:
+            TooManyValues: it would be one more than `MAX_VALUES`.
+        """
         known = self._names.get((kind, value))
         if known is not None:
             return known
+        if len(self.values) >= MAX_VALUES:
+            raise TooManyValues(f"over {MAX_VALUES} different personal values in one request")
         name = ""
         while not name or name in self._taken:
             self._last[kind] += 1

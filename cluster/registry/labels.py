@@ -5,11 +5,11 @@ A tenant's traces are seen and labelled by that tenant's experts only, and train
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
-from sqlalchemy import func, insert, or_, select
+from sqlalchemy import and_, func, insert, or_, select
 from sqlalchemy.orm import Session
 
 from cluster.errors import ConflictError
@@ -74,9 +74,19 @@ def enqueue(tx: Session, tasks: Iterable[LabelTask], now: float) -> int:
     return len(rows)
 
 
-def claim(tx: Session, tenant: str, annotator: str, limit: int, now: float) -> list[LabelTask]:
-    """Up to `limit` tasks of `tenant` for `annotator`, theirs for `LEASE_S` seconds."""
+def claim(
+    tx: Session,
+    tenant: str,
+    annotator: str,
+    limit: int,
+    now: float,
+    adapters: Sequence[str] = (),
+) -> list[LabelTask]:
+    """Up to `limit` tasks of `tenant` for `annotator`, theirs for `LEASE_S` seconds; with
+    `adapters`, of what those answered only."""
     free = or_(Label.state == QUEUED, (Label.state == CLAIMED) & (Label.claimed_until < now))
+    if adapters:
+        free = and_(free, Label.task["adapter"].as_string().in_(adapters))
     rows = list(
         tx.scalars(
             select(Label)
@@ -105,13 +115,16 @@ def submit(tx: Session, tenant: str, labels: Iterable[GivenLabel], now: float) -
     """Store the labels `tenant` gives; the same label twice is one label.
 
     Raises:
-        ConflictError: a trace is not in the tenant's queue, or another annotator holds it.
+        ConflictError: a trace is not in the tenant's queue, or another annotator holds it or has
+            labelled it; one's own label may be corrected.
     """
     count = 0
     for label in map(masked_label, labels):
         row = tx.get(Label, label.trace_id)
         if row is None or row.tenant != tenant:
             raise ConflictError(f"trace {label.trace_id} is not in the label queue")
+        if row.state == LABELLED and row.annotator != label.annotator:
+            raise ConflictError(f"trace {label.trace_id} has a label of another annotator")
         if row.state == CLAIMED and row.claimed_by != label.annotator and row.claimed_until > now:
             raise ConflictError(f"trace {label.trace_id} is claimed by another annotator")
         row.state, row.adapter, row.answer = LABELLED, label.adapter, label.answer

@@ -200,7 +200,7 @@ class VLLMEngine:
     ) -> AsyncIterator[Any]:
         """vLLM's outputs; what it refuses before the first one is the client's to mend."""
         outputs = self._llm.generate(
-            {"prompt_token_ids": ids},
+            {"prompt_token_ids": ids, **({"cache_salt": request.salt} if request.salt else {})},
             _parameters(request.sampling, kind),
             request_id=request.request_id,
             lora_request=self._lora(request.adapter),

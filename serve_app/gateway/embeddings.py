@@ -52,7 +52,12 @@ class Embeddings:
             message = f"model {body.model[:64]!r} embeds nothing here; use {EMBEDDING_MODEL}"
             unknown = Block(404, "model_not_found", message, "model")
             raise Refused(unknown, principal=principal, model=body.model)
-        envelopes = [_envelope(text, principal, self._count_tokens([text])) for text in body.texts]
+        # A body of the largest size takes the tokenizer a second: not on the loop of all others.
+        counts = await asyncio.to_thread(lambda: [self._count_tokens([one]) for one in body.texts])
+        envelopes = [
+            _envelope(text, principal, tokens)
+            for text, tokens in zip(body.texts, counts, strict=True)
+        ]
         hold = await self._budgets.reserve(principal, EMBEDDING_MODEL, envelopes)
         try:
             found = await asyncio.gather(*(self._road.embed(one, hold.ended) for one in envelopes))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Protocol
 
 from pydantic import BeforeValidator, Field
@@ -13,13 +14,18 @@ from cluster.registry.labels import GivenLabel, LabelTask
 from cluster.types import TEXT, Role
 from serve_app.gateway.auth import Authenticator
 from serve_app.gateway.bodies import parse
+from serve_app.gateway.delegation import covers
+from serve_app.gateway.errors import Refused
 from serve_app.gateway.leniency import Int, WireModel, without_nulls
+from serve_app.protocol import Block
 
 
 class LabelQueue(Protocol):
     """The part of the control plane that annotators reach."""
 
-    async def claim_labels(self, tenant: str, annotator: str, limit: int) -> list[LabelTask]: ...
+    async def claim_labels(
+        self, tenant: str, annotator: str, limit: int, adapters: Sequence[str]
+    ) -> list[LabelTask]: ...
     async def submit_labels(self, tenant: str, given: list[GivenLabel]) -> int: ...
     async def label_counts(self, tenant: str) -> dict[str, int]: ...
 
@@ -46,12 +52,17 @@ def label_routes(authenticate: Authenticator, labels: LabelQueue) -> list[Route]
     async def claim(request: Request) -> Response:
         principal = await authenticate.admit(request, Role.LABEL)
         body = await parse(request, ClaimRequest, limit)
-        tasks = await labels.claim_labels(principal.tenant, body.annotator, body.limit)
+        adapters = sorted(principal.models)
+        tasks = await labels.claim_labels(principal.tenant, body.annotator, body.limit, adapters)
         return JSONResponse({"tasks": [task.model_dump(mode="json") for task in tasks]})
 
     async def submit(request: Request) -> Response:
         principal = await authenticate.admit(request, Role.LABEL)
         body = await parse(request, SubmitRequest, limit)
+        for label in body.labels:
+            if not covers(principal, label.adapter):
+                why = f"this key labels {', '.join(sorted(principal.models))} only"
+                raise Refused(Block(403, "access_denied", why), principal=principal)
         accepted = await labels.submit_labels(principal.tenant, body.labels)
         return JSONResponse({"accepted": accepted})
 

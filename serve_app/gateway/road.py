@@ -282,9 +282,11 @@ class Road:
             name = route.instead_of
         named = envelope.model.partition("@")[0] == name
         if route and name in table.access and not named and not table.reaches(envelope, name):
-            # On record as well: nobody's traffic may train an adapter that is not theirs.
-            envelope.route = replace(route, adapter=None, instead_of=None)
-            envelope.warnings.append("the router's adapter is not within reach; the base answered")
+            # On record as well: nobody's traffic may train an adapter that is not theirs, and
+            # nobody is told what others call theirs.
+            envelope.route = replace(
+                route, adapter=None, instead_of=None, intent="", reason="no adapter within reach"
+            )
             name = None
         if name is None:
             return None
@@ -308,6 +310,7 @@ class Road:
             replace(envelope.sampling, tools=envelope.tools),
             adapter,
             envelope.chat,
+            envelope.tenant,
         )
 
     def _cached(

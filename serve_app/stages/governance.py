@@ -11,13 +11,16 @@ import re
 from collections.abc import Container
 from dataclasses import replace
 
+from cluster.governance.folding import fold
 from cluster.governance.structured import mask_text
-from cluster.governance.vault import Vault, mask, placeholders
+from cluster.governance.vault import TooManyValues, Vault, mask, placeholders
 from serve_app.config import GovernanceConfig
-from serve_app.protocol import Envelope
+from serve_app.protocol import Block, Envelope
 from serve_app.tools import readable, segments
 
 _DISCOUNT = re.compile(r"\b(\d{1,3}) ?(?:%|percent)(?= ?(?:off|discount))", re.IGNORECASE)
+
+_REFUSED = "[withheld: too many personal values]"
 
 
 class Governance:
@@ -29,10 +32,13 @@ class Governance:
     async def __call__(self, batch: list[Envelope]) -> list[Envelope]:
         """Mask each envelope's texts, or its answer."""
         for envelope in batch:
-            if envelope.generation is None:
-                self._inbound(envelope)
-            else:
+            if envelope.generation is not None:
                 self._outbound(envelope)
+                continue
+            try:
+                self._inbound(envelope)
+            except TooManyValues as error:
+                _refuse(envelope, str(error))
         return batch
 
     def _inbound(self, envelope: Envelope) -> None:
@@ -81,6 +87,13 @@ class Governance:
             envelope.generation = replace(envelope.generation, tokens=None)
 
 
+def _refuse(envelope: Envelope, why: str) -> None:
+    """Stop a request that was masked in part only: nothing of it may reach the log."""
+    envelope.messages = [{"role": one["role"], "content": _REFUSED} for one in envelope.messages]
+    envelope.metadata, envelope.tools = {}, None
+    envelope.block = Block(400, "too_many_values", why, "messages")
+
+
 def mask_answer(text: str, vault: Vault, keep: Container[str] = (), *, numbers: bool = True) -> str:
     """A model's answer masked: its words as text, JSON and tool calls by their values.
 
@@ -95,10 +108,9 @@ def cap_discounts(text: str, limit: int | None) -> str:
     if limit is None:
         return text
 
-    def lower(match: re.Match[str]) -> str:
-        number = match.group(1)
-        return (
-            match.group().replace(number, str(limit), 1) if int(number) > limit else match.group()
-        )
-
-    return _DISCOUNT.sub(lower, text)
+    parts, position = list[str](), 0
+    for match in _DISCOUNT.finditer(fold(text)):
+        if int(match.group(1)) > limit:
+            parts += [text[position : match.start(1)], str(limit)]
+            position = match.end(1)
+    return "".join([*parts, text[position:]])

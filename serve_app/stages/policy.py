@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 
+from cluster.governance.folding import fold
 from serve_app.config import DiscountCap, PolicyConfig, VipRoute
 from serve_app.protocol import Envelope, last_user_text
 
-_PERCENT = re.compile(r"\b(\d{1,3}) ?(?:%|percent)", re.IGNORECASE)
+_PERCENT = re.compile(r"\b(\d{1,3})\s{0,3}(?:%|percent)", re.IGNORECASE)
+_ASKS = re.compile(r"discount|\boff\b", re.IGNORECASE)
 
 
 class Policy:
@@ -36,8 +38,8 @@ class Policy:
             return
         envelope.max_discount = rule.max_percent
         envelope.rules.append("discount_cap")
-        text = last_user_text(envelope.messages)
-        if "discount" in text.lower() or " off" in text.lower():
+        text = fold(last_user_text(envelope.messages))
+        if _ASKS.search(text):
             asked = [int(number) for number in _PERCENT.findall(text)]
             if any(number > rule.max_percent for number in asked):
                 envelope.conflicts.append(f"asked for more than {rule.max_percent}% discount")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import socket
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 
 from cluster.budget.limits import Limits
 from cluster.cli.main import _parser, main
+from cluster.cli.session import say
 
 
 def _free_port() -> int:
@@ -123,6 +125,15 @@ def test_a_limit_that_is_not_named_stays(
     assert not plane.kept[scope].bounded
     assert main([verb, "limit", whose, "--period", "30d"]) == 2
     assert "say how much with --usd" in capsys.readouterr().err
+
+
+def test_what_tenants_name_things_reaches_no_terminal_as_a_command(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options = argparse.Namespace(json=False)
+    say(options, {}, ["name \x1b[31m\x9b2J\rred\nnext \u202e \u2028 café"])
+    shown = capsys.readouterr().out
+    assert shown == "name \\x1b[31m\\x9b2J\\rred\\nnext \\u202e \\u2028 café\n"
 
 
 def test_verify_takes_the_workdir_as_other_verbs_do(

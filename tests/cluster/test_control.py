@@ -319,10 +319,21 @@ async def test_a_trace_is_queued_once_and_labelled_by_its_claimant(control: Cont
         await control.submit_labels("acme", [_label("a", "ben")])
     assert await control.submit_labels("acme", [_label("a")]) == 1
     assert [row["trace_id"] for row in await control.labelled("acme", "inventory")] == ["a"]
+    # One's own label may be corrected, another's may not.
+    assert await control.submit_labels("acme", [_label("a")]) == 1
+    with pytest.raises(ConflictError, match="has a label of another annotator"):
+        await control.submit_labels("acme", [_label("a", "ben")])
     with pytest.raises(ConflictError, match="not in the label queue"):
         await control.submit_labels("acme", [_label("zzz")])
     counts = await control.label_counts("acme")
     assert (counts["labelled"], counts["claimed"]) == (1, 1)
+
+
+async def test_a_key_for_some_adapters_claims_what_those_answered(control: ControlPlane) -> None:
+    await control.enqueue_labels([_task("a")])
+    assert await control.claim_labels("acme", "ann", 5, ["other"]) == []
+    found = await control.claim_labels("acme", "ann", 5, ["other", "inventory"])
+    assert [task.trace_id for task in found] == ["a"]
 
 
 async def test_a_tenants_traces_are_labelled_by_its_own_experts(control: ControlPlane) -> None:

@@ -3,11 +3,20 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.governance.structured import mask_text
-from cluster.governance.vault import PLACEHOLDER, Vault, mask, placeholders, restore
+from cluster.governance.vault import (
+    MAX_VALUES,
+    PLACEHOLDER,
+    TooManyValues,
+    Vault,
+    mask,
+    placeholders,
+    restore,
+)
 
 PHONE = "415-555-0132"
 
@@ -113,3 +122,9 @@ def test_masked_json_is_json_of_the_same_shape(document: dict[str, Any], ascii_o
     for value in ("ann@example.com", "4111 1111 1111 1111"):
         assert value not in masked
     assert isinstance(json.loads(restore(masked, vault.values)), dict)
+
+
+def test_values_of_one_request_are_bounded() -> None:
+    text = " ".join(f"10.{n // 250}.{n % 250}.7" for n in range(MAX_VALUES + 1))
+    with pytest.raises(TooManyValues, match="different personal values"):
+        mask(text, Vault())

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import struct
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Literal
 
 import httpx
@@ -91,6 +91,9 @@ class World:
         keys = {
             of("hr-user"): Principal("k1", "acme", frozenset({Role.INFERENCE})),
             of("hr-expert"): Principal("k2", "acme", frozenset({Role.LABEL})),
+            of("hr-narrow-expert"): Principal(
+                "k5", "acme", frozenset({Role.LABEL}), models=frozenset({"inventory"})
+            ),
             of("hr-rival"): Principal("k3", "rival", frozenset({Role.INFERENCE})),
             of("hr-bounded"): Principal(
                 "k9", "acme", frozenset({Role.INFERENCE}), limited=("tenant:acme",)
@@ -132,7 +135,10 @@ class World:
             for step in STEPS.values()
         }
 
-    async def claim_labels(self, tenant: str, annotator: str, limit: int) -> list[LabelTask]:
+    async def claim_labels(
+        self, tenant: str, annotator: str, limit: int, adapters: Sequence[str] = ()
+    ) -> list[LabelTask]:
+        self.claimed_of = list(adapters)
         return []
 
     async def submit_labels(self, tenant: str, given: list[GivenLabel]) -> int:
@@ -343,6 +349,19 @@ async def test_models_are_listed_with_parent_and_root(client: httpx.AsyncClient)
         ("all-minilm-l6-v2", None, "all-minilm-l6-v2"),
         ("inventory", "mini", "inventory@1"),
     ]
+
+
+async def test_a_key_labels_the_adapters_it_is_limited_to(
+    world: World, client: httpx.AsyncClient
+) -> None:
+    headers = {"Authorization": "Bearer hr-narrow-expert"}
+    await client.post("/v1/labels/claim", json={"annotator": "ann"}, headers=headers)
+    assert world.claimed_of == ["inventory"]
+    label = {"trace_id": "tr-1", "answer": "x", "annotator": "ann"}
+    for adapter, status in (("inventory", 200), ("loyalty", 403)):
+        body = {"labels": [{**label, "adapter": adapter}]}
+        answer = await client.post("/v1/labels", json=body, headers=headers)
+        assert answer.status_code == status, answer.text
 
 
 async def test_labels_need_their_own_role(world: World, client: httpx.AsyncClient) -> None:

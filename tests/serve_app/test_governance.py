@@ -175,6 +175,14 @@ async def test_an_earlier_call_is_masked_by_its_values(arguments: str) -> None:
     assert "example.com" not in str(world.audited)
 
 
+async def test_a_request_of_too_many_values_is_refused_and_not_recorded() -> None:
+    text = " ".join(f"10.{n // 250}.{n % 250}.7" for n in range(1100))
+    envelope = (await Governance()([_envelope(text, metadata={"a": text})]))[0]
+    assert envelope.block is not None
+    assert (envelope.block.status, envelope.block.code) == (400, "too_many_values")
+    assert "10.0.0.7" not in str((envelope.messages, envelope.metadata))
+
+
 async def test_no_side_door_leads_to_the_log() -> None:
     world = World()
     tool = json.loads(json.dumps(TOOL))
@@ -263,6 +271,7 @@ async def test_the_callers_value_stands_only_where_its_placeholder_stood(
         ("take 15% off", 20, "take 15% off"),
         ("take 30% off", None, "take 30% off"),
         ("30% cotton", 20, "30% cotton"),
+        ("take ３０％ off and 40% off", 20, "take 20％ off and 20% off"),
     ],
 )
 def test_discounts_are_capped(text: str, limit: int | None, expected: str) -> None:

@@ -82,3 +82,27 @@ def test_what_asks_for_nothing_is_left_out_for_the_engine() -> None:
         "items": {"enum": [{"not": 1}]},
         "properties": {"not": {"type": "string"}},
     }
+
+
+@pytest.mark.parametrize(
+    ("pattern", "passes"),
+    [
+        ("^[a-z]{1,64}@[a-z]{1,63}$", True),
+        ("^(?:[0-9]{3}-){2}[0-9]{4}$", True),
+        ("^\\d{1,1000}$", True),
+        ("[{]{3}\\{99999\\}", True),
+        ("(a{1,50}){1,50}", False),
+        ("((((a{1,9}){1,9}){1,9}){1,9})", False),
+        ("(?:(?<x>a|b){99}){99}", False),
+        ("a{99999}", False),
+        ("a{99999999999999999999}", False),
+    ],
+)
+def test_nested_repetition_is_bounded_before_anything_compiles_it(
+    pattern: str, passes: bool
+) -> None:
+    if passes:
+        check_schema({"type": "string", "pattern": pattern})
+        return
+    with pytest.raises(ValueError, match=r"schema\.pattern repeats too much"):
+        check_schema({"type": "string", "pattern": pattern})
