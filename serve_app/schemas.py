@@ -141,15 +141,15 @@ def _states(pattern: str) -> int:
     """
     open_groups, last = [0], 0
     for match in _REGEX_TOKEN.finditer(pattern):
-        token = match.group()
+        part = match.group()
         if match.lastgroup == "repeat":
-            times = _times(token)
+            times = _times(part)
             open_groups[-1] += last * (times - 1)
             last *= times
-        elif token.startswith("("):
+        elif part.startswith("("):
             open_groups.append(0)
             last = 0
-        elif token == ")" and len(open_groups) > 1:
+        elif part == ")" and len(open_groups) > 1:
             last = open_groups.pop()
             open_groups[-1] += last
         else:

@@ -257,7 +257,7 @@ class Books(ABC):
     ) -> list[labels.LabelTask]:
         """Lease tasks to an annotator; with `adapters`, of what those answered only."""
         with Session(self._engine) as tx, tx.begin():
-            return labels.claim(tx, tenant, annotator, limit, time.time(), adapters)
+            return labels.claim(tx, tenant, annotator, limit, time.time(), adapters=adapters)
 
     async def submit_labels(self, tenant: str, given: list[labels.GivenLabel]) -> int:
         """Store experts' labels."""

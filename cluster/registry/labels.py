@@ -80,6 +80,7 @@ def claim(
     annotator: str,
     limit: int,
     now: float,
+    *,
     adapters: Sequence[str] = (),
 ) -> list[LabelTask]:
     """Up to `limit` tasks of `tenant` for `annotator`, theirs for `LEASE_S` seconds; with

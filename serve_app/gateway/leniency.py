@@ -8,20 +8,21 @@ refused by name. docs/openai-compatibility.md lists them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar
 
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
-    ModelWrapValidatorHandler,
-    PrivateAttr,
+    Field,
     StrictBool,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
 
 _TOKENS = "token_ids"
+#: How a model hands on what it ignored; what a client sends by this name is dropped.
+_IGNORED = "\0ignored"
 
 
 class WireModel(BaseModel):
@@ -35,14 +36,25 @@ class WireModel(BaseModel):
     #: Whether any other field is ignored too, but for those of `REFUSED`.
     LENIENT: ClassVar[bool] = False
     REFUSED: ClassVar[frozenset[str]] = frozenset()
-    _ignored: tuple[str, ...] = PrivateAttr(default=())
+    _PLAIN: ClassVar[frozenset[str]] = frozenset()
+    ignored: tuple[str, ...] = Field(default=(), alias="\0ignored", exclude=True, repr=False)
+    """The fields that were sent and have no effect."""
 
-    @model_validator(mode="wrap")
     @classmethod
-    def _lenient(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        if not isinstance(data, dict) or cls._plain(data):
-            return handler(data)
+    def __pydantic_init_subclass__(cls, **_options: Any) -> None:
+        names = {field.alias or name for name, field in cls.model_fields.items()}
+        cls._PLAIN = frozenset(names - {_IGNORED} - cls.NEUTRAL.keys())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lenient(cls, data: Any) -> Any:
+        # Most requests need no second look.
+        if not isinstance(data, dict) or (
+            cls._PLAIN.issuperset(data) and None not in data.values()
+        ):
+            return data
         given = {name: value for name, value in data.items() if value is not None}
+        given.pop(_IGNORED, None)
         for name, values in cls.NEUTRAL.items():
             # Not `in`: to Python, 0 is False and 1 is True.
             if name in given and any(_same(given[name], value) for value in values):
@@ -50,27 +62,14 @@ class WireModel(BaseModel):
         ignored = tuple(name for name in given if cls._ignores(name))
         for name in ignored:
             del given[name]
-        model = handler(given)
-        model._ignored = ignored
-        return model
-
-    @classmethod
-    def _plain(cls, data: dict[str, Any]) -> bool:
-        """Whether nothing of `data` needs a second look, as of most requests."""
-        if any(value is None for value in data.values()):
-            return False
-        return data.keys() <= cls.model_fields.keys() and data.keys().isdisjoint(cls.NEUTRAL)
+        return {**given, _IGNORED: ignored}
 
     @classmethod
     def _ignores(cls, name: str) -> bool:
         if name in cls.IGNORED:
             return True
-        return cls.LENIENT and name not in cls.model_fields and name not in cls.REFUSED
-
-    @property
-    def ignored(self) -> tuple[str, ...]:
-        """The fields that were sent and have no effect."""
-        return self._ignored
+        known = name in cls._PLAIN or name in cls.NEUTRAL
+        return cls.LENIENT and not known and name not in cls.REFUSED
 
 
 def _same(one: Any, other: Any) -> bool:

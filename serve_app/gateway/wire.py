@@ -162,8 +162,10 @@ class GenerateRequest(WireModel):
     @property
     def listed(self) -> tuple[str, ...]:
         """Values that the client's schemas list and that look like personal data: they stay."""
-        tools = self.offered.tools if self.offered else []
-        schemas = [*tools, json.loads(self.schema_text or "{}")]
+        offered, schema = self.offered, self.schema_text
+        if offered is None and schema is None:
+            return ()
+        schemas = [*(offered.tools if offered else []), json.loads(schema or "{}")]
         return tuple({value for value in listed_values(schemas) if find(value)})
 
     @property
