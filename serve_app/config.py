@@ -120,6 +120,9 @@ class GatewayConfig(ConfigModel):
     port: int = 8000
     max_under_way: int = Field(default=512, ge=1)
     """Requests one gateway replica works on; the next ones get 429 before anything is done."""
+    max_tenant_share: float = Field(default=0.5, gt=0, le=1)
+    """Of those, the most that one tenant's requests may be, each choice counted: the rest is for
+    the others."""
     max_ongoing_requests: int = 8192
     """What Ray Serve lets in: far more, so that a refusal is ours and says when to come back."""
     max_body_bytes: int = 1 << 20
@@ -131,6 +134,11 @@ class GatewayConfig(ConfigModel):
     cors_origins: tuple[str, ...] = ()
     """Origins whose pages may call the gateway from a browser, such as `https://app.example.com`,
     or `*`; none by default."""
+
+    @property
+    def max_tenant_under_way(self) -> int:
+        """Answers of one tenant that a gateway replica works on at a time."""
+        return max(1, int(self.max_under_way * self.max_tenant_share))
 
 
 class CacheConfig(ConfigModel):

@@ -11,7 +11,7 @@ from cluster.budget.prices import PriceBook
 
 @dataclass(frozen=True)
 class Reservation:
-    """The most that one request may use."""
+    """The most that one call may use."""
 
     number: str
     scopes: tuple[str, ...]
@@ -22,6 +22,8 @@ class Reservation:
     """Tokens."""
     asks: bool = True
     """Whether an engine is asked; what is only recorded needs no money."""
+    choices: int = 1
+    """Answers that are asked for: each is one of the requests that a limit counts."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Settlement:
     scopes: tuple[str, ...]
     at: float
     uses: tuple[Use, ...] | None
+    choices: int = 1
 
 
 class Desk:
@@ -65,7 +68,7 @@ class Desk:
         if settlement.uses is None:
             return Amount()
         return Amount(
-            1,
+            settlement.choices,
             sum(use.read + use.written for use in settlement.uses),
             sum(
                 self.prices.tokens(use.version).cost(use.read, use.written)
@@ -78,4 +81,4 @@ class Desk:
             usd = self.prices.most(item.read, item.written)
         else:
             usd = self.prices.tokens(item.model).cost(item.read, item.written)
-        return Amount(1, item.read + item.written, usd)
+        return Amount(item.choices, item.read + item.written, usd)

@@ -131,9 +131,10 @@ class Budgets:
         envelopes: Sequence[Envelope],
         *,
         asks: bool = True,
+        choices: int = 1,
     ) -> Hold:
         """Hold the most that `envelopes` may use; `model` None is whoever the router picks. Without
-        `asks` no engine is asked.
+        `asks` no engine is asked. A limit of requests counts `choices` of them.
 
         Raises:
             Refused: 429 where it would go over a bound, 503 where that cannot be known now.
@@ -144,10 +145,10 @@ class Budgets:
         number, scopes, at = uuid.uuid4().hex, principal.limited, time.time()
 
         def settle(uses: tuple[Use, ...] | None) -> None:
-            self._settlements.append(Settlement(number, scopes, at, uses))
+            self._settlements.append(Settlement(number, scopes, at, uses, choices))
             self._wake()
 
-        wanted = Reservation(number, scopes, model, read, written, asks)
+        wanted = Reservation(number, scopes, model, read, written, asks, choices)
         waiting = _Waiting(wanted, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
         self._wake()

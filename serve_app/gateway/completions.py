@@ -30,6 +30,10 @@ from serve_app.stages.routing import AUTO
 #: Attribute of a key whose requests may carry attributes of the user behind them.
 VOUCHES = "vouches_for_users"
 
+_CROWDED = Block(
+    429, "too_many_requests", "too many requests of this tenant are under way; try again"
+)
+
 
 class Completions:
     """The handler of `/v1/chat/completions` and `/v1/completions`."""
@@ -65,7 +69,9 @@ class Completions:
         envelopes = self._envelopes(body, principal)
         chat = isinstance(body, wire.ChatRequest)
         known = None if body.model == AUTO or self._rerouted else body.model
-        hold = await self._budgets.reserve(principal, known, envelopes)
+        if self._road.crowded(principal.tenant, len(envelopes), self._config.max_tenant_under_way):
+            raise Refused(_CROWDED, principal=principal, model=body.model)
+        hold = await self._budgets.reserve(principal, known, envelopes, choices=len(envelopes))
         if body.stream:
             return await streamed(self._road, envelopes, body, hold, chat=chat)
         try:

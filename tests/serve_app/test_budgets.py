@@ -94,6 +94,19 @@ async def test_requests_over_the_bound_get_429_and_when_to_come_back(
     assert (await _ask(client)).status_code == 200
 
 
+async def test_each_choice_is_one_of_the_requests_that_a_limit_counts(
+    world: World, client: httpx.AsyncClient, bank: Bank
+) -> None:
+    bank.bound(rpm=5)
+    assert (await _ask(client, n=4)).headers["x-ratelimit-remaining-requests"] == "1"
+    assert (await _ask(client, n=2)).status_code == 429
+    prompts = {"model": "auto", "prompt": ["a", "b"], "n": 8}
+    answer = await client.post("/v1/completions", json=prompts, headers=KEY)
+    assert answer.status_code == 429
+    assert (await _ask(client)).status_code == 200
+    assert len(world.engine.requests) == 5
+
+
 async def test_a_caller_whom_nothing_bounds_never_asks(
     client: httpx.AsyncClient, bank: Bank
 ) -> None:

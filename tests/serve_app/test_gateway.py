@@ -386,7 +386,7 @@ async def test_over_the_bound_requests_are_refused_before_any_work(world: World)
         labels=world,
         table=lambda: world.table,
         base_model="mini",
-        config=GatewayConfig(max_under_way=2),
+        config=GatewayConfig(max_under_way=2, max_tenant_share=1.0),
         count_tokens=len,
         budgets=world.budgets,
         plane=world,  # type: ignore[arg-type]
@@ -411,6 +411,30 @@ async def test_over_the_bound_requests_are_refused_before_any_work(world: World)
         assert [response.status_code for response in await asyncio.gather(*busy)] == [200, 200]
         assert (await client.post(url, json=GOOD)).status_code == 200
     assert len(world.audited) == 3
+
+
+async def test_one_tenant_leaves_room_for_the_others() -> None:
+    world = World(config=GatewayConfig(max_under_way=8, max_tenant_share=0.5))
+    release = asyncio.Event()
+    world.engine.wait = release.wait
+    rival, acme = ({"Authorization": f"Bearer hr-{name}"} for name in ("rival", "user"))
+    transport = httpx.ASGITransport(app=world.app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        url = "/v1/chat/completions"
+        wide = {**GOOD, "model": "inventory", "n": 4}
+        busy = [asyncio.create_task(client.post(url, json=wide, headers=acme))]
+        for _ in range(1000):
+            await asyncio.sleep(0.001)
+            if len(world.engine.prompts) == 4:
+                break
+        refused = await client.post(url, json=GOOD, headers=acme)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "too_many_requests")
+        assert int(refused.headers["retry-after"]) >= 1
+        busy.append(asyncio.create_task(client.post(url, json=GOOD, headers=rival)))
+        await asyncio.sleep(0.05)
+        release.set()
+        assert [response.status_code for response in await asyncio.gather(*busy)] == [200, 200]
+        assert (await client.post(url, json=GOOD, headers=acme)).status_code == 200
 
 
 async def test_a_fault_of_ours_has_openais_shape_and_no_detail(
