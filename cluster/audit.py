@@ -143,6 +143,9 @@ def verify(directory: Path) -> Verification:
     """
     result = Verification()
     result.records = _verify_folder(directory, result.faults)
+    if not writers(directory):
+        # Nothing shows nothing: a log that was deleted must not look like one that is whole.
+        result.faults.append(f"{directory}: there is no log to verify")
     result.changes = _verify_folder(directory / CONTROL, result.faults)
     return result
 

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 
 from starlette.requests import Request
 
+from cluster.errors import AwayError
 from cluster.registry.keys import PREFIX, digest
 from cluster.types import Principal, Role
 from serve_app.gateway.errors import Refused
@@ -17,6 +18,8 @@ _MAX_CACHED = 4096
 _MAX_KEY = 256
 
 Resolve = Callable[[str], Awaitable[Principal | None]]
+StillValid = Callable[[], Awaitable[bool]]
+"""Whether a key is still one."""
 
 
 class Authenticator:
@@ -63,6 +66,24 @@ class Authenticator:
         principal = await self(request.headers.get("authorization"), role)
         request.state.principal = principal
         return principal
+
+    def watch(self, request: Request) -> StillValid:
+        """Whether the request's key is still one, for answers that take long: costs nothing until
+        some key has ended."""
+        header = request.headers.get("authorization", "")
+        secret, seen = header.partition(" ")[2].strip(), self._ended()
+
+        async def valid() -> bool:
+            nonlocal seen
+            if seen == self._ended():
+                return True
+            seen = self._ended()
+            try:
+                return await self._lookup(digest(secret)) is not None
+            except AwayError:  # which key has ended cannot be asked: this one was good when it came
+                return True
+
+        return valid
 
     async def _lookup(self, key_digest: str) -> Principal | None:
         now, ended = self._now(), self._ended()

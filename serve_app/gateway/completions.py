@@ -73,7 +73,8 @@ class Completions:
             raise Refused(_CROWDED, principal=principal, model=body.model)
         hold = await self._budgets.reserve(principal, known, envelopes, choices=len(envelopes))
         if body.stream:
-            return await streamed(self._road, envelopes, body, hold, chat=chat)
+            valid = self._authenticate.watch(request)
+            return await streamed(self._road, envelopes, body, hold, chat=chat, valid=valid)
         try:
             if len(envelopes) == 1:
                 walked = [await self._road.answer(envelopes[0], hold.ended)]

@@ -9,18 +9,20 @@ from contextlib import aclosing
 from starlette.responses import StreamingResponse
 
 from serve_app.gateway import answers, errors, wire
+from serve_app.gateway.auth import StillValid
 from serve_app.gateway.budgets import Hold
 from serve_app.gateway.errors import Refused
 from serve_app.gateway.headers import WARNINGS, header_value
 from serve_app.gateway.messages import Offer
 from serve_app.gateway.pieces import Piece
 from serve_app.gateway.road import Road
-from serve_app.protocol import Envelope, Generation, TokenLogprob
+from serve_app.protocol import Block, Envelope, Generation, TokenLogprob
 from serve_app.tools import OPEN, may_be_call
 
 Items = AsyncGenerator[Piece | Envelope, None]
 #: Pieces one choice may be ahead of what the client has taken.
 _AHEAD = 32
+_REVOKED = Block(401, "invalid_api_key", "this API key has ended")
 
 
 async def streamed(
@@ -30,8 +32,10 @@ async def streamed(
     hold: Hold,
     *,
     chat: bool,
+    valid: StillValid,
 ) -> StreamingResponse:
     """The response once every choice has come to its generation; each settles `hold` at its end.
+    It ends early where the key that asked is not `valid` any more.
 
     Raises:
         Refused: a choice was blocked before anything was generated for any of them.
@@ -54,7 +58,7 @@ async def streamed(
     first = envelopes[0]
     writer = answers.Stream(first.trace_id, int(first.received_at), chat)
     return StreamingResponse(
-        _events(walks, envelopes, writer, body),
+        _events(walks, envelopes, writer, body, valid),
         media_type="text/event-stream",
         headers={
             "x-headrace-trace-id": first.trace_id,
@@ -70,6 +74,7 @@ async def _events(
     envelopes: Sequence[Envelope],
     writer: answers.Stream,
     body: wire.GenerateRequest,
+    valid: StillValid,
 ) -> AsyncIterator[str]:
     """Choices as their pieces come; every event of one names the version that answers it."""
     choices = [_Choice(i, envelopes[i].model, writer, body.offered) for i in range(len(walks))]
@@ -78,6 +83,9 @@ async def _events(
     waiting: list[str] = []
     async with aclosing(_merged(walks)) as items:
         async for index, item in items:
+            if not await valid():
+                yield "".join([*waiting, answers.event(errors.error_body(_REVOKED))])
+                return
             if (used := envelopes[index].usage) is not None:
                 choices[index].model = used.version
             if isinstance(item, Piece):

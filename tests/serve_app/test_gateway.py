@@ -57,6 +57,7 @@ class World:
         answer_values: Literal["show", "mask"] = "show",
         config: GatewayConfig | None = None,
     ) -> None:
+        self.ended: set[str] = set()
         self._governance = GovernanceConfig(answer_values=answer_values)
         self.engine = FakeEngine()
         self.engine.residents.add(V1)
@@ -75,7 +76,7 @@ class World:
         self.budgets = Budgets(spend, 512)
         self.app = create_app(
             road=self.road,
-            authenticate=Authenticator(self._resolve, 5.0),
+            authenticate=Authenticator(self._resolve, 5.0, lambda: len(self.ended)),
             labels=self,
             table=lambda: self.table,
             base_model="mini",
@@ -102,7 +103,7 @@ class World:
                 "k4", "acme", frozenset({Role.INFERENCE}), models=frozenset({"other"})
             ),
         }
-        return keys.get(digest)
+        return None if digest in self.ended else keys.get(digest)
 
     def _hops(self) -> dict[str, Hop]:
         async def route(batch: list[Envelope]) -> list[Envelope]:
@@ -411,6 +412,40 @@ async def test_over_the_bound_requests_are_refused_before_any_work(world: World)
         assert [response.status_code for response in await asyncio.gather(*busy)] == [200, 200]
         assert (await client.post(url, json=GOOD)).status_code == 200
     assert len(world.audited) == 3
+
+
+async def test_a_stream_ends_with_its_key(world: World, client: httpx.AsyncClient) -> None:
+    from cluster.registry.keys import digest
+
+    world.engine.answer = "one two three four"
+    pieces = list[str]()
+
+    async def revoke() -> None:
+        world.ended.add(digest("hr-user"))
+
+    world.engine.wait = revoke
+    body = {**GOOD, "model": "inventory", "stream": True}
+    headers = {"Authorization": "Bearer hr-user"}
+    async with client.stream("POST", "/v1/chat/completions", json=body, headers=headers) as answer:
+        pieces = [line async for line in answer.aiter_lines() if line]
+    assert "this API key has ended" in pieces[-1]
+    assert "four" not in "".join(pieces)
+    assert (
+        await client.post("/v1/chat/completions", json=GOOD, headers=headers)
+    ).status_code == 401
+
+
+async def test_a_stream_goes_on_when_another_key_ends(
+    world: World, client: httpx.AsyncClient
+) -> None:
+    async def revoke() -> None:
+        world.ended.add("another")
+
+    world.engine.wait = revoke
+    body = {**GOOD, "stream": True}
+    headers = {"Authorization": "Bearer hr-user"}
+    answer = await client.post("/v1/chat/completions", json=body, headers=headers)
+    assert answer.text.endswith("data: [DONE]\n\n")
 
 
 async def test_one_tenant_leaves_room_for_the_others() -> None:

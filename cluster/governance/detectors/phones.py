@@ -87,7 +87,7 @@ def _grouped(span: Span) -> bool:
 
 def _plausible(span: Span) -> bool:
     """What may be a number once something says that it is one."""
-    if _dated(span) or len(span.digits) > 13:
+    if _YEAR.fullmatch(span.digits[: span.shape[0]]) or len(span.digits) > 13:
         return False
     if len(span.groups) == 2 and span.separators == (".",):
         return span.shape == (3, 4)

@@ -83,7 +83,8 @@ def runs(text: str) -> Iterator[list[tuple[int, int]]]:
     position = 0
     while match := _GROUP.search(text, position):
         start, position = match.span()
-        date = _DATE.match(text, start)
+        dialled = run and text[run[0][0] - 1 : run[0][0]] == "+"
+        date = None if dialled else _DATE.match(text, start)
         if run and (date or not _SEPARATOR.fullmatch(text, run[-1][1], start)):
             yield run
             run = []

@@ -13,5 +13,7 @@ def is_ssn(span: Span, label: Label) -> bool:
     area, group, serial = span.digits[:3], span.digits[3:5], span.digits[5:]
     if area in ("000", "666") or area[0] == "9" or group == "00" or serial == "0000":
         return False
+    if label is Label.PHONE and span.separators == (" ", " "):
+        return False
     grouped = span.shape == (3, 2, 4) and span.separators in (("-", "-"), (" ", " "), (".", "."))
     return grouped or (label is Label.SSN and len(span.groups) == 1)
