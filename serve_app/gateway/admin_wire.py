@@ -11,7 +11,7 @@ from cluster.budget.limits import Limits
 from cluster.registry.keys import KeyChange
 from cluster.rollout.plan import RolloutPlan
 from cluster.types import TEXT, Role
-from serve_app.gateway.leniency import Float, Int, WireModel, without_nulls
+from serve_app.gateway.leniency import Float, Int, Metadata, WireModel, without_nulls
 
 NEVER = "never"
 NONE = "none"
@@ -53,7 +53,7 @@ class GenerateKey(Bounds):
     """The person or service that uses it."""
     team_id: str | None = None
     """The tenant; the caller's own unless an operator asks."""
-    metadata: dict[str, str] = Field(default_factory=dict, max_length=64)
+    metadata: Metadata = Field(default_factory=dict, max_length=64)
     """Attributes that policy may rely on; an operator gives them."""
     roles: list[Role] = Field(default_factory=lambda: [Role.INFERENCE], min_length=1)
 

@@ -77,10 +77,13 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def without_nulls(value: Any) -> Any:
-    """A JSON object without the fields that are `null`; anything else as it is."""
-    if not isinstance(value, dict):
-        return value
-    return {name: item for name, item in value.items() if item is not None}
+    """A JSON value without the fields that are `null`, at any depth; for bodies that hold models
+    which are not of this file."""
+    if isinstance(value, list):
+        return [without_nulls(item) for item in value]
+    if isinstance(value, dict):
+        return {name: without_nulls(item) for name, item in value.items() if item is not None}
+    return value
 
 
 def _number(value: Any) -> Any:
@@ -100,4 +103,5 @@ def _texts(value: Any) -> Any:
 Int = Annotated[int, BeforeValidator(_number)]
 Float = Annotated[float, BeforeValidator(_number)]
 Bool = StrictBool
+Metadata = Annotated[dict[str, str], BeforeValidator(without_nulls)]
 Texts = Annotated[str | list[str], BeforeValidator(_texts)]

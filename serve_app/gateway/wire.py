@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from cluster.governance.pii import find
-from serve_app.gateway.leniency import Bool, Float, Int, Texts, WireModel
+from serve_app.gateway.leniency import Bool, Float, Int, Metadata, Texts, WireModel
 from serve_app.gateway.messages import MAX_SCHEMA, MAX_TEXT, ChatMessage, ChosenTool, Offer, Tool
 from serve_app.schemas import check_schema
 from serve_app.tools import listed_values
@@ -107,7 +107,7 @@ class GenerateRequest(WireModel):
     stream_options: StreamOptions | None = None
     n: Int = Field(default=1, ge=1, le=MAX_CHOICES)
     user: str | None = Field(default=None, max_length=128)
-    metadata: dict[str, str] | None = None
+    metadata: Metadata | None = None
 
     @field_validator("stop")
     @classmethod

@@ -66,6 +66,7 @@ async def test_null_says_nothing_of_a_chats_field(http: httpx.AsyncClient, field
         ("/v1/embeddings", {"model": "all-minilm-l6-v2", "input": "x", "encoding_format": None}),
         ("/v1/embeddings", {"model": "all-minilm-l6-v2", "input": "x", "dimensions": None}),
         ("/v1/chat/completions", {**GOOD, "stream_options": {"include_usage": None}}),
+        ("/v1/chat/completions", {**GOOD, "metadata": {"a": None, "b": "c"}}),
         (
             "/v1/chat/completions",
             {**GOOD, "messages": [{**HI[0], "name": None, "tool_calls": None}]},
