@@ -143,10 +143,10 @@ def verify(directory: Path) -> Verification:
     """
     result = Verification()
     result.records = _verify_folder(directory, result.faults)
-    if not writers(directory):
+    result.changes = _verify_folder(directory / CONTROL, result.faults)
+    if not writers(directory) and not writers(directory / CONTROL):
         # Nothing shows nothing: a log that was deleted must not look like one that is whole.
         result.faults.append(f"{directory}: there is no log to verify")
-    result.changes = _verify_folder(directory / CONTROL, result.faults)
     return result
 
 

@@ -18,8 +18,13 @@ _DIRECTION = frozenset("\u061c\u200e\u200f\u2066\u2067\u2068\u2069")
 _TAGS = range(0xE0020, 0xE0080)
 #: `<|`, as some tokenizers spell it and as some normalisers make it out of full-width signs.
 _MARKER = re.compile(
-    "([<\uff1c])([\u200c\u200d\u2066-\u2069]*[|\uff5c])(?=[^|\uff5c<>\uff1c\uff1e]{1,40}[|\uff5c][>\uff1e])"
+    "([<\uff1c])([\u200c\u200d\u2066-\u2069]*[|\uff5c])(?=[^\\s|\uff5c<>\uff1c\uff1e][^|\uff5c<>\uff1c\uff1e]{0,39}[|\uff5c][>\uff1e])"
 )
+_ZWSP = "\u200b"
+#: Format characters that are signs to see: Arabic and Syriac number marks, Mongolian's separator.
+_VISIBLE = frozenset("\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u08e2\u180e")
+#: Thai and Lao, Myanmar, Khmer.
+_UNSPACED = (range(0x0E00, 0x0F00), range(0x1000, 0x10A0), range(0x1780, 0x1800))
 _MOST_MARKS = 30
 _PLAIN = re.compile(r"[\t\n -~]*")
 
@@ -65,14 +70,22 @@ def _kept(text: str, index: int, char: str) -> str:
         return ""
     if category != "Cf" or char in _DIRECTION:
         return char  # wide spaces, private use, and what is newer than this Python's Unicode
+    if char in _VISIBLE or (ord(char) in _TAGS and _in_flag(text, index)):
+        return char
+    around = text[max(0, index - 1) : index] + text[index + 1 : index + 2]
     if char in (_ZWNJ, _ZWJ):
-        return char if _joins(text[index - 1 : index]) else ""
-    return char if ord(char) in _TAGS and _in_flag(text, index) else ""
+        return char if any(map(_joins, around)) else ""
+    # Scripts without spaces mark where a line may break.
+    return char if char == _ZWSP and any(map(_unspaced, around)) else ""
 
 
-def _joins(before: str) -> bool:
-    """Whether a joiner after `before` can mean anything: in ASCII it only hides text."""
-    return bool(before) and not before.isascii() and unicodedata.category(before)[0] in "LMS"
+def _joins(beside: str) -> bool:
+    """Whether a joiner beside this can mean anything: among ASCII it only hides text."""
+    return not beside.isascii() and unicodedata.category(beside)[0] in "LMNS"
+
+
+def _unspaced(beside: str) -> bool:
+    return any(ord(beside) in script for script in _UNSPACED)
 
 
 def _in_flag(text: str, index: int) -> bool:

@@ -74,7 +74,7 @@ DATA_PREP = Step(
 MASK = Step(
     "governance",
     "governance",
-    ("messages", "tools", "metadata"),
+    ("messages", "tools", "metadata", "placeholders"),
     ("messages", "tools", "metadata", "vault", "masked", "placeholders"),
 )
 ROUTE = Step("routing", "routing", ("messages", "model"), ("embedding", "route"), gathers=True)

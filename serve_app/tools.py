@@ -50,14 +50,31 @@ def forced_schema(tools: list[dict[str, Any]], choice: str) -> str | None:
             "type": "object",
             "properties": {
                 "name": {"const": function["name"]},
-                "arguments": function.get("parameters") or {"type": "object"},
+                "arguments": _rebased(
+                    function.get("parameters") or {"type": "object"},
+                    ("#" if len(chosen) == 1 else f"#/anyOf/{index}") + "/properties/arguments",
+                ),
             },
             "required": ["name", "arguments"],
             "additionalProperties": False,
         }
-        for function in chosen
+        for index, function in enumerate(chosen)
     ]
     return json.dumps(variants[0] if len(variants) == 1 else {"anyOf": variants})
+
+
+def _rebased(schema: Any, root: str) -> Any:
+    """A copy of a schema that stands at `root` of another: its references point there."""
+    if isinstance(schema, list):
+        return [_rebased(item, root) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        key: root + item[1:]
+        if key == "$ref" and isinstance(item, str) and item.startswith("#")
+        else _rebased(item, root)
+        for key, item in schema.items()
+    }
 
 
 def may_be_call(text: str) -> bool:
@@ -92,9 +109,12 @@ def _call(text: str, names: set[str]) -> ToolCall | None:
         name, arguments = found["name"], found.get("arguments", {})
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
-    if name not in names or not isinstance(arguments, dict):
+    if not isinstance(name, str) or name not in names or not isinstance(arguments, dict):
         return None
-    return ToolCall(name, json.dumps(arguments, ensure_ascii=False))
+    try:
+        return ToolCall(name, json.dumps(arguments, ensure_ascii=False, allow_nan=False))
+    except ValueError:  # a number beyond all bounds, which JSON cannot say
+        return None
 
 
 def segments(text: str) -> list[str]:
@@ -138,6 +158,8 @@ def listed_values(schema: Any, *, listed: bool = False) -> Iterator[str]:
             yield from listed_values(item, listed=listed)
     elif isinstance(schema, dict):
         for key, item in schema.items():
+            if key == "properties" and isinstance(item, dict):
+                yield from item
             yield from listed_values(item, listed=listed or key in _LISTS)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import signal
 import warnings
@@ -19,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
 
 from cluster import storage
 from cluster.adapters import PEFT_CONFIG, WEIGHTS, GoldenProbe, check_tensors
@@ -50,9 +51,14 @@ _WITHOUT_EFFECT = frozenset(
 )
 #: How PEFT's names of tensors begin, and what it calls every linear layer.
 _PREFIX = "base_model.model."
-_EMBEDDINGS = ("lm_head.base_layer.weight", "embed_tokens.base_layer.weight")
+_EMBEDDINGS = (
+    *("lm_head.base_layer.weight", "embed_tokens.base_layer.weight"),
+    *("lm_head.weight", "embed_tokens.weight"),
+)
 _ALL = "all-linear"
 _PATTERN_S = 5.0
+#: What PEFT raises at a folder it cannot read: it has no type for that.
+_OF_PEFT = (RuntimeError, ValueError, KeyError, TypeError, AttributeError)
 #: Nats a token that two readings of the same weights in 32 bits may be apart.
 _MAX_READING = 0.001
 
@@ -63,7 +69,7 @@ class PeftConfig(BaseModel):
     model_config = ConfigDict(extra="ignore")
     peft_type: Literal["LORA"]
     task_type: Literal["CAUSAL_LM"] | None = "CAUSAL_LM"
-    r: int = Field(ge=1)
+    r: StrictInt = Field(ge=1)
     lora_alpha: float = Field(gt=0)
     target_modules: list[str] | str
     exclude_modules: list[str] | str | None = None
@@ -116,10 +122,14 @@ def _file(source: Path, name: str) -> Path:
     """The file `name` of `source`: links are followed inside a Hugging Face cache only."""
     path = source / name
     if path.is_symlink():
-        # models--*/snapshots/REVISION/NAME -> models--*/blobs/DIGEST
-        blobs = source.resolve().parent.parent / "blobs"
+        # models--*/snapshots/REVISION/[FOLDER/]NAME -> models--*/blobs/DIGEST
         target = path.resolve()
-        if source.resolve().parent.name != "snapshots" or target.parent != blobs:
+        blobs = [
+            (folder.parent / "blobs").resolve()
+            for folder in source.resolve().parents
+            if folder.name == "snapshots"
+        ]
+        if target.parent not in blobs:
             raise ArtifactError(
                 f"{path} is a link to {target}: links are followed within a Hugging Face cache only"
             )
@@ -238,7 +248,7 @@ def read_given(source: Source, ref: BaseModelRef) -> Any:
             # PEFT warns of what is missing or too much; `_require_fit` refuses it.
             warnings.simplefilter("ignore", UserWarning)
             model = PeftModel.from_pretrained(base, str(source.given)).eval()
-    except (RuntimeError, ValueError, KeyError, TypeError) as error:  # of PEFT
+    except _OF_PEFT as error:
         raise ArtifactError(f"the adapter does not fit the base model: {_told(error)}") from error
     _require_fit(source, model, embeddings)
     return model
@@ -265,7 +275,7 @@ def _require_fit(source: Source, model: Any, embeddings: dict[str, Any]) -> None
 
     given = load_file(source.given / WEIGHTS)
     for name in filter(_is_embedding, given):
-        ours = embeddings[name.rpartition(".base_layer")[0].rpartition(".")[2]]
+        ours = embeddings["lm_head" if "lm_head" in name else "embed_tokens"]
         if not torch.equal(given[name].to(ours.dtype), ours):
             raise ArtifactError(f"{name}: this embedding is not the base model's, and not served")
     wanted = set(get_peft_model_state_dict(model, save_embedding_layers=False))
@@ -293,7 +303,12 @@ def _try_patterns(source: Source, base: Any) -> None:
         return
     config = LoraConfig.from_pretrained(str(source.given))
     with _time_limit(f"{', '.join(fields)}: the pattern takes over {_PATTERN_S:.0f} s"):
-        if not any(check_target_module_exists(config, name) for name, _ in base.named_modules()):
+        try:
+            modules = [name for name, _ in base.named_modules()]
+            found = any(check_target_module_exists(config, name) for name in modules)
+        except (*_OF_PEFT, re.error) as error:
+            raise ArtifactError(f"{', '.join(fields)}: {one_line(error)}") from error
+        if not found:
             raise ArtifactError(f"{', '.join(fields)}: no module of the base model matches")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import unicodedata
 from functools import cache
@@ -22,6 +23,11 @@ def _table() -> dict[int, str]:
     return table
 
 
+#: Line ends and tabs as JSON and code write them: white space, though the text is not decoded.
+_ESCAPED_SPACE = re.compile(r"\\[nrtbf]")
+
+
 def fold(text: str) -> str:
-    """`text` for matching, of the same length; `text` itself where it is ASCII."""
-    return text if text.isascii() else text.translate(_table())
+    """`text` for matching, of the same length; `text` itself where nothing looks alike."""
+    folded = text if text.isascii() else text.translate(_table())
+    return _ESCAPED_SPACE.sub("  ", folded) if "\\" in folded else folded

@@ -35,7 +35,7 @@ def find(text: str, context: str = "") -> list[Finding]:
         return []
     folded = fold(context + text)
     found = _Findings()
-    if "@" in folded:
+    if "@" in folded or "%40" in folded:
         found.add(find_emails(folded))
     digits = len(_DIGIT.findall(folded))
     if digits >= _FEW_DIGITS:

@@ -11,29 +11,39 @@ import re
 from collections.abc import Container
 from typing import Any
 
+from cluster.governance.findings import LOOK_BEHIND
 from cluster.governance.pii import may_hold
 from cluster.governance.vault import Vault, mask
 
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?')
+#: What may be the begin of an object with a key, or of an array of strings or objects.
+_OPENS = re.compile(r'\{\s*"|\[\s*["{\[]')
+_DECODER = json.JSONDecoder(strict=False)
+_MAX_FAILED = 16
 _KEY = re.compile(r"\s*:")
 #: Characters of a key that tell what its value is.
 _NAMED = 64
 
 
-def is_document(text: str) -> bool:
-    """Whether `text` is a JSON object or array."""
-    if text.lstrip()[:1] not in ("{", "["):
-        return False
-    try:
-        return isinstance(json.loads(text), dict | list)
-    except (ValueError, RecursionError):
-        return False
+def documents(text: str) -> list[tuple[int, int]]:
+    """Where JSON objects and arrays stand in `text`, from left to right: the whole of it, what a
+    fence encloses, lines of a log. A few that begin like one and are none end the search."""
+    found, position, failed = list[tuple[int, int]](), 0, 0
+    while failed < _MAX_FAILED and (match := _OPENS.search(text, position)):
+        try:
+            _, end = _DECODER.raw_decode(text, match.start())
+        except (ValueError, RecursionError):
+            position, failed = match.start() + 1, failed + 1
+            continue
+        found.append((match.start(), end))
+        position = end
+    return found
 
 
 def mask_text(
     text: str, vault: Vault, *, keep: Container[str] = (), numbers: bool = True, name: str = ""
 ) -> str:
-    """`text` masked: by its values where it is a JSON document, else as it stands.
+    """`text` masked: the JSON documents in it by their values, the rest as it stands.
 
     Strings in `keep` stay. A number that is personal data becomes its placeholder, a string, unless
     `numbers` is false. A string that is a document itself, such as a tool call's arguments, is
@@ -41,9 +51,13 @@ def mask_text(
     """
     if not may_hold(text):
         return text  # an escape that spells a value has digits
-    if not is_document(text):
-        return mask(text, vault, f"{name[-_NAMED:]}: " if name else "")
-    return _Document(text, vault, keep, numbers).masked()
+    context = f"{name[-_NAMED:]}: " if name else ""
+    parts, position = list[str](), 0
+    for start, end in documents(text):
+        parts.append(mask(text[position:start], vault, context))
+        parts.append(_Document(text[start:end], vault, keep, numbers).masked())
+        context, position = (context + text[position:start])[-LOOK_BEHIND:], end
+    return "".join([*parts, mask(text[position:], vault, context)])
 
 
 class _Document:

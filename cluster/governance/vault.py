@@ -16,13 +16,21 @@ from cluster.governance.pii import find
 #: Distinct values of one request; its placeholders have room for more.
 MAX_VALUES = 1000
 PLACEHOLDER = re.compile(r"\[(?:" + "|".join(KINDS) + r")_\d{1,4}\]")
+_ESCAPED_BRACKET = re.compile(r"\\+u005[bB]")
 #: Longest placeholder a stream has to hold back for: "[EMAIL_9999]".
 MAX_PLACEHOLDER = max(map(len, KINDS)) + len("[_9999]")
 
 
 def placeholders(texts: Iterable[str]) -> set[str]:
-    """The placeholders that stand in `texts`, issued by a vault or written by hand."""
-    return {name for text in texts if "[" in text for name in PLACEHOLDER.findall(text)}
+    """The placeholders that stand in `texts`, issued by a vault or written by hand; JSON may spell
+    their bracket as an escape."""
+    found = set[str]()
+    for text in texts:
+        if "\\" in text:
+            found.update(PLACEHOLDER.findall(_ESCAPED_BRACKET.sub("[", text)))
+        elif "[" in text:
+            found.update(PLACEHOLDER.findall(text))
+    return found
 
 
 class TooManyValues(ValueError):

@@ -5,6 +5,7 @@ A tenant's traces are seen and labelled by that tenant's experts only, and train
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -101,12 +102,13 @@ def claim(
     return [LabelTask.model_validate(row.task) for row in rows]
 
 
-def masked_label(label: GivenLabel) -> GivenLabel:
+def masked_label(label: GivenLabel, shown: Iterable[str] = ()) -> GivenLabel:
     """The label in the form in which it is kept and trains: as masked as the trace it is of.
 
-    Placeholders of the trace stay; what the expert wrote out gets others.
+    Placeholders of the trace, which `shown` are texts of, stay; what the expert wrote out gets
+    others.
     """
-    vault = Vault(placeholders([label.answer, label.rationale]))
+    vault = Vault(placeholders([label.answer, label.rationale, *shown]))
     answer = mask_text(normalise(label.answer), vault)
     rationale = mask_text(normalise(label.rationale), vault)
     return label.model_copy(update={"answer": answer, "rationale": rationale})
@@ -120,8 +122,9 @@ def submit(tx: Session, tenant: str, labels: Iterable[GivenLabel], now: float) -
             labelled it; one's own label may be corrected.
     """
     count = 0
-    for label in map(masked_label, labels):
-        row = tx.get(Label, label.trace_id)
+    for given in labels:
+        row = tx.get(Label, given.trace_id)
+        label = masked_label(given, [json.dumps(row.task)] if row is not None else ())
         if row is None or row.tenant != tenant:
             raise ConflictError(f"trace {label.trace_id} is not in the label queue")
         if row.state == LABELLED and row.annotator != label.annotator:

@@ -12,6 +12,9 @@ from dataclasses import replace
 
 from serve_app.protocol import TokenLogprob
 
+#: Characters that one token may be spelled with in the text, other than by itself.
+_NEAR = 16
+
 
 class TokenAligner:
     """Claims the text of an answer token by token, as both come."""
@@ -29,13 +32,21 @@ class TokenAligner:
         while self._waiting and self._text:
             token = self._waiting[0]
             if not self._text.startswith(token.text):
-                if token.text.startswith(self._text):
-                    break  # the rest of it is held back by the engine
-                token = replace(token, text="")  # a special token, which is not in the text
+                # The rest of it is held back by the engine, or what comes next will tell.
+                if token.text.startswith(self._text) or len(self._waiting) == 1:
+                    break
+                token = replace(token, text=self._skipped())
             self._waiting.popleft()
             self._text = self._text[len(token.text) :]
             found.append(token)
         return found
+
+    def _skipped(self) -> str:
+        """What the first waiting token has of the text, though it is spelled otherwise there: all
+        up to the next one. A special token has none."""
+        after = next((one.text for one in list(self._waiting)[1:] if one.text), "")
+        place = self._text.find(after, 0, _NEAR + len(after)) if after else -1
+        return self._text[:place] if place > 0 else ""
 
     def finish(self) -> list[TokenLogprob]:
         """The last tokens of a complete answer: one that is cut by a stop string, cut as well."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import zlib
 from typing import TypeVar
 
@@ -28,16 +29,18 @@ async def parse(
         Refused: 413 over `limit` bytes, 415 in an encoding that is not read, 400 where it does not
             fit `model`.
     """
-    encoding = request.headers.get("content-encoding", "identity").strip().lower() or "identity"
-    if encoding not in ("identity", "gzip", "x-gzip", "deflate"):
-        message = f"content encoding {encoding[:32]!r} is not supported; send gzip, deflate or none"
+    named = request.headers.get("content-encoding", "").lower().split(",")
+    encodings = [one.strip() for one in named if one.strip() not in ("", "identity")]
+    if len(encodings) > 1 or not set(encodings) <= {"gzip", "x-gzip", "deflate"}:
+        message = "this content encoding is not supported; send gzip, deflate or none"
         raise Refused(Block(415, "unsupported_encoding", message))
     raw = bytearray()
     async for piece in request.stream():
         raw += piece
         if len(raw) > limit:
             raise _too_large(limit)
-    body = bytes(raw) if encoding == "identity" else _inflated(bytes(raw), encoding, limit)
+    body = _inflated(bytes(raw), encodings[0], limit) if encodings else bytes(raw)
+    body = body.removeprefix(codecs.BOM_UTF8)
     try:
         return model.model_validate_json(body or (b"{}" if optional else b""))
     except ValidationError as error:
@@ -56,13 +59,23 @@ def _inflated(raw: bytes, encoding: str, limit: int) -> bytes:
     """The decompressed body: no more than `limit` bytes of it are ever made."""
     modes = (_GZIP_OR_ZLIB,) if encoding != "deflate" else (_GZIP_OR_ZLIB, _RAW)
     for mode in modes:
-        inflater = zlib.decompressobj(mode)
         try:
-            body = inflater.decompress(raw, limit + 1)
+            return _members(raw, mode, limit)
         except zlib.error:
             continue
+    raise Refused(Block(400, "invalid_encoding", f"the body is not valid {encoding}"))
+
+
+def _members(raw: bytes, mode: int, limit: int) -> bytes:
+    """All members of a compressed body, one after another; zeros may pad its end."""
+    body = b""
+    while True:
+        inflater = zlib.decompressobj(mode)
+        body += inflater.decompress(raw, limit + 1 - len(body))
         if len(body) > limit:
             raise _too_large(limit)
-        if inflater.eof and not inflater.unused_data:
+        if not inflater.eof:
+            raise zlib.error("cut short")
+        raw = inflater.unused_data.lstrip(b"\0")
+        if not raw:
             return body
-    raise Refused(Block(400, "invalid_encoding", f"the body is not valid {encoding}"))

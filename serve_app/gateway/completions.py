@@ -20,7 +20,7 @@ from serve_app.gateway.auth import Authenticator
 from serve_app.gateway.blocks import unserved
 from serve_app.gateway.bodies import parse
 from serve_app.gateway.budgets import Budgets
-from serve_app.gateway.errors import Refused
+from serve_app.gateway.errors import Refused, for_shape
 from serve_app.gateway.headers import WARNINGS, header_value
 from serve_app.gateway.road import Road
 from serve_app.gateway.streams import streamed
@@ -87,7 +87,7 @@ class Completions:
         finished = []
         for envelope, text in walked:
             if envelope.block is not None:
-                raise Refused(envelope.block, envelope.trace_id)
+                raise Refused(for_shape(envelope.block, chat=chat), envelope.trace_id)
             assert envelope.generation is not None
             finished.append((envelope.generation, text))
         first = walked[0][0]
@@ -144,6 +144,7 @@ class Completions:
                 tools=tools,
                 structured=tools is not None or sampling.json_schema is not None,
                 listed=listed,
+                placeholders=body.placeholders,
                 # The same seed for each choice would make them the same.
                 sampling=replace(sampling, seed=sampling.seed + choice)
                 if sampling.seed is not None

@@ -9,6 +9,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -67,7 +68,8 @@ class Embeddings:
             # Routing may be configured to fail open; a vector that is not there cannot.
             block = envelope.block or (None if envelope.embedding else unavailable("routing"))
             if block is not None:
-                raise Refused(block, envelope.trace_id)
+                texts = "input" if block.param == "messages" else block.param
+                raise Refused(replace(block, param=texts), envelope.trace_id)
         answer = answers.embeddings(
             EMBEDDING_MODEL,
             [envelope.embedding for envelope in found],

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 from cluster.errors import AwayError, ConflictError, DiskFullError, SwapError, UserError
 from cluster.types import Principal
@@ -50,6 +52,15 @@ _TYPES = {
     415: "invalid_request_error",
     429: "rate_limit_error",
 }
+
+
+def for_shape(block: Block, *, chat: bool) -> Block:
+    """A stage's refusal with the name that the caller gave the text: a prompt is no messages."""
+    if chat or block.param != "messages":
+        return block
+    return replace(
+        block, param="prompt", message=block.message.replace("messages hold", "prompt holds")
+    )
 
 
 def error_body(block: Block) -> dict[str, Any]:
@@ -132,7 +143,9 @@ def handlers(recorded: Callable[[Refused, str], Awaitable[str | None]]) -> Handl
         assert isinstance(error, HTTPException)
         block = Block(error.status_code, "http_error", str(error.detail))
         response = await refused(request, Refused(block))
-        response.headers.update(error.headers or {})  # such as Allow, of a 405
+        response.headers.update(error.headers or {})
+        if error.status_code == 405:
+            response.headers["Allow"] = ", ".join(sorted(_allowed(request)))
         return response
 
     async def conflict(request: Request, error: Exception) -> Response:
@@ -159,6 +172,16 @@ def handlers(recorded: Callable[[Refused, str], Awaitable[str | None]]) -> Handl
         AwayError: away,
         UserError: user,
         HTTPException: http,
+    }
+
+
+def _allowed(request: Request) -> set[str]:
+    """The methods of all routes of a path: one route knows its own only."""
+    return {
+        method
+        for route in request.app.routes
+        if isinstance(route, Route) and route.path_regex.match(request.url.path)
+        for method in route.methods or ()
     }
 
 

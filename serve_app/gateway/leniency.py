@@ -95,7 +95,7 @@ def _number(value: Any) -> Any:
 def _texts(value: Any) -> Any:
     """Refuse token ids by name: they mean something else to every tokenizer."""
     items = value if isinstance(value, list) else []
-    if any(isinstance(item, int | list) for item in items):
+    if any(isinstance(item, int | list) and not isinstance(item, bool) for item in items):
         raise PydanticCustomError(_TOKENS, "token ids are not supported; send text")
     return value
 

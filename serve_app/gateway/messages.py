@@ -46,6 +46,14 @@ class TextPart(WireModel):
     type: Literal["text"]
     text: str = Field(max_length=MAX_TEXT)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _refusal(cls, data: Any) -> Any:
+        """A part of an earlier answer that refused: its words."""
+        if isinstance(data, dict) and data.get("type") == "refusal":
+            return {**data, "type": "text", "text": data.get("refusal"), "refusal": None}
+        return data
+
     @field_validator("type", mode="before")
     @classmethod
     def _known(cls, value: Any) -> Any:
@@ -56,17 +64,19 @@ class TextPart(WireModel):
 
 
 def _branch(value: Any) -> str:
-    return "parts" if isinstance(value, list) else "text"
+    return "as parts" if isinstance(value, list) else "as text"
 
 
 Content = Annotated[
-    Annotated[str, Tag("text")] | Annotated[list[TextPart], Tag("parts")], Discriminator(_branch)
+    Annotated[str, Tag("as text")] | Annotated[list[TextPart], Tag("as parts")],
+    Discriminator(_branch),
 ]
 
 
 class CalledFunction(WireModel):
-    """Which function an earlier answer called, and with what."""
+    """Which function an earlier answer called, and with what; clients add it parsed."""
 
+    LENIENT: ClassVar[bool] = True
     name: str = Field(max_length=64)
     arguments: str = Field(max_length=MAX_SCHEMA)
 
@@ -99,7 +109,8 @@ class ChatMessage(WireModel):
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:
-        if self.content is None and not (self.role == "assistant" and self.tool_calls):
+        said = self.tool_calls or "refusal" in self.ignored
+        if self.content is None and not (self.role == "assistant" and said):
             raise ValueError("a message needs content; only an assistant's tool_calls go without")
         if (self.role == "tool") != (self.tool_call_id is not None):
             raise ValueError("tool_call_id goes with the role tool, and only with it")
@@ -122,7 +133,7 @@ class ChatMessage(WireModel):
 class Function(WireModel):
     """A function the model may call."""
 
-    IGNORED: ClassVar[frozenset[str]] = frozenset({"strict"})
+    IGNORED: ClassVar[frozenset[str]] = frozenset({"strict", "cache_control"})
     name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
     description: str | None = Field(default=None, max_length=4096)
     parameters: dict[str, Any] | None = None

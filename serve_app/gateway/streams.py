@@ -54,7 +54,7 @@ async def streamed(
                     pass  # a refused request is audited like any other
             else:
                 await walk.aclose()
-        raise Refused(blocked.block, blocked.trace_id)
+        raise Refused(errors.for_shape(blocked.block, chat=chat), blocked.trace_id)
     first = envelopes[0]
     writer = answers.Stream(first.trace_id, int(first.received_at), chat)
     return StreamingResponse(

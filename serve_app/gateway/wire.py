@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from cluster.governance.pii import find
+from cluster.governance.pii import may_hold
+from cluster.governance.vault import placeholders
 from serve_app.gateway.leniency import Bool, Float, Int, Metadata, Texts, WireModel
 from serve_app.gateway.messages import MAX_SCHEMA, MAX_TEXT, ChatMessage, ChosenTool, Offer, Tool
 from serve_app.schemas import check_schema
@@ -88,6 +89,9 @@ class GenerateRequest(WireModel):
         "function_call": ("none", "auto"),
         "functions": ([],),
         "logit_bias": ({},),
+        "min_p": (0, 0.0),
+        "repetition_penalty": (1, 1.0),
+        "top_k": (-1, 0),
         "modalities": (["text"],),
         "service_tier": ("auto", "default"),
         "store": (False,),
@@ -166,7 +170,12 @@ class GenerateRequest(WireModel):
         if offered is None and schema is None:
             return ()
         schemas = [*(offered.tools if offered else []), json.loads(schema or "{}")]
-        return tuple({value for value in listed_values(schemas) if find(value)})
+        return tuple({value for value in listed_values(schemas) if may_hold(value)})
+
+    @property
+    def placeholders(self) -> tuple[str, ...]:
+        """Placeholders that stand in what no stage reads: they mean themselves."""
+        return tuple(placeholders([*self.stops, self.schema_text or ""]))
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -179,6 +188,9 @@ class GenerateRequest(WireModel):
         return [*self.ignored, *(f"stream_options.{name}" for name in nested)]
 
 
+_Choice = Literal["none", "auto", "required"] | ChosenTool | None
+
+
 class ChatRequest(GenerateRequest):
     """`POST /v1/chat/completions`."""
 
@@ -188,26 +200,34 @@ class ChatRequest(GenerateRequest):
     top_logprobs: Int | None = Field(default=None, ge=0, le=20)
     response_format: ResponseFormat | None = None
     tools: list[Tool] | None = Field(default=None, max_length=64)
-    tool_choice: Literal["none", "auto", "required"] | ChosenTool | None = None
+    tool_choice: _Choice = None
     parallel_tool_calls: Bool = True
 
-    @model_validator(mode="after")
-    def _tools_fit(self) -> Self:
-        if self.tools is None:
-            if self.tool_choice not in (None, "none", "auto"):
-                raise ValueError("tool_choice asks for a tool, but there are no tools")
-            return self
-        names = [tool.function.name for tool in self.tools]
+    @field_validator("tools")
+    @classmethod
+    def _tools(cls, tools: list[Tool] | None) -> list[Tool] | None:
+        names = [tool.function.name for tool in tools or ()]
         if len(set(names)) < len(names):
             raise ValueError("two tools have the same name")
-        if isinstance(self.tool_choice, ChosenTool) and self.tool_choice.function.name not in names:
-            raise ValueError("tool_choice names a function that is not among the tools")
-        if len(json.dumps([tool.model_dump() for tool in self.tools])) > MAX_SCHEMA:
+        if len(json.dumps([tool.model_dump() for tool in tools or ()])) > MAX_SCHEMA:
             raise ValueError(f"the tools are over {MAX_SCHEMA} characters of JSON")
-        if self.offered is not None and self.offered.choice != "auto":
-            for tool in self.tools:
+        return tools
+
+    @field_validator("tool_choice")
+    @classmethod
+    def _choice(cls, choice: _Choice, info: ValidationInfo) -> _Choice:
+        tools: list[Tool] = info.data.get("tools") or []
+        if not tools and choice not in (None, "none", "auto"):
+            raise ValueError("it asks for a tool, but there are no tools")
+        if isinstance(choice, ChosenTool):
+            tools = [tool for tool in tools if tool.function.name == choice.function.name]
+            if not tools:
+                raise ValueError("it names a function that is not among the tools")
+        if choice not in (None, "none", "auto"):
+            for tool in tools:
+                # What must be called has to fit its parameters: they bind like any schema.
                 check_schema(tool.function.parameters or {})
-        return self
+        return choice
 
     @property
     def offered(self) -> Offer | None:

@@ -44,6 +44,7 @@ class Governance:
     def _inbound(self, envelope: Envelope) -> None:
         texts = [text for message in envelope.messages for text in message.values()]
         taken = placeholders([*texts, *envelope.metadata.values(), envelope.tools or ""])
+        taken.update(envelope.placeholders)
         vault = Vault(taken)
         envelope.messages = [
             {key: text if key == "role" else mask_text(text, vault) for key, text in one.items()}
@@ -62,7 +63,10 @@ class Governance:
         assert envelope.generation is not None
         text, limit, keep = envelope.generation.text, envelope.max_discount, envelope.listed
         own = Vault({*envelope.placeholders, *placeholders([text])})
-        recorded = mask_answer(text, own, keep)
+        try:
+            recorded = mask_answer(text, own, keep)
+        except TooManyValues:
+            recorded = _REFUSED
         if own.values:
             envelope.conflicts.append("personal data in the answer")
         envelope.answer = cap_discounts(recorded, limit)
@@ -72,12 +76,7 @@ class Governance:
         if not self._shows:
             # As `StreamGuard` does it, which cannot know what the model will write. Under a schema
             # numbers stay numbers: the client asked for them.
-            own = Vault(envelope.placeholders)
-            shown = (
-                mask_answer(text, own, keep, numbers=False)
-                if envelope.structured
-                else mask(text, own)
-            )
+            shown = _masked_for_client(envelope, text)
         shown = cap_discounts(shown, limit)
         envelope.shown = None if shown == envelope.answer else shown
         if recorded != text:
@@ -85,6 +84,16 @@ class Governance:
         if shown != text:
             # The tokens would say what the answer may not.
             envelope.generation = replace(envelope.generation, tokens=None)
+
+
+def _masked_for_client(envelope: Envelope, text: str) -> str:
+    own = Vault(envelope.placeholders)
+    try:
+        if envelope.structured:
+            return mask_answer(text, own, envelope.listed, numbers=False)
+        return mask(text, own)
+    except TooManyValues:
+        return _REFUSED
 
 
 def _refuse(envelope: Envelope, why: str) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, Field
 
@@ -18,11 +18,12 @@ TEXTS = ["Where is my order?", "I want to close my account."]
 class Order(BaseModel):
     """An order for one product."""
 
-    product: str = Field(description="What is ordered")
-    quantity: int = Field(description="How many of it")
+    # Bounded, so that any model that obeys the schema comes to its end.
+    product: Literal["blue lamp", "red chair"] = Field(description="What is ordered")
+    quantity: int = Field(description="How many of it", ge=1, le=99)
 
 
-def find_order(order_id: str) -> str:
+def find_order(order_id: Literal["A17", "B23"]) -> str:
     """Find where an order is."""
     return f"Order {order_id} is on its way."
 
@@ -34,7 +35,7 @@ FIND_ORDER = {
         "description": find_order.__doc__,
         "parameters": {
             "type": "object",
-            "properties": {"order_id": {"type": "string"}},
+            "properties": {"order_id": {"type": "string", "enum": ["A17", "B23"]}},
             "required": ["order_id"],
         },
     },

@@ -113,3 +113,9 @@ def test_a_rewritten_entry_hash_breaks_the_next_link(tmp_path: Path) -> None:
     first["hash"] = "f" * 64
     path.write_text("\n".join([json.dumps(first), *lines[1:]]) + "\n", encoding="utf-8")
     assert len(verify(tmp_path).faults) >= 2
+
+
+def test_where_there_is_no_log_nothing_is_verified(tmp_path: Path) -> None:
+    found = verify(tmp_path)
+    assert not found.verified
+    assert "no log to verify" in found.faults[0]

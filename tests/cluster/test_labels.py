@@ -30,6 +30,11 @@ def test_an_answer_is_masked_by_its_values(answer: str, kept: str) -> None:
     assert masked_label(_label(answer)).answer == kept
 
 
+def test_what_the_expert_writes_is_numbered_apart_from_the_trace() -> None:
+    found = masked_label(_label("write to support@shop.example.com"), ["mail me at [EMAIL_1]"])
+    assert found.answer == "write to [EMAIL_2]"
+
+
 def test_a_rationale_is_masked_in_the_same_name_space() -> None:
     found = masked_label(_label("415-555-0132", "she wrote 415-555-0132, not ann@example.com"))
     assert found.answer == "[PHONE_1]"

@@ -380,3 +380,69 @@ def test_an_event_is_one_line_however_lines_are_split() -> None:
     event = answers.event({"text": text})
     assert len(event.splitlines()) == 2
     assert json.loads(event.removeprefix("data: "))["text"] == text
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "assistant", "content": None, "refusal": "I cannot"},
+        {"role": "assistant", "content": [{"type": "refusal", "refusal": "I cannot"}]},
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [
+                {
+                    "id": "c",
+                    "type": "function",
+                    "index": 0,
+                    "function": {"name": "f", "arguments": "{}", "parsed_arguments": {}},
+                }
+            ],
+        },
+    ],
+)
+async def test_an_answer_may_be_sent_back_as_a_client_keeps_it(
+    http: httpx.AsyncClient, message: dict[str, Any]
+) -> None:
+    answer = await _chat(http, messages=[*HI, message, *HI], top_k=-1, repetition_penalty=1.0)
+    assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/v1/completions", {"model": "auto", "prompt": ""}, "prompt"),
+        ("/v1/embeddings", {"model": "all-minilm-l6-v2", "input": ["a", ""]}, "input"),
+        ("/v1/chat/completions", {**GOOD, "tool_choice": "required"}, "tool_choice"),
+        (
+            "/v1/chat/completions",
+            {**GOOD, "messages": [{"role": "user", "content": {"type": "text", "text": "x"}}]},
+            "messages.0.content",
+        ),
+        ("/v1/completions", {"model": "auto", "prompt": [True]}, "prompt.0"),
+    ],
+)
+async def test_a_refusal_names_the_field_that_was_sent(
+    http: httpx.AsyncClient, path: str, body: dict[str, Any], param: str
+) -> None:
+    answer = await http.post(path, json=body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+async def test_compressed_bodies_of_several_members_are_read(http: httpx.AsyncClient) -> None:
+    half = len(_BODY) // 2
+    packed = gzip.compress(_BODY[:half]) + gzip.compress(_BODY[half:]) + b"\0" * 16
+    for encoding, body in (
+        ("gzip", packed),
+        ("identity, gzip", packed),
+        ("", b"\xef\xbb\xbf" + _BODY),
+    ):
+        answer = await http.post(
+            "/v1/chat/completions", content=body, headers={"Content-Encoding": encoding}
+        )
+        assert answer.status_code == 200, answer.text
+
+
+async def test_all_methods_of_a_path_are_allowed_by_name(http: httpx.AsyncClient) -> None:
+    answer = await http.put("/v1/labels")
+    assert (answer.status_code, answer.headers["Allow"]) == (405, "GET, HEAD, POST")

@@ -63,6 +63,9 @@ def _aligned(pieces: list[tuple[str, list[str]]]) -> list[str]:
         # A special token in the middle is not in the text.
         ([("ab", ["a", "<|x|>", "b"])], ["a", "", "b"]),
         ([("", ["<|end|>"])], []),
+        # Spelled otherwise in the text: the tokens after it are found again.
+        ([("hi 한 ok", ["hi", "\ufffd", " ok", "<|end|>"])], ["hi", " 한", " ok"]),
+        ([("hello world", ["hello", "world"])], ["hello", " world"]),
     ],
 )
 def test_tokens_add_up_to_the_text(

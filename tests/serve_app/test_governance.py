@@ -90,6 +90,30 @@ async def test_a_literal_placeholder_stays_what_it_is() -> None:
     assert message["content"] == f"[PHONE_1] is a name for {MINE}"
 
 
+async def test_a_placeholder_that_a_schema_lists_means_itself() -> None:
+    world = World()
+    schema = {"type": "object", "properties": {"k": {"enum": ["[PHONE_1]"]}}}
+    body = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    message = await _ask(world, '{"k": "[PHONE_1]"}', response_format=body)
+    assert json.loads(message["content"]) == {"k": "[PHONE_1]"}
+
+
+async def test_json_inside_words_is_masked_by_its_values() -> None:
+    world = World()
+    ask = 'log: {"to": "jos\\u00e9@example.com", "phone": 4155550132} and {"bad": '
+    await _ask(world, "ok", ask)
+    seen = world.engine.requests[-1].messages[0]["content"]
+    assert seen == 'log: {"to": "[EMAIL_1]", "phone": "[PHONE_1]"} and {"bad": '
+
+
+async def test_an_answer_of_too_many_values_still_reaches_its_client() -> None:
+    world = World()
+    answer = " ".join(f"10.{n // 250}.{n % 250}.7" for n in range(1100))
+    message = await _ask(world, answer)
+    assert message["content"] == answer
+    assert _recorded(world) == "[withheld: too many personal values]"
+
+
 async def test_values_of_an_answer_may_be_kept_from_the_client_too() -> None:
     world = World(answer_values="mask")
     message = await _ask(world, f"you are [PHONE_1], we are {HOTLINE}")

@@ -195,6 +195,28 @@ def test_a_template_that_knows_no_tools_is_told_in_words() -> None:
     assert tools.structured(messages)[1]["tool_calls"] == [{"function": {"name": "f"}}]
 
 
+def test_references_of_a_tool_point_into_the_tool() -> None:
+    parameters = {
+        "$defs": {"A": {"type": "string"}},
+        "properties": {"a": {"$ref": "#/$defs/A"}, "self": {"$ref": "#"}},
+    }
+    offered = [{"function": {"name": name, "parameters": parameters}} for name in ("f", "g")]
+    for choice, root in (
+        ("f", "#/properties/arguments"),
+        ("required", "#/anyOf/1/properties/arguments"),
+    ):
+        schema = json.loads(tools.forced_schema(offered, choice) or "")
+        found = schema.get("anyOf", [schema])[-1]["properties"]["arguments"]["properties"]
+        assert found == {"a": {"$ref": f"{root}/$defs/A"}, "self": {"$ref": root}}
+
+
+@pytest.mark.parametrize(
+    "text", ['{"name": ["stock"]}', '{"name": "stock", "arguments": {"a": 1e400}}', "[]", "{}"]
+)
+def test_a_forced_answer_that_is_no_call_stays_words(text: str) -> None:
+    assert tools.read(text, {"stock"}, forced=True) == (text, [])
+
+
 @pytest.mark.parametrize(("parallel", "calls"), [(True, 2), (False, 1)])
 async def test_one_answer_makes_as_many_calls_as_it_may(
     world: World, client: openai.AsyncOpenAI, parallel: bool, calls: int

@@ -12,8 +12,10 @@ from cluster.governance.findings import Finding
 
 #: The longest IBAN there may be, and the separators of one that is written in groups of four.
 MAX_IBAN, MAX_WRITTEN = 34, 34 + 9
-_START = re.compile(r"(?<![A-Za-z0-9])[A-Za-z]{2}\d{2}(?=[ -]?[A-Za-z0-9])")
-_CHARACTER = re.compile(r"[ -]?[A-Za-z0-9]")
+_START = re.compile(
+    r"(?:(?<![A-Za-z0-9])|(?<=[Ii][Bb][Aa][Nn]))[A-Za-z]{2} ?\d{2}(?=[ .-]?[A-Za-z0-9])"
+)
+_CHARACTER = re.compile(r"[ .-]?[A-Za-z0-9]")
 
 
 def find_ibans(text: str) -> Iterator[Finding]:
@@ -61,6 +63,7 @@ def _continues(text: str, end: int) -> bool:
 def open_iban(text: str) -> int | None:
     """Where an IBAN begins in `text` that its next characters may complete; None without one."""
     for match in _START.finditer(text, max(0, len(text) - MAX_WRITTEN)):
-        if re.fullmatch(r"[A-Za-z0-9 -]*", text[match.start() :]):
+        country = text[match.start() : match.start() + 2].upper()
+        if _length(country) and re.fullmatch(r"[A-Za-z0-9 .-]*", text[match.start() :]):
             return match.start()
     return None

@@ -22,11 +22,13 @@ _ISSUERS: tuple[tuple[re.Pattern[str], frozenset[int]], ...] = tuple(
         (r"220[0-4]|9792|508|82", (16,)),
     )
 )
+_SEPARATORS = frozenset({" ", "  ", "   ", "-", ".", " - ", "/", "_", "·"})
 #: Lengths that only a word such as "card" makes one, for other numbers have them too.
 _ANNOUNCED = frozenset({12, 13})
 _MAESTRO = re.compile(r"5[06-8]|6(?:304|759|76[1-3])")
 _NOT_CARDS = re.compile(
-    r"(?:isbn|ean|upc|gtin|barcode|tracking|imei|iccid|imsi|doi|timestamp|epoch)\b[^\n]{0,24}\Z",
+    r"(?:isbn|ean|upc|gtin|barcode|tracking|imei|iccid|imsi|doi|timestamp|epoch)"
+    r"(?:[\s\"':=#_.\-]|number|no|nr|id|code|is|1[03])*\Z",
     re.IGNORECASE,
 )
 
@@ -55,12 +57,8 @@ def _grouped(span: Span) -> bool:
     if "." in span.separators and (len(shape) < 3 or len(set(span.separators)) > 1):
         return False
     blocks = all(4 <= size <= 6 for size in shape[:-1]) and 1 <= shape[-1] <= 6
-    return (blocks or shape in ((8, 8), (6, 13), (6, 10), (7, 8))) and set(span.separators) <= {
-        " ",
-        "-",
-        ".",
-        " - ",
-    }
+    known = blocks or shape in ((8, 8), (6, 13), (6, 10), (7, 8))
+    return known and _SEPARATORS.issuperset(span.separators)
 
 
 def luhn(digits: str) -> bool:

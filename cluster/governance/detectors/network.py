@@ -10,13 +10,17 @@ from cluster.governance.detectors.labels import Label, label_before
 from cluster.governance.findings import Finding
 
 _OCTET = r"(?:25[0-5]|2[0-4]\d|1?\d?\d)"
-_V4 = re.compile(rf"(?<![0-9A-Za-z.]){_OCTET}(?:\.{_OCTET}){{3}}(?![0-9A-Za-z]|\.\d|-[A-Za-z])")
+_V4 = re.compile(
+    rf"(?<![0-9A-Za-z.]){_OCTET}(?:\.{_OCTET}){{3}}(?![0-9A-Za-z]|\.\d|-[A-Za-z]|\.(?:tar|zip|whl|jar)\b)"
+)
 _V6 = re.compile(
-    rf"(?<![0-9A-Za-z:.])[0-9A-Fa-f]{{0,4}}:(?:[0-9A-Fa-f]{{0,4}}:){{1,7}}"
+    rf"(?:(?<![0-9A-Za-z:.])|(?<=IPv6:))[0-9A-Fa-f]{{0,4}}:(?:[0-9A-Fa-f]{{0,4}}:){{1,7}}"
     rf"(?:{_OCTET}(?:\.{_OCTET}){{3}}|[0-9A-Fa-f]{{0,4}})(?![0-9A-Za-z:])"
 )
 #: `Chrome/120.0.0.0`, and a number in a path.
-_PRODUCT = re.compile(r"[A-Za-z0-9_)]/\Z|[vV]\Z|[vV]ersion\W{0,3}\Z")
+_PRODUCT = re.compile(
+    r"[A-Za-z0-9_)]/\Z|[vV]\Z|[vV]ersion\W{0,3}\Z|[=<>~!]=\s?\Z|[~^@]\Z|[A-Za-z]-\Z"
+)
 #: Hexadecimal digits of the shortest address that is somebody's.
 _FEW = 5
 
@@ -35,7 +39,7 @@ def _v4(text: str) -> Iterator[Finding]:
         label, direct = label_before(text, match.start())
         if _PRODUCT.search(before) and not before.endswith("//"):
             continue
-        if not (direct and label in (Label.VERSION, Label.IDENTIFIER)):
+        if not (direct and label is Label.VERSION):
             yield Finding(*match.span(), "IP")
 
 
@@ -46,8 +50,14 @@ def _v6(text: str) -> Iterator[Finding]:
         value = match.group()
         if sum(char != ":" for char in value) < _FEW or not any(map(str.isdigit, value)):
             continue  # `a::b` and `x[1::2]` are code
+        if any(_mixed(group) for group in value.split(":")):
+            continue  # and so is `Face::add2`
         try:
             ipaddress.IPv6Address(value)
         except ValueError:
             continue
         yield Finding(*match.span(), "IP")
+
+
+def _mixed(group: str) -> bool:
+    return group.isalpha() and not (group.islower() or group.isupper())

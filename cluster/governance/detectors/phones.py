@@ -22,6 +22,10 @@ _EXTENSION = re.compile(r" ?(?:x|ext\.?|extension) ?\d{1,6}(?!\d)", re.IGNORECAS
 _NOT_PHONES = frozenset(
     {(3, 2, 4), (3, 3, 1, 3), (3, 3, 3, 1), (3, 3, 3, 2), (3, 3, 2, 3), (3, 2, 3, 3)}
 )
+#: Digits in a row, and the largest integers.
+_CONSTANTS = frozenset({"0123456789", "1234567890", "2147483647", "2147483648", "4294967295"})
+#: yyyymmddhh
+_HOUR = re.compile(r"(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?:[01]\d|2[0-3])")
 _YEAR = re.compile(r"(?:19|20)\d{2}")
 
 
@@ -43,7 +47,10 @@ def _is_phone(span: Span, label: Label, *, direct: bool, extended: bool) -> bool
         return False
     if span.digits.startswith(("00", "011")) and _international(span):
         return True
-    if _bare(span.digits) if len(span.groups) == 1 else _grouped(span):
+    bare = len(span.groups) == 1
+    if bare and direct and label is Label.COUNT:
+        return False
+    if _bare(span.digits) if bare else _grouped(span):
         return True
     announced = label is Label.PHONE or extended or phone_after(span.text, span.end)
     return announced and _plausible(span)
@@ -56,7 +63,7 @@ def _international(span: Span) -> bool:
 
 def _bare(digits: str) -> bool:
     """One group of digits that nothing announces."""
-    if len(digits) not in (10, 11):
+    if len(digits) not in (10, 11) or digits in _CONSTANTS or _HOUR.fullmatch(digits):
         return False
     if digits[0] in "0":
         return any(_valid(digits, region) for region in _BARE_REGIONS)
@@ -74,6 +81,10 @@ def _grouped(span: Span) -> bool:
         return len(digits) == 10 or digits[0] == "1"  # North America's
     if span.prefix == "(":
         return 8 <= len(digits) <= 12 and not _YEAR.fullmatch(digits[: shape[0]])
+    if len(shape) == 4 and set(span.separators) == {"."} and max(shape) <= 3:
+        return False  # octets
+    if {" ", "."} <= set(span.separators):
+        return False  # decimals in a row
     if _money(span) or _dated(span) or shape in _NOT_PHONES or not _separate(span):
         return False
     if len(shape) != 5 and all(size == 2 for size in shape):

@@ -20,7 +20,7 @@ MIN_DIGITS = 7
 #: More groups of one or two digits in a row are a table: no value is written so.
 _TABLE = 64
 _GROUP = re.compile(r"\d+")
-_SEPARATOR = re.compile(r"[ .\-/]|[ .\-/]?\(|\)[ .\-/]?| ?[\-/] ?|[ ]?\(0\)[ .\-]?")
+_SEPARATOR = re.compile(r" {1,3}|[._·\-/]|[ .\-/]?\(|\)[ .\-/]?| ?[\-/] ?|[ ]?\(0\)[ .\-]?")
 #: Its first groups end a date, and a date is no part of a longer number.
 _DATE = re.compile(
     r"(?:19|20)\d{2}([-./])(?:0?[1-9]|1[0-2])\1(?:0?[1-9]|[12]\d|3[01])(?!\d)"
