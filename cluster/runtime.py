@@ -62,7 +62,7 @@ def environment(token_path: Path) -> dict[str, str]:
     }
 
 
-#: Traces, keys and registry are their owner's: the whole cluster makes files for nobody else.
+#: umask of every process of the cluster: only the owner reads traces, keys and the registry.
 _PRIVATE = 0o077
 
 

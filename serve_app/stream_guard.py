@@ -24,8 +24,8 @@ _OPEN_DISCOUNT = re.compile(r"\d+ ?(?:%|[a-z]{0,7})? ?[a-z]{0,8}\Z", re.IGNORECA
 _PLAIN = re.compile(r"(?<!\S)(?!(?i:percent|x|ext|ext\.|extension)\s)[^\s\d%@\[(+]+\s")
 #: A character that no value contains, nor looks at to tell it from what is beside it.
 _APART = re.compile(r"[^\w .,%+\-@()\[\]:/'\u0300-\u036f\u0591-\u05c7\u0610-\u065f\u0900-\u0eff]")
-#: A long run is cut where no finding is, at least so far from its end; an e-mail address is the
-#: longest value.
+#: A long run is cut outside every finding and at least `_HOLD_BACK` characters before its end: the
+#: longest value is an e-mail address.
 _HOLD_BACK, _MOST_HELD = 320, 1024
 
 

@@ -109,7 +109,7 @@ def copied(source: Path, folder: Path, *, max_rank: int, max_bytes: int) -> Sour
         )
     given = folder / "given"
     given.mkdir()
-    # There and, as nobody else writes to it, in the copy.
+    # Before the copy, to refuse early, and in the copy, which no other process writes to.
     check_tensors(files[WEIGHTS], {config.r})
     shutil.copyfile(files[WEIGHTS], given / WEIGHTS)
     shutil.copyfile(files[PEFT_CONFIG], given / PEFT_CONFIG)
@@ -245,7 +245,7 @@ def read_given(source: Source, ref: BaseModelRef) -> Any:
     }
     try:
         with warnings.catch_warnings():
-            # PEFT warns of what is missing or too much; `_require_fit` refuses it.
+            # PEFT only warns of missing and unexpected tensors; `_require_fit` refuses them.
             warnings.simplefilter("ignore", UserWarning)
             model = PeftModel.from_pretrained(base, str(source.given)).eval()
     except _OF_PEFT as error:

@@ -26,8 +26,9 @@ _NAMED = 64
 
 
 def documents(text: str) -> list[tuple[int, int]]:
-    """Where JSON objects and arrays stand in `text`, from left to right: the whole of it, what a
-    fence encloses, lines of a log. A few that begin like one and are none end the search."""
+    """Start and end of the JSON objects and arrays in `text`, from left to right: the whole text,
+    the content of a code fence, lines of a log. The search ends after `_MAX_FAILED` candidates that
+    do not parse, which bounds its work."""
     found, position, failed = list[tuple[int, int]](), 0, 0
     while failed < _MAX_FAILED and (match := _OPENS.search(text, position)):
         try:

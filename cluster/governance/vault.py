@@ -38,10 +38,10 @@ class TooManyValues(ValueError):
 
 
 class Vault:
-    """The values that were masked, by placeholder. Looking one up is one step."""
+    """The values that were masked, by placeholder; a look-up takes constant time."""
 
     def __init__(self, taken: Iterable[str] = ()) -> None:
-        """No value gets a placeholder of `taken`: those mean something else already."""
+        """Placeholders in `taken` are never issued: they have a meaning already."""
         self.values: dict[str, str] = {}
         """Placeholder to the original text."""
         self._taken = set(taken)

@@ -294,8 +294,8 @@ class Road:
             name = route.instead_of
         named = envelope.model.partition("@")[0] == name
         if route and name in table.access and not named and not table.reaches(envelope, name):
-            # On record as well: nobody's traffic may train an adapter that is not theirs, and
-            # nobody is told what others call theirs.
+            # In the record as well: a tenant's traffic must not train another tenant's adapter,
+            # nor may the answer name that adapter or its intents.
             envelope.route = replace(
                 route, adapter=None, instead_of=None, intent="", reason="no adapter within reach"
             )

@@ -1,4 +1,4 @@
-"""What goes to a chat template, and what log-probabilities are told of an answer."""
+"""The input of a chat template, and the log-probabilities reported with an answer."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ class Label(Enum):
     CARD = 2
     SSN = 3
     IDENTIFIER = 4
-    """An order, a ticket, an article: a number that is nobody's."""
+    """An order, a ticket, an article: an identifier that is not personal data."""
     VERSION = 5
     COUNT = 6
     """A word that rules bare digits out, and not a number that is written as a telephone's."""

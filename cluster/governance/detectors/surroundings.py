@@ -33,7 +33,7 @@ def in_path(text: str, start: int, end: int) -> bool:
     left = text[max(0, start - LOOK_BEHIND) : start]
     space = max(left.rfind(" "), left.rfind("\n"), left.rfind("\t"))
     if space < 0 and len(left) == LOOK_BEHIND:
-        return False  # nobody writes such a path; what is not known is personal
+        return False  # too long for a path: when in doubt, the value is personal data
     token = left[space + 1 :]
     if _URL_PATH.search(token) or _FILE_PATH.search(left[max(0, space) :]):
         return True
