@@ -83,6 +83,12 @@ def test_numbers_and_listed_values_stay_where_they_are_to() -> None:
     assert masked == {"phone": 4155550132, "desk": "415-555-0199", "other": "[PHONE_1]"}
 
 
+def test_an_array_of_numbers_stays_one() -> None:
+    assert json.loads(mask_text("[4155550132, 7]", Vault())) == ["[PHONE_1]", 7]
+    assert mask_text("[4155550132, 7]", Vault(), numbers=False) == "[4155550132, 7]"
+    assert mask_text("see [1] and [2001:db8::1]", Vault()) == "see [1] and [[IP_1]]"
+
+
 def test_a_key_says_what_its_value_is() -> None:
     text = json.dumps({"order_id": "4155550132", "phone": "4155550132"})
     assert json.loads(mask_text(text, Vault())) == {
