@@ -33,6 +33,7 @@ from cluster.registry import (
     versions,
 )
 from cluster.registry.bases import BaseModelInfo
+from cluster.registry.remarks import remark
 from cluster.registry.versions import AdapterRecord
 from cluster.rollout.evidence import Arm
 from cluster.rollout.gate import GateConfig, Verdict, judge
@@ -357,7 +358,7 @@ class ControlPlane(Books):
         Raises:
             ConflictError: no rollout of it is under way.
         """
-        if not self._rollouts.withdraw(adapter, f"{actor}: {reason}"):
+        if not self._rollouts.withdraw(adapter, f"{actor}: {remark(reason)}"):
             raise ConflictError(f"no rollout of {adapter[:64]!r} is under way")
 
     async def promote_rollout(self, adapter: str, actor: str) -> None:

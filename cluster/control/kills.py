@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from cluster.errors import ConflictError
 from cluster.registry import access
+from cluster.registry.remarks import remark
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ class Kills:
 
     def add(self, name: str, reason: str, *, actor: str, now: float) -> None:
         """From now on `name` is off; what no database takes of a text is left out."""
-        kill = _Kill(_storable(reason), _storable(actor), now)
+        kill = _Kill(remark(_storable(reason)), _storable(actor), now)
         self._pending.setdefault(name, _Pending()).kills.append(kill)
 
     def record(self, name: str, now: float) -> bool:

@@ -14,6 +14,7 @@ from cluster.budget.limits import Limits, key_scope
 from cluster.config import ConfigModel
 from cluster.errors import ConflictError
 from cluster.registry import events, limits, tenants
+from cluster.registry.remarks import Alias
 from cluster.registry.schema import ApiKey, PrincipalRow, Tenant
 from cluster.types import TEXT, Principal, Role, checked_name
 
@@ -27,7 +28,7 @@ class KeyRequest(ConfigModel):
     roles: tuple[Role, ...] = (Role.INFERENCE,)
     principal: str = "default"
     """Who uses it: a person or a service of the tenant."""
-    alias: str = Field(default="", max_length=63, pattern=TEXT)
+    alias: Alias = Field(default="", max_length=63, pattern=TEXT)
     """A name for people to tell keys by."""
     models: tuple[str, ...] = Field(default=(), max_length=1000)
     """The adapters it reaches; empty is all that the tenant reaches."""
@@ -49,7 +50,7 @@ class KeyRequest(ConfigModel):
 class KeyChange(ConfigModel):
     """What of a key is to be otherwise; what is not named stays."""
 
-    alias: str | None = Field(default=None, max_length=63, pattern=TEXT)
+    alias: Alias | None = Field(default=None, max_length=63, pattern=TEXT)
     models: tuple[str, ...] | None = Field(default=None, max_length=1000)
     """The adapters it reaches; empty is all that the tenant reaches."""
     lasts_s: float | None = Field(default=None, gt=0)

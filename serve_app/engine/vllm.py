@@ -210,7 +210,7 @@ class VLLMEngine:
                 async for output in outputs:
                     yield output
             except VLLMClientError as error:
-                raise NotSupported(f"the engine refused the request: {one_line(error)}") from error
+                raise NotSupported(_refusal(error, request.sampling)) from error
 
     # -- adapters ---------------------------------------------------------------------------
 
@@ -414,6 +414,15 @@ def _require_whole(reason: str, sampling: Sampling) -> None:
     if sampling.json_schema is not None:
         raise NotSupported("the engine cannot follow this JSON schema")
     raise EngineFailed(f"the engine ended the request: {reason}"[:200])
+
+
+def _refusal(error: Exception, sampling: Sampling) -> str:
+    """Why vLLM takes no such request, without advice on settings that are not the caller's."""
+    said = one_line(error)
+    if sampling.json_schema is None:
+        return f"the engine refused the request: {said}"
+    why = said.partition("Grammar error: ")[2] or said
+    return f"the JSON schema cannot be enforced: {why.partition('. Enable ')[0]}"
 
 
 def _schema(text: str) -> str:
