@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Container, Iterable, Mapping
 
-from cluster.governance.detectors.accounts import open_iban
+from cluster.governance.detectors.accounts import iban_across
 from cluster.governance.findings import KINDS, LOOK_BEHIND
+from cluster.governance.folding import fold
 from cluster.governance.pii import find
-from cluster.governance.vault import Vault, mask, restore
-from serve_app.stages.governance import cap_discounts, mask_answer
+from cluster.governance.vault import TooManyValues, Vault, mask, restore
+from serve_app.stages.governance import WITHHELD, cap_discounts, mask_answer
 
 #: The beginning of a placeholder at the end of what has come.
 _OPEN_PLACEHOLDER = re.compile(rf"\[(?:[A-Z]{{0,{max(map(len, KINDS))}}}|[A-Z]{{2,5}}_\d{{0,4}})\Z")
@@ -23,7 +24,7 @@ _OPEN_DISCOUNT = re.compile(r"\d+ ?(?:%|[a-z]{0,7})? ?[a-z]{0,8}\Z", re.IGNORECA
 #: number before it, "ext" to a telephone number.
 _PLAIN = re.compile(r"(?<!\S)(?!(?i:percent|x|ext|ext\.|extension)\s)[^\s\d%@\[(+]+\s")
 #: A character that no value contains, nor looks at to tell it from what is beside it.
-_APART = re.compile(r"[^\w .,%+\-@()\[\]:/'\u0300-\u036f\u0591-\u05c7\u0610-\u065f\u0900-\u0eff]")
+_APART = re.compile(r"[^\w\\ .,%+\-@()\[\]:/'\u0300-\u036f\u0591-\u05c7\u0610-\u065f\u0900-\u0eff]")
 #: A long run is cut outside every finding and at least `_HOLD_BACK` characters before its end: the
 #: longest value is an e-mail address.
 _HOLD_BACK, _MOST_HELD = 320, 1024
@@ -87,15 +88,15 @@ class StreamGuard:
     def _value_edge(self, limit: int) -> int:
         """Up to the last word that no value can begin in, or the last character that is in none;
         at most `limit`."""
-        ends = (
+        ends = [
             match.end()
             for pattern in (_PLAIN, _APART)
             for match in pattern.finditer(self._held, 0, limit)
-        )
+        ]
         edge = max(ends, default=0)
-        begun = open_iban(self._held)
-        if begun is not None:
-            edge = min(edge, begun)
+        folded = fold(self._held)
+        while (begun := iban_across(folded, edge)) is not None:
+            edge = max((end for end in ends if end <= begun), default=0)
         if len(self._held) - edge > _MOST_HELD:
             edge = min(limit, len(self._held) - _HOLD_BACK)
             spans = ((one.start, one.end) for one in find(self._held, self._context))
@@ -105,14 +106,18 @@ class StreamGuard:
     def _clean(self, text: str) -> str:
         if not text:
             return ""
-        if self._whole:
-            masked = mask_answer(text, self._own, self._keep, numbers=False)
-        elif self._masks:
-            masked = mask(text, self._own, self._context)
-            self._context = (self._context + text)[-LOOK_BEHIND:]
-        else:
-            masked = text
-        clean = restore(cap_discounts(masked, self._max_discount), self._vault)
+        clean = restore(cap_discounts(self._masked(text), self._max_discount), self._vault)
         self.shown += len(text)
         self.changed = self.changed or clean != text
         return clean
+
+    def _masked(self, text: str) -> str:
+        if not self._masks:
+            return text
+        context, self._context = self._context, (self._context + text)[-LOOK_BEHIND:]
+        try:
+            if self._whole:
+                return mask_answer(text, self._own, self._keep, numbers=False)
+            return mask(text, self._own, context)
+        except TooManyValues:
+            return WITHHELD

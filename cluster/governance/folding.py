@@ -30,4 +30,5 @@ _ESCAPED_SPACE = re.compile(r"\\[nrtbf]")
 def fold(text: str) -> str:
     """`text` for matching, of the same length; `text` itself where nothing looks alike."""
     folded = text if text.isascii() else text.translate(_table())
-    return _ESCAPED_SPACE.sub("  ", folded) if "\\" in folded else folded
+    # White space that stands inside no value, so that no value holds an escape.
+    return _ESCAPED_SPACE.sub("\x1f\n", folded) if "\\" in folded else folded

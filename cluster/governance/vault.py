@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
+from cluster.errors import UserError
 from cluster.governance.findings import KINDS
 from cluster.governance.pii import find
 
@@ -33,7 +34,7 @@ def placeholders(texts: Iterable[str]) -> set[str]:
     return found
 
 
-class TooManyValues(ValueError):
+class TooManyValues(UserError):
     """A text holds more distinct personal values than one request may."""
 
 

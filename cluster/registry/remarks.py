@@ -11,13 +11,13 @@ from typing import Annotated
 from pydantic import AfterValidator
 
 from cluster.governance.structured import mask_text
-from cluster.governance.vault import Vault
+from cluster.governance.vault import Vault, placeholders
 from cluster.text import normalise
 
 
 def remark(text: str) -> str:
     """`text` as it is kept: in normal form, personal data as placeholders."""
-    return mask_text(normalise(text), Vault())
+    return mask_text(normalise(text), Vault(placeholders([text])))
 
 
 def _bounded(text: str) -> str:

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from cluster.answer import masked_example, parse
 from cluster.governance.structured import mask_text
-from cluster.governance.vault import Vault
+from cluster.governance.vault import Vault, placeholders
 from cluster.text import normalise
 from cluster.workload import TurnRecord
 
@@ -62,7 +62,8 @@ def from_trace(
     label = labels.get(trace_id)
     if label is None:
         return []
-    answer = parse(mask_text(normalise(str(label["answer"])), Vault()))
+    written = normalise(str(label["answer"]))
+    answer = parse(mask_text(written, Vault(placeholders([written, json.dumps(prompt)]))))
     if answer is None or not prompt:
         return [{**found, "trace_id": trace_id, "fault": "the label is not a structured answer"}]
     if any(_unmasked(text) for message in prompt for text in message.values()):

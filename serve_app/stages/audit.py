@@ -14,11 +14,12 @@ from typing import Any
 
 from cluster.audit import ChainWriter
 from cluster.governance.structured import mask_text
-from cluster.governance.vault import Vault
+from cluster.governance.vault import TooManyValues, Vault
 from cluster.registry.labels import LabelTask
 from cluster.registry.usage import Tally, TokenUse
 from cluster.text import normalise
 from serve_app.protocol import Envelope, Span, last_user_text, trace_record
+from serve_app.stages.governance import WITHHELD
 from serve_app.tasks import apart
 
 logger = logging.getLogger(__name__)
@@ -103,7 +104,10 @@ def _masked(record: dict[str, Any], envelope: Envelope) -> dict[str, Any]:
     vault = Vault(envelope.placeholders)
 
     def clean(text: str, name: str = "") -> str:
-        return mask_text(normalise(text), vault, name=name)
+        try:
+            return mask_text(normalise(text), vault, name=name)
+        except TooManyValues:  # one record's names must not cost its batch
+            return WITHHELD
 
     record["requested_model"] = clean(envelope.model)
     for field in ("metadata", "attributes"):

@@ -20,7 +20,7 @@ from serve_app.tools import readable, segments
 
 _DISCOUNT = re.compile(r"\b(\d{1,3}) ?(?:%|percent)(?= ?(?:off|discount))", re.IGNORECASE)
 
-_REFUSED = "[withheld: too many personal values]"
+WITHHELD = "[withheld: too many personal values]"
 
 
 class Governance:
@@ -66,7 +66,7 @@ class Governance:
         try:
             recorded = mask_answer(text, own, keep)
         except TooManyValues:
-            recorded = _REFUSED
+            recorded = WITHHELD
         if own.values:
             envelope.conflicts.append("personal data in the answer")
         envelope.answer = cap_discounts(recorded, limit)
@@ -93,12 +93,12 @@ def _masked_for_client(envelope: Envelope, text: str) -> str:
             return mask_answer(text, own, envelope.listed, numbers=False)
         return mask(text, own)
     except TooManyValues:
-        return _REFUSED
+        return WITHHELD
 
 
 def _refuse(envelope: Envelope, why: str) -> None:
     """Stop a request that was masked in part only: nothing of it may reach the log."""
-    envelope.messages = [{"role": one["role"], "content": _REFUSED} for one in envelope.messages]
+    envelope.messages = [{"role": one["role"], "content": WITHHELD} for one in envelope.messages]
     envelope.metadata, envelope.tools = {}, None
     envelope.block = Block(400, "too_many_values", why, "messages")
 

@@ -297,6 +297,18 @@ async def test_names_that_callers_choose_are_masked_in_the_record(tmp_path: Path
     assert envelope.attributes["mail"] == "ann@shop.example.com"
 
 
+async def test_a_record_of_too_many_values_costs_no_other_its_place(tmp_path: Path) -> None:
+    async def hear(rows: list[Any]) -> int:
+        return len(rows)
+
+    many, other = _envelope(), _envelope()
+    many.metadata = {"a": " ".join(f"10.{n // 250}.{n % 250}.7" for n in range(1100))}
+    await Audit(ChainWriter(tmp_path, "w"), hear, hear)([many, other])
+    first, second = read_traces(tmp_path)
+    assert first["metadata"] == {"a": "[withheld: too many personal values]"}
+    assert second["metadata"] == {}
+
+
 async def test_passages_are_masked_for_the_prompt_and_restored_in_the_answer(
     tmp_path: Path,
 ) -> None:

@@ -68,6 +68,14 @@ def test_a_masked_stream_shows_the_begin_of_an_object_at_once() -> None:
     assert "".join(guard.push(piece) for piece in pieces[:3]) == '{"intent": "'
 
 
+@pytest.mark.parametrize("after", ["[PHONE_1]", " and more", ", then", "", " [x]"])
+def test_no_group_of_an_account_number_is_shown_before_the_others(after: str) -> None:
+    for number in ("GB29 NWBK 6016 1331 9268 19", "gb29 nwbk 6016 1331 9268 19"):
+        text = f"mine: {number} {after}"
+        shown = _streamed(StreamGuard({}, None, masks=True), text, 1)
+        assert shown == f"mine: [IBAN_1] {after}"
+
+
 def test_structured_answers_are_masked_by_their_values() -> None:
     answer = json.dumps({"phone": 4155550177, "mail": "caf\u00e9@example.com", "to": "[PHONE_1]"})
     guard = StreamGuard(VAULT, None, masks=True, structured=True)
@@ -107,3 +115,10 @@ def test_every_stream_restores_and_caps_as_its_whole(parts: list[str], size: int
 def test_every_stream_is_masked_as_its_whole(text: str, size: int) -> None:
     shown = _streamed(StreamGuard({}, 20, masks=True), text, size)
     assert shown == cap_discounts(mask(text, Vault()), 20)
+
+
+def test_a_masked_stream_of_too_many_values_withholds_the_rest() -> None:
+    text = " ".join(f"10.{n // 250}.{n % 250}.7 and" for n in range(1100))
+    shown = _streamed(StreamGuard({}, None, masks=True), text, 9)
+    assert "10.4.99.7" not in shown
+    assert "[withheld: too many personal values]" in shown

@@ -60,10 +60,13 @@ def _continues(text: str, end: int) -> bool:
     return end < len(text) and text[end].isascii() and text[end].isalnum()
 
 
-def open_iban(text: str) -> int | None:
-    """Where an IBAN begins in `text` that its next characters may complete; None without one."""
-    for match in _START.finditer(text, max(0, len(text) - MAX_WRITTEN)):
+def iban_across(text: str, edge: int) -> int | None:
+    """Where an IBAN may begin that goes on past `edge`, complete or not; None where none does.
+
+    Words may be part of one: a text must not be cut between its groups.
+    """
+    for match in _START.finditer(text, max(0, edge - MAX_WRITTEN), edge):
         country = text[match.start() : match.start() + 2].upper()
-        if _length(country) and re.fullmatch(r"[A-Za-z0-9 .-]*", text[match.start() :]):
+        if _length(country) and re.fullmatch(r"[A-Za-z0-9 .-]*", text[match.start() : edge]):
             return match.start()
     return None

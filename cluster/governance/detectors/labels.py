@@ -83,7 +83,7 @@ _JOINED = re.compile(
 _HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _SENTENCE_END = re.compile(r"[.!?\u3002\uff01\uff1f]\s|\n\s*\n")
 _AFTER = re.compile(
-    r"\s{0,2}\(?(?:mobile|cell|cellphone|office|home|work|fax|desk|phone|tel|mobil|handy)\b",
+    r" {0,2}\(?(?:mobile|cell|cellphone|office|home|work|fax|desk|phone|tel|mobil|handy)\b",
     re.IGNORECASE,
 )
 
