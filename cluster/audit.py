@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from io import FileIO
@@ -48,6 +48,15 @@ def _write(handle: FileIO, data: bytes) -> None:
     os.fsync(handle.fileno())
 
 
+@dataclass(frozen=True)
+class Head:
+    """The latest entry of a writer's chain."""
+
+    entries: int
+    hash: str
+    """Of the last of them; empty where only their number is known."""
+
+
 class ChainWriter:
     """Appends traces and their chain entries; one fsync a batch, not one a record."""
 
@@ -57,14 +66,18 @@ class ChainWriter:
         self._traces = (directory / f"traces-{writer}.jsonl").open("xb", buffering=0)
         self._chain = (directory / f"chain-{writer}.jsonl").open("xb", buffering=0)
         self.writer = writer
-        self._sequence = 0
-        self._previous = GENESIS
+        self._head = Head(0, GENESIS)
         self._sizes, self._torn = (0, 0), False
 
     @property
     def sequence(self) -> int:
         """The place of the next entry."""
-        return self._sequence
+        return self._head.entries
+
+    @property
+    def head(self) -> Head:
+        """The latest entry that is durable."""
+        return self._head
 
     def append(self, traces: Sequence[dict[str, Any]]) -> list[str]:
         """Write `traces` durably and return the chain hash of each, in order.
@@ -73,9 +86,9 @@ class ChainWriter:
             OSError: they could not be written, and none of them is in the log.
         """
         hashes, lines, entries = list[str](), list[bytes](), list[bytes]()
-        previous = self._previous
-        for sequence, trace in enumerate(traces, self._sequence):
-            line = _canonical(trace)
+        previous = self._head.hash
+        for sequence, trace in enumerate(traces, self._head.entries):
+            line = _canonical({**trace, "writer": self.writer})
             body = {
                 "content": _sha256(line),
                 "previous": previous,
@@ -88,7 +101,7 @@ class ChainWriter:
             entries.append(_canonical({**body, "hash": previous}) + b"\n")
             hashes.append(previous)
         self._commit(b"".join(lines), b"".join(entries))
-        self._sequence, self._previous = self._sequence + len(hashes), previous
+        self._head = Head(self._head.entries + len(hashes), previous)
         return hashes
 
     def _commit(self, lines: bytes, entries: bytes) -> None:
@@ -136,33 +149,59 @@ class Verification:
         return not self.faults
 
 
-def verify(directory: Path) -> Verification:
+def verify(
+    directory: Path,
+    requests: Mapping[str, Head] | None = None,
+    changes: Mapping[str, Head] | None = None,
+) -> Verification:
     """Recompute every chain under `directory` against its content, offline.
 
-    Below it, in `control`, are the chains of what the control plane changed.
+    Below it, in `control`, are the chains of what the control plane changed. `requests` and
+    `changes` are the writers that the registry knows of each, and how far they had come at least:
+    without them it cannot be told whether a tail, a file or a writer is missing, or was added.
     """
     result = Verification()
-    result.records = _verify_folder(directory, result.faults)
-    result.changes = _verify_folder(directory / CONTROL, result.faults)
+    result.records = _verify_folder(directory, requests, result.faults)
+    result.changes = _verify_folder(directory / CONTROL, changes, result.faults)
     if not writers(directory) and not writers(directory / CONTROL):
         # Nothing shows nothing: a log that was deleted must not look like one that is whole.
         result.faults.append(f"{directory}: there is no log to verify")
     return result
 
 
-def _verify_folder(directory: Path, faults: list[str]) -> int:
+def _verify_folder(directory: Path, heads: Mapping[str, Head] | None, faults: list[str]) -> int:
     """Add what is wrong to `faults`; returns how many entries there are."""
-    chains = {path.name.removeprefix("chain-") for path in directory.glob("chain-*.jsonl")}
+    chains = {path.name for path in directory.glob("chain-*.jsonl")}
+    chains = {name.removeprefix("chain-") for name in chains}
     contents = {path.name.removeprefix("traces-") for path in directory.glob("traces-*.jsonl")}
     faults += [f"{name}: a chain or its traces are missing" for name in sorted(chains ^ contents)]
-    return sum(_verify_pair(directory, name, faults) for name in sorted(chains & contents))
+    if heads is not None:
+        there = {name.removesuffix(".jsonl") for name in chains | contents}
+        wrote = {writer for writer, head in heads.items() if head.entries}
+        missing, strange = sorted(wrote - there), sorted(there - heads.keys())
+        faults += [
+            f"{name}.jsonl: {_entries(heads[name])} on record, none found" for name in missing
+        ]
+        faults += [f"{name}.jsonl: no writer of that name is on record" for name in strange]
+    return sum(_verify_pair(directory, name, heads, faults) for name in sorted(chains & contents))
 
 
-def _verify_pair(directory: Path, name: str, faults: list[str]) -> int:
+def _entries(head: Head) -> str:
+    return "1 entry" if head.entries == 1 else f"{head.entries} entries"
+
+
+def _verify_pair(
+    directory: Path, name: str, heads: Mapping[str, Head] | None, faults: list[str]
+) -> int:
+    writer = name.removesuffix(".jsonl")
+    known = (heads or {}).get(writer, Head(0, ""))
     entries = _read_lines(directory / f"chain-{name}")
     lines = _read_lines(directory / f"traces-{name}")
     if len(entries) != len(lines):
         faults.append(f"{name}: {len(entries)} chain entries for {len(lines)} traces")
+    if len(entries) < known.entries:
+        faults.append(f"{name}: {len(entries)} of {_entries(known)} on record")
+    signed = f'"writer":{json.dumps(writer)}'.encode()
     previous = GENESIS
     for position, (entry_line, line) in enumerate(zip(entries, lines, strict=False)):
         try:
@@ -173,10 +212,14 @@ def _verify_pair(directory: Path, name: str, faults: list[str]) -> int:
             return position + 1
         if entry.get("previous") != previous or entry.get("sequence") != position:
             faults.append(f"{name} line {position + 1}: the chain is broken")
+        if entry.get("writer") != writer or signed not in line:
+            faults.append(f"{name} line {position + 1}: of another writer")
         if _sha256(_canonical(entry)) != claimed:
             faults.append(f"{name} line {position + 1}: the entry was altered")
         if entry.get("content") != _sha256(line):
             faults.append(f"{name} line {position + 1}: the trace was altered")
+        if position + 1 == known.entries and known.hash not in ("", claimed):
+            faults.append(f"{name} line {position + 1}: not the entry on record")
         previous = claimed
     return len(entries)
 

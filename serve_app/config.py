@@ -14,8 +14,9 @@ from cluster.types import AdapterVersion
 StageName = Literal[
     "data_prep", "governance", "routing", "policy", "context", "monitoring", "audit"
 ]
-#: Of a long word, with what stands around it. A token takes a byte at least.
-_WORD_BYTES = 12
+#: Tokens of a long word with what stands around it, at most (a token takes a byte at least), and
+#: of words as they are on average.
+_WORD_MOST, _WORD_MEAN = 12, 1.5
 STAGE_NAMES: tuple[StageName, ...] = get_args(StageName)
 
 
@@ -182,10 +183,14 @@ class ContextConfig(ConfigModel):
     """Adapter name to the words of context its prompt may carry; 0 for tasks that need none."""
     default_budget_tokens: int = 0
 
-    @property
-    def most_tokens(self) -> int:
-        """What it may add to a prompt at most: its budgets are words, of some bytes each."""
-        return _WORD_BYTES * max(self.default_budget_tokens, *self.budget_tokens.values(), 0)
+    def stitched(self, adapter: str | None) -> tuple[int, int]:
+        """Tokens that context may add to a prompt of `adapter` ("" for the base model, None where
+        the router chooses): at most, and as a rule. Its budgets are words."""
+        if adapter is None:
+            words = max(self.default_budget_tokens, *self.budget_tokens.values(), 0)
+        else:
+            words = self.budget_tokens.get(adapter, self.default_budget_tokens)
+        return _WORD_MOST * words, int(_WORD_MEAN * words)
 
 
 class MonitoringConfig(ConfigModel):

@@ -93,8 +93,7 @@ def make_stage(name: str, config: ServeConfig, replica: str) -> Stage:
         from serve_app.stages.audit import Audit
 
         writer = ChainWriter(config.audit_dir, replica)
-        control = AsyncControlClient()
-        return Audit(writer, control.enqueue_labels, control.tell_use)
+        return Audit(writer, AsyncControlClient())
     raise ValueError(f"unknown stage {name!r}; the stages are {', '.join(STAGES)}")
 
 
@@ -210,7 +209,8 @@ class Gateway:
             budgets=Budgets(
                 self._control.spend,
                 self._config.engine.max_model_len,
-                self._config.context.most_tokens,
+                self._config.context.stitched,
+                base_name(self._config),
             ),
             plane=self._control,
             rerouted=any(rule.type == "vip_route" for rule in self._config.policy.rules),

@@ -19,11 +19,14 @@ class Reservation:
     """Who will answer, where that is known already."""
     read: int
     written: int
-    """Tokens."""
+    """Tokens, at most: what is priced."""
     asks: bool = True
     """Whether an engine is asked; what is only recorded needs no money."""
     choices: int = 1
     """Answers that are asked for: each is one of the requests that a limit counts."""
+    expected: int | None = None
+    """Tokens that are read as a rule, where that is less: what a limit of tokens a minute is held
+    to. What is used beyond them is a debt."""
 
 
 @dataclass(frozen=True)
@@ -81,4 +84,5 @@ class Desk:
             usd = self.prices.most(item.read, item.written)
         else:
             usd = self.prices.tokens(item.model).cost(item.read, item.written)
-        return Amount(item.choices, item.read + item.written, usd)
+        tokens = item.written + (item.read if item.expected is None else item.expected)
+        return Amount(item.choices, tokens, usd)

@@ -30,6 +30,16 @@ class Limits(ConfigModel):
         return not (self.rpm is None and self.tpm is None and self.max_usd is None)
 
 
+def within(new: Limits, old: Limits) -> bool:
+    """Whether `new` lets through nothing that `old` does not."""
+    for name in ("rpm", "tpm", "max_usd"):
+        before, after = getattr(old, name), getattr(new, name)
+        if before is not None and (after is None or after > before):
+            return False
+    # The same money in a shorter period is more.
+    return old.max_usd is None or new.period_s == old.period_s
+
+
 def tenant_scope(tenant: str) -> str:
     """The account of everything that a tenant's keys use."""
     return f"tenant:{tenant}"

@@ -58,6 +58,11 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument(
         "folder", type=Path, nargs="?", help="of the log; default: that of --workdir"
     )
+    verify.add_argument(
+        "--registry",
+        metavar="URL",
+        help="what it is compared with; default: the SQLite registry of --workdir",
+    )
     verify.add_argument("--json", action="store_true")
     verify.set_defaults(run=_verify)
     parser.set_defaults(json=False, workdir=_WORKDIR)
@@ -95,20 +100,29 @@ def _down(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from cluster.audit import verify
+    from cluster.audit import Verification, verify
+    from cluster.registry.writers import read_heads
 
     folder = options.folder or options.workdir / "state" / "audit"
     if not folder.is_dir():
         raise HeadraceError(f"{folder} is not an audit folder")
-    found = verify(folder)
+    registry, beside = options.registry, options.workdir / "registry.db"
+    if registry is None and options.folder is None:
+        registry = f"sqlite:///{beside}"
+    # The registry first: what is written meanwhile is in the log and may not be in it.
+    heads = (None, None) if registry is None else read_heads(registry)
+    found: Verification = verify(folder, *heads)
     if options.json:
         rows = {"records": found.records, "changes": found.changes}
-        print(json.dumps({**rows, "verified": found.verified, "faults": found.faults}))
+        compared = {"compared": registry is not None}
+        print(json.dumps({**rows, "verified": found.verified, **compared, "faults": found.faults}))
     else:
         verdict = "chain verified" if found.verified else "NOT verified"
         print(f"{found.records} records, {found.changes} changes, {verdict}")
         for fault in found.faults[:20]:
             print(f"  {printable(fault)}")
+        if registry is None:
+            print("  not compared with a registry (--registry URL): what is missing was not seen")
     return 0 if found.verified else 1
 
 

@@ -80,10 +80,14 @@ def _rollout(verbs: Verbs) -> list[argparse.ArgumentParser]:
     end.add_argument("adapter")
     end.add_argument("--reason", required=True, help="for the audit log")
     end.set_defaults(run=_end)
+    appeal = actions.add_parser("appeal", help="let a version that a rollout refused try again")
+    appeal.add_argument("version", help="name@number")
+    appeal.add_argument("--reason", required=True, help="for the audit log")
+    appeal.set_defaults(run=_appeal)
     promote = actions.add_parser("promote", help="agree to a candidate whose plan waits for it")
     promote.add_argument("adapter")
     promote.set_defaults(run=_promote_rollout)
-    return [rollout, start, status, end, promote]
+    return [rollout, start, status, end, appeal, promote]
 
 
 def _switch(verbs: Verbs) -> list[argparse.ArgumentParser]:
@@ -202,6 +206,7 @@ def _status(options: argparse.Namespace) -> int:
             f"{arm['latency_ms']:8.1f} ms  confidence {arm['confidence']:.3f}"
             for name, arm in row["seen"].items()
         ]
+        lines += [f"        set aside {name}: {why}" for name, why in row["aside"].items()]
         if row["verdict"] is not None:
             lines.append(f"        candidate {row['verdict']['text']}")
     return say(options, rows, lines or ["there was no rollout yet"])
@@ -211,6 +216,13 @@ def _end(options: argparse.Namespace) -> int:
     client(options).end_rollout(options.adapter, options.reason)
     found = {"adapter": options.adapter, "ended": True}
     return say(options, found, [f"the rollout of {options.adapter} is being taken back"])
+
+
+def _appeal(options: argparse.Namespace) -> int:
+    version = named_version(options.version)
+    client(options).appeal(version, options.reason)
+    found = {"version": str(version), "state": "passed"}
+    return say(options, found, [f"{version} may be tried again: headrace rollout start {version}"])
 
 
 def _promote_rollout(options: argparse.Namespace) -> int:

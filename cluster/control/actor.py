@@ -361,6 +361,15 @@ class ControlPlane(Books):
         if not self._rollouts.withdraw(adapter, f"{actor}: {remark(reason)}"):
             raise ConflictError(f"no rollout of {adapter[:64]!r} is under way")
 
+    async def appeal(self, version: AdapterVersion, reason: str, actor: str) -> None:
+        """Let a version that a rollout refused be tried again, on record.
+
+        Raises:
+            ConflictError: no rollout refused it; what the gate refuses is evaluated again.
+        """
+        async with self._changing.of(version.name):
+            self._store.appeal(version, f"{actor}: {remark(reason)}", actor)
+
     async def promote_rollout(self, adapter: str, actor: str) -> None:
         """Promote the candidate of a rollout that waits for a person.
 

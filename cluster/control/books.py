@@ -17,7 +17,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session, sessionmaker
 
-from cluster.audit import CONTROL, ChainWriter, Place
+from cluster.audit import CONTROL, ChainWriter, Head, Place
 from cluster.budget.exchange import Reservation, Settlement
 from cluster.budget.ledger import Refusal, Room
 from cluster.budget.limits import Limits, key_scope
@@ -35,6 +35,7 @@ from cluster.registry import (
     tenants,
     usage,
     versions,
+    writers,
 )
 from cluster.registry.bases import BaseModelInfo
 from cluster.registry.db import open_database
@@ -50,6 +51,8 @@ class Books(ABC):
         """`audit` is the folder of the audit log; what is changed here is chained below it."""
         self._engine = open_database(database)
         self._chain = ChainWriter(audit / CONTROL, f"control-{uuid.uuid4().hex}")
+        with Session(self._engine) as tx, tx.begin():
+            writers.register(tx, self._chain.writer, changes=True, now=time.time())
         self._audit = audit
         self._till = Till(lambda: Session(self._engine))
         self._traffic = Traffic()
@@ -65,10 +68,12 @@ class Books(ABC):
 
     # -- tenants and keys -------------------------------------------------------------------
 
-    async def issue_key(self, request: keys.KeyRequest, actor: str) -> keys.IssuedKey:
+    async def issue_key(
+        self, request: keys.KeyRequest, actor: str, by_operator: bool = False
+    ) -> keys.IssuedKey:
         """Create an API key."""
         with self._change() as tx:
-            issued = keys.issue(tx, request, actor=actor, now=time.time())
+            issued = keys.issue(tx, request, actor=actor, now=time.time(), by_operator=by_operator)
         if request.limits.bounded:
             self._till.reopen(key_scope(issued.key_id))
         return issued
@@ -80,16 +85,23 @@ class Books(ABC):
         self._till.reopen(key_scope(key_id))
         self._keys_changed()
 
-    async def change_key(self, key_id: str, wanted: keys.KeyChange, actor: str) -> None:
+    async def change_key(
+        self, key_id: str, wanted: keys.KeyChange, actor: str, by_operator: bool = False
+    ) -> None:
         """Give a key another alias, other adapters or another end, on every gateway at once."""
         with self._change() as tx:
-            keys.change(tx, key_id, wanted, actor=actor, now=time.time())
+            keys.change(tx, key_id, wanted, actor=actor, now=time.time(), by_operator=by_operator)
         self._keys_changed()
 
-    async def set_limits(self, scope: str, bounds: Limits, actor: str) -> None:
+    async def set_limits(
+        self, scope: str, bounds: Limits, actor: str, by_operator: bool = False
+    ) -> None:
         """Bound what a tenant or a key may use, or no longer."""
         with self._change() as tx:
             limits.put(tx, scope, bounds, actor=actor, now=time.time())
+            kind, _, name = scope.partition(":")
+            if by_operator and kind == "key":
+                keys.hold_limits(tx, name, bounds)
         self._till.reopen(scope)
         self._keys_changed()
 
@@ -174,18 +186,36 @@ class Books(ABC):
 
     # -- usage ------------------------------------------------------------------------------
 
-    async def tell_use(self, uses: list[usage.TokenUse]) -> int:
-        """Enter what was used; returns how much of it was new."""
+    async def register_writer(self, writer: str) -> None:
+        """Enter a writer of the audit log, before it writes: no other is believed."""
+        with Session(self._engine) as tx, tx.begin():
+            writers.register(tx, writer, changes=False, now=time.time())
+
+    async def tell_use(self, writer: str, head: Head, uses: list[usage.TokenUse]) -> int:
+        """Enter what was used, and how far the writer that tells of it has come; returns how much
+        of it was new."""
         for use in uses:
             name = use.version.partition("@")[0]
             self._traffic.saw(name, use.requests + use.output_tokens, time.time())
         with Session(self._engine) as tx, tx.begin():
+            writers.advance(tx, writer, head, now=time.time())
             return usage.tell(tx, uses)
 
+    async def writers(self) -> tuple[dict[str, Head], dict[str, Head]]:
+        """How far each writer of the audit log has come: of requests, and of changes."""
+        with Session(self._engine) as tx:
+            return writers.heads(tx, changes=False), writers.heads(tx, changes=True)
+
     async def bill(
-        self, tenant: str, start: float, end: float, prices: PriceBook | None
+        self,
+        tenant: str,
+        start: float,
+        end: float,
+        prices: PriceBook | None,
+        adapters: Sequence[str] = (),
     ) -> dict[str, Any]:
-        """What a tenant used and what it costs, at the prices in force or at `prices`.
+        """What a tenant used and what it costs, at the prices in force or at `prices`; with
+        `adapters`, of those alone.
 
         All that is in the audit log by now is in it.
 
@@ -196,7 +226,7 @@ class Books(ABC):
         def reckon() -> dict[str, Any]:
             with Session(self._engine) as tx:
                 tenants.require(tx, tenant)
-                return usage.bill(tx, tenant, start, end, prices)
+                return usage.bill(tx, tenant, start, end, prices, adapters=adapters)
 
         # The log is read: in a thread, gateways' questions are answered meanwhile; one thread,
         # however many ask.

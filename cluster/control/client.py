@@ -7,6 +7,7 @@ from typing import Any
 
 import ray
 
+from cluster.audit import Head
 from cluster.budget.exchange import Reservation, Settlement
 from cluster.budget.ledger import Refusal, Room
 from cluster.budget.limits import Limits
@@ -70,7 +71,7 @@ class ControlClient:
 
     def issue_key(self, request: KeyRequest) -> IssuedKey:
         """Create an API key."""
-        result: IssuedKey = self._get(self._actor.issue_key.remote(request, self._name))
+        result: IssuedKey = self._get(self._actor.issue_key.remote(request, self._name, True))
         return result
 
     def revoke_key(self, key_id: str) -> None:
@@ -89,6 +90,11 @@ class ControlClient:
     def events(self, limit: int = 100) -> list[dict[str, Any]]:
         """The newest changes, newest first."""
         result: list[dict[str, Any]] = self._get(self._actor.newest_events.remote(limit))
+        return result
+
+    def writers(self) -> tuple[dict[str, Head], dict[str, Head]]:
+        """How far each writer of the audit log has come: of requests, and of changes."""
+        result: tuple[dict[str, Head], dict[str, Head]] = self._get(self._actor.writers.remote())
         return result
 
     def serve_base(self, info: BaseModelInfo) -> list[str]:
@@ -135,6 +141,10 @@ class ControlClient:
         """Swap a passed version in."""
         result: SwapReport = self._get(self._actor.promote.remote(version, self._name))
         return result
+
+    def appeal(self, version: AdapterVersion, reason: str) -> None:
+        """Let a version that a rollout refused be tried again."""
+        self._get(self._actor.appeal.remote(version, reason, self._name))
 
     def start_rollout(self, version: AdapterVersion, plan: RolloutPlan) -> Rollout:
         """Bring a passed version to the users step by step."""
@@ -183,7 +193,7 @@ class ControlClient:
 
     def set_limits(self, scope: str, bounds: Limits) -> None:
         """Bound what a tenant or a key may use: see `cluster.budget.limits`."""
-        self._get(self._actor.set_limits.remote(scope, bounds, self._name))
+        self._get(self._actor.set_limits.remote(scope, bounds, self._name, True))
 
     def limits(self) -> dict[str, Limits]:
         """Every bounded scope and its limits."""
@@ -277,6 +287,10 @@ class AsyncControlClient:
         result: ServedAdapter | None = await self._call("wanted", int_id)
         return result
 
+    async def appeal(self, version: AdapterVersion, reason: str, actor: str) -> None:
+        """Let a version that a rollout refused be tried again."""
+        await self._call("appeal", version, reason, actor)
+
     async def report(self, reports: list[Report]) -> None:
         """Tell what a gateway saw of the rollouts under way."""
         await self._call("report", reports)
@@ -292,9 +306,13 @@ class AsyncControlClient:
         result: list[Room | Refusal] = await self._call("spend", settlements, reservations)
         return result
 
-    async def tell_use(self, uses: list[TokenUse]) -> int:
-        """Tell the meter what was used."""
-        return int(await self._call("tell_use", uses))
+    async def register_writer(self, writer: str) -> None:
+        """Have a writer of the audit log on the registry's list."""
+        await self._call("register_writer", writer)
+
+    async def tell_use(self, writer: str, head: Head, uses: list[TokenUse]) -> int:
+        """Tell the meter what was used, and how far the log has come."""
+        return int(await self._call("tell_use", writer, head, uses))
 
     async def enqueue_labels(self, tasks: list[LabelTask]) -> int:
         """Put traces before the experts."""
@@ -318,9 +336,9 @@ class AsyncControlClient:
         result: dict[str, int] = await self._call("label_counts", tenant)
         return result
 
-    async def issue_key(self, request: KeyRequest, actor: str) -> IssuedKey:
+    async def issue_key(self, request: KeyRequest, actor: str, by_operator: bool) -> IssuedKey:
         """Create an API key."""
-        result: IssuedKey = await self._call("issue_key", request, actor)
+        result: IssuedKey = await self._call("issue_key", request, actor, by_operator)
         return result
 
     async def revoke_key(self, key_id: str, actor: str) -> None:
@@ -332,17 +350,19 @@ class AsyncControlClient:
         result: list[KeyRecord] = await self._call("listed_keys", tenant)
         return result
 
-    async def change_key(self, key_id: str, wanted: KeyChange, actor: str) -> None:
+    async def change_key(
+        self, key_id: str, wanted: KeyChange, actor: str, by_operator: bool
+    ) -> None:
         """Give a key another alias, other adapters or another end."""
-        await self._call("change_key", key_id, wanted, actor)
+        await self._call("change_key", key_id, wanted, actor, by_operator)
 
     async def key_spend(self, key_id: str) -> float:
         """US dollars that a key has spent on tokens."""
         return float(await self._call("key_spend", key_id))
 
-    async def set_limits(self, scope: str, bounds: Limits, actor: str) -> None:
+    async def set_limits(self, scope: str, bounds: Limits, actor: str, by_operator: bool) -> None:
         """Bound what a tenant or a key may use."""
-        await self._call("set_limits", scope, bounds, actor)
+        await self._call("set_limits", scope, bounds, actor, by_operator)
 
     async def limits(self, scope: str) -> Limits:
         """The limits of one tenant or key."""
@@ -350,10 +370,15 @@ class AsyncControlClient:
         return result
 
     async def bill(
-        self, tenant: str, start: float, end: float, prices: PriceBook | None
+        self,
+        tenant: str,
+        start: float,
+        end: float,
+        prices: PriceBook | None,
+        adapters: Sequence[str] = (),
     ) -> dict[str, Any]:
-        """What a tenant used and what it costs."""
-        result: dict[str, Any] = await self._call("bill", tenant, start, end, prices)
+        """What a tenant used and what it costs; with `adapters`, of those alone."""
+        result: dict[str, Any] = await self._call("bill", tenant, start, end, prices, adapters)
         return result
 
     async def owner(self, adapter: str) -> str | None:

@@ -56,6 +56,8 @@ class Split:
     percent: float
     """Of the users who get its answers; of the requests it is tried on, in a shadow."""
     shadow: bool
+    aside: frozenset[str] = frozenset()
+    """Whom the live version answers all the same: see `cluster.rollout.accounts`."""
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,8 @@ class RolloutStore:
     ) -> Rollout:
         """Enter a new rollout; the caller sees to it that the adapter has no other."""
         with self._change() as tx:
-            draft = Rollout(0, candidate, baseline, plan, phase_started=now)
+            owner = access.owners(tx).get(candidate.name, "")
+            draft = Rollout(0, candidate, baseline, plan, phase_started=now, owner=owner)
             row = RolloutRow(
                 adapter=candidate.name,
                 candidate=versions.get(tx, candidate).int_id,
@@ -117,10 +118,32 @@ class RolloutStore:
             for version, state in moves:
                 versions.set_state(tx, version, state, rollout.reason, actor=_CONTROLLER, now=now)
 
+    def appeal(self, version: AdapterVersion, reason: str, actor: str) -> None:
+        """Let a version that its rollout refused be tried again.
+
+        Raises:
+            ConflictError: it is not refused, or was by the gate and not by a rollout.
+        """
+        with self._change() as tx:
+            record = versions.get(tx, version)
+            if record.state != VersionState.REJECTED:
+                raise ConflictError(f"{version} is {record.state}: there is nothing to appeal")
+            newest = select(RolloutRow).where(RolloutRow.candidate == record.int_id)
+            row = tx.scalars(newest.order_by(RolloutRow.rollout_id.desc()).limit(1)).first()
+            if row is None:
+                raise ConflictError(f"{version} was refused by the gate: evaluate it again")
+            if row.status not in _OVER:
+                raise ConflictError(f"the rollout of {version} is still leaving: try again")
+            now, passed = time.time(), VersionState.PASSED
+            versions.set_state(tx, version, passed, reason, actor=actor, now=now)
+            detail = {"reason": reason, "rollout": row.rollout_id, "refused": record.reason}
+            events.note(tx, "version.appealed", str(version), detail, actor=actor, now=now)
+
     def note(self, report: Report) -> None:
         """Keep which answers `report` is of, until its rollout is over."""
         with self._change() as tx:
-            given = {key: (one.side, one.group) for key, one in report.answered.items()}
+            told = report.answered.items()
+            given = {key: (one.side, one.group, one.account) for key, one in told}
             answers.note(tx, report.rollout, report.phase, given)
 
     def answer(self, trace_id: str) -> Answer | None:
@@ -131,7 +154,8 @@ class RolloutStore:
                 return None
             side: Side = "candidate" if found.side == "candidate" else "baseline"
             counted = frozenset(found.counted)
-            return Answer(found.rollout_id, found.phase, side, found.user_group, counted)
+            where = (found.rollout_id, found.phase, side, found.user_group, found.account)
+            return Answer(*where, counted)
 
     def judged(self, trace_id: str, answer: Answer) -> None:
         """Keep what is known of an answer that was noted."""
@@ -168,13 +192,22 @@ class RolloutStore:
     def _write(tx: Session, rollout: Rollout, now: float) -> bool:
         """Whether it moved to another status or phase, which is an event."""
         row = tx.get_one(RolloutRow, rollout.id)
-        before = _STATE.validate_python(row.state)
+        # Of the state before only what tells a move: it may be long, and is kept every second.
+        before = (row.state["status"], row.state["phase"])
+        aside = {
+            name: why
+            for name, why in rollout.aside.items()
+            if name not in row.state.get("aside", {})
+        }
         row.status, row.state, row.updated_at = rollout.status, _dump(rollout), now
-        moved = (before.status, before.phase) != (rollout.status, rollout.phase)
+        subject, moved = str(rollout.candidate), before != (rollout.status, rollout.phase)
         if moved:
             detail = {"rollout": rollout.id, "phase": rollout.phase, "reason": rollout.reason}
             kind = f"rollout.{rollout.status}".replace(" ", "_")
-            events.note(tx, kind, str(rollout.candidate), detail, actor=_CONTROLLER, now=now)
+            events.note(tx, kind, subject, detail, actor=_CONTROLLER, now=now)
+        if aside:
+            detail = {"rollout": rollout.id, "aside": aside}
+            events.note(tx, "rollout.set_aside", subject, detail, actor=_CONTROLLER, now=now)
         return moved
 
 

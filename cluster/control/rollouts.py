@@ -105,6 +105,7 @@ class RolloutController:
                 self._store.served(rollout.candidate),
                 rollout.plan.phases[rollout.phase].percent,
                 rollout.plan.phases[rollout.phase].shadow,
+                frozenset(rollout.aside),
             )
             for rollout in self._active.values()
             if rollout.status == Status.RUNNING
@@ -143,7 +144,8 @@ class RolloutController:
         answer, new = judged
         number = rollout.taken.get(_FEEDBACK, -1) + 1
         seen = Evidence(**{side: new})
-        report = Report(_FEEDBACK, number, rollout.id, answer.phase, seen, group=answer.group)
+        of = (rollout.id, answer.phase, seen)
+        report = Report(_FEEDBACK, number, *of, group=answer.group, account=answer.account)
         if (after := rollout.with_report(report)) is rollout:
             return False
         # First: should this process die now, a vote is lost rather than given twice.
@@ -229,9 +231,9 @@ class RolloutController:
             self._active[following.id] = following
         else:
             self._keep(following)
-        if decision.action is not Action.HOLD:
+        if decision.action is not Action.HOLD or decision.aside:
             logger.info(
-                "rollout of %s: %s, %s", rollout.candidate, decision.action, following.reason
+                "rollout of %s: %s, %s", rollout.candidate, decision.action, decision.reason
             )
             self._publish()
 

@@ -18,10 +18,10 @@ def note(
     tx: Session,
     rollout: int,
     phase: int,
-    answered: Mapping[str, tuple[str, int]],
+    answered: Mapping[str, tuple[str, int, str]],
     kept: int = KEPT,
 ) -> None:
-    """Remember which side gave which answer to which group of users, by trace id; what is known
+    """Remember the side, group of users and account of each answer, by trace id; what is known
     stays as it is."""
     traces = list(answered)
     for start in range(0, len(traces), _AT_ONCE):
@@ -35,6 +35,7 @@ def note(
                 "phase": phase,
                 "side": answered[trace_id][0],
                 "user_group": answered[trace_id][1],
+                "account": answered[trace_id][2],
                 "counted": [],
             }
             for trace_id in some

@@ -40,6 +40,18 @@ def open_database(url: str) -> Engine:
     return engine
 
 
+def reading(url: str) -> Engine:
+    """An engine on a registry that is there, for reading only: nothing is made or migrated.
+
+    Raises:
+        ConfigError: `url` is not one of SQLite's or PostgreSQL's, or names no file.
+    """
+    engine = _engine(url)
+    if engine.dialect.name == "sqlite" and not Path(engine.url.database or "").is_file():
+        raise ConfigError(f"there is no registry at {engine.url.database}")
+    return engine
+
+
 def _engine(url: str) -> Engine:
     try:
         parsed = make_url(url)

@@ -10,6 +10,7 @@ from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from cluster.audit import ChainWriter
+from cluster.registry import writers
 from cluster.registry.schema import Event
 
 _NOTED = "headrace.events"
@@ -35,6 +36,7 @@ def recorded(engine: Engine, chain: ChainWriter) -> Iterator[Session]:
         tx.flush()
         if events := tx.info.pop(_NOTED, []):
             chain.append([_entry(event) for event in events])
+            writers.advance(tx, chain.writer, chain.head, now=events[-1].at)
 
 
 def _entry(event: Event) -> dict[str, Any]:

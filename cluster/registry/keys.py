@@ -47,6 +47,10 @@ class KeyRequest(ConfigModel):
         return tuple(checked_name(model) for model in models)
 
 
+MODELS, END, LIMITS = "models", "end", "limits"
+"""The bounds of a key, by name."""
+
+
 class KeyChange(ConfigModel):
     """What of a key is to be otherwise; what is not named stays."""
 
@@ -90,6 +94,8 @@ class KeyRecord:
     revoked_at: float | None
     limits: Limits
     attributes: dict[str, str]
+    held: frozenset[str] = frozenset()
+    """Those of its bounds that an operator set."""
 
 
 def digest(secret: str) -> str:
@@ -97,8 +103,16 @@ def digest(secret: str) -> str:
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def issue(tx: Session, request: KeyRequest, *, actor: str, now: float) -> IssuedKey:
-    """Create a key, and its tenant and principal where they are new."""
+def issue(
+    tx: Session, request: KeyRequest, *, actor: str, now: float, by_operator: bool = False
+) -> IssuedKey:
+    """Create a key, and its tenant and principal where they are new. What an operator bounds it by
+    is an operator's to widen."""
+    bounds = {
+        MODELS: bool(request.models),
+        END: request.lasts_s is not None,
+        LIMITS: request.limits.bounded,
+    }
     tenants.ensure(tx, request.tenant, actor=actor, now=now)
     issued = IssuedKey(secrets.token_hex(8), PREFIX + secrets.token_urlsafe(32))
     tx.add(
@@ -111,6 +125,7 @@ def issue(tx: Session, request: KeyRequest, *, actor: str, now: float) -> Issued
             roles=sorted(request.roles),
             models=sorted(request.models),
             attributes=dict(request.attributes),
+            held=[name for name, bounded in bounds.items() if bounded and by_operator],
             created_at=now,
             expires_at=None if request.lasts_s is None else now + request.lasts_s,
             revoked_at=None,
@@ -124,7 +139,15 @@ def issue(tx: Session, request: KeyRequest, *, actor: str, now: float) -> Issued
     return issued
 
 
-def change(tx: Session, key_id: str, wanted: KeyChange, *, actor: str, now: float) -> None:
+def change(
+    tx: Session,
+    key_id: str,
+    wanted: KeyChange,
+    *,
+    actor: str,
+    now: float,
+    by_operator: bool = False,
+) -> None:
     """Give a key another alias, other adapters or another end.
 
     Raises:
@@ -140,8 +163,24 @@ def change(tx: Session, key_id: str, wanted: KeyChange, *, actor: str, now: floa
         row.models = sorted(wanted.models)
     if "lasts_s" in wanted.model_fields_set:
         row.expires_at = None if wanted.lasts_s is None else now + wanted.lasts_s
+    if by_operator:
+        if wanted.models is not None:
+            _hold(row, MODELS, bool(wanted.models))
+        if "lasts_s" in wanted.model_fields_set:
+            _hold(row, END, wanted.lasts_s is not None)
     detail = wanted.model_dump(mode="json", exclude_unset=True)
     events.note(tx, "key.changed", key_id, detail, actor=actor, now=now)
+
+
+def hold_limits(tx: Session, key_id: str, limits: Limits) -> None:
+    """Note that an operator set the limits of a key."""
+    if (row := tx.get(ApiKey, key_id)) is not None:
+        _hold(row, LIMITS, limits.bounded)
+
+
+def _hold(row: ApiKey, name: str, held: bool) -> None:
+    others = [other for other in row.held if other != name]
+    row.held = [*others, name] if held else others
 
 
 def revoke(tx: Session, key_id: str, *, actor: str, now: float) -> None:
@@ -206,6 +245,7 @@ def listed(tx: Session, tenant: str | None = None) -> list[KeyRecord]:
             row.revoked_at,
             bounded.get(key_scope(row.key_id), Limits()),
             dict(row.attributes),
+            frozenset(row.held),
         )
         for row, name in tx.execute(query.order_by(ApiKey.created_at, ApiKey.key_id))
     ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -12,12 +14,15 @@ _BEGINS = frozenset({f"version.{VersionState.LIVE}", "adapter.revived"})
 _ENDS = frozenset({f"version.{VersionState.RETIRED}", "adapter.killed"})
 
 
-def seconds(tx: Session, tenant: str, start: float, end: float) -> float:
-    """Seconds from `start` to `end` that adapters of `tenant` were live, added up over them."""
-    return sum(
-        _live(tx, name, start, end)
-        for name in tx.scalars(select(Adapter.name).where(Adapter.owner == tenant))
-    )
+def seconds(
+    tx: Session, tenant: str, start: float, end: float, adapters: Sequence[str] = ()
+) -> float:
+    """Seconds from `start` to `end` that adapters of `tenant` were live, added up over them or over
+    those of `adapters`."""
+    mine = select(Adapter.name).where(Adapter.owner == tenant)
+    if adapters:
+        mine = mine.where(Adapter.name.in_(adapters))
+    return sum(_live(tx, name, start, end) for name in tx.scalars(mine))
 
 
 def _live(tx: Session, name: str, start: float, end: float) -> float:

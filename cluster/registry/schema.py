@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Float, ForeignKey, Integer, String, Text, UniqueConstraint
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Float,
+    ForeignKey,
+    Integer,
+    String,
+    Text,
+    UniqueConstraint,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
@@ -46,6 +56,8 @@ class ApiKey(Table):
     roles: Mapped[list[str]]
     models: Mapped[list[str]]
     attributes: Mapped[dict[str, Any]]
+    held: Mapped[list[str]]
+    """Names of the bounds that an operator set: only one may widen them."""
     created_at: Mapped[float] = mapped_column(Float)
     expires_at: Mapped[float | None] = mapped_column(Float)
     revoked_at: Mapped[float | None] = mapped_column(Float)
@@ -134,6 +146,7 @@ class RolloutAnswer(Table):
     phase: Mapped[int] = mapped_column(Integer)
     side: Mapped[str] = mapped_column(String(16))
     user_group: Mapped[int] = mapped_column(Integer)
+    account: Mapped[str] = mapped_column(String(160))
     counted: Mapped[list[str]]
 
 
@@ -166,6 +179,19 @@ class Label(Table):
     annotator: Mapped[str] = mapped_column(String(64), default="")
     created_at: Mapped[float] = mapped_column(Float)
     labelled_at: Mapped[float | None] = mapped_column(Float)
+
+
+class WriterRow(Table):
+    """A writer of the audit log, and the latest of its entries that is known."""
+
+    __tablename__ = "writers"
+    writer: Mapped[str] = mapped_column(String(128), primary_key=True)
+    changes: Mapped[bool] = mapped_column(Boolean)
+    """Whether it records what the control plane changed, and not requests."""
+    entries: Mapped[int] = mapped_column(BigInteger)
+    head: Mapped[str] = mapped_column(String(64))
+    """Hash of the last of them; empty where only their number is known."""
+    updated_at: Mapped[float] = mapped_column(Float)
 
 
 class TokenRow(Table):

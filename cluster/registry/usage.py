@@ -10,19 +10,22 @@ from __future__ import annotations
 import json
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import ColumnElement, func, select
+from sqlalchemy import ColumnElement, func, or_, select
 from sqlalchemy.orm import Session
 
 from cluster.audit import Piece, Place, read_pieces, writers
 from cluster.budget.prices import PriceBook
 from cluster.registry import events, residency
-from cluster.registry.schema import PriceRow, TokenRow, WorkRow
+from cluster.registry import writers as log_writers
+from cluster.registry.schema import Label, PriceRow, TokenRow, WorkRow
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,8 @@ class Tally:
 
 
 def tell(tx: Session, uses: Iterable[TokenUse]) -> int:
-    """Enter what was used; returns how many rows were new.
+    """Enter what was used; returns how many rows were new. Nothing of a writer that nobody
+    registered is.
 
     A stretch that overlaps one that is there is left out as a whole: it was told before, or the log
     was read in between, and reading the log again finds what is missing.
@@ -99,8 +103,12 @@ def tell(tx: Session, uses: Iterable[TokenUse]) -> int:
     stretches: dict[tuple[str, int, int], list[TokenUse]] = {}
     for use in uses:
         stretches.setdefault((use.writer, use.first, use.after), []).append(use)
+    known = log_writers.known(tx, (writer for writer, _, _ in stretches))
     new = 0
     for (writer, first, after), rows in stretches.items():
+        if writer not in known:
+            logger.error("%r is not a registered writer: what it tells is on no bill", writer[:128])
+            continue
         overlaps = (TokenRow.writer == writer, TokenRow.first < after, TokenRow.after > first)
         if tx.scalars(select(TokenRow.first).where(*overlaps).limit(1)).first() is None:
             tx.add_all(TokenRow(**asdict(use)) for use in rows)
@@ -115,8 +123,6 @@ def work(tx: Session, kind: str, reference: str, *, tenant: str, amount: float, 
         tx.add(WorkRow(kind=kind, reference=reference, tenant=tenant, amount=amount, at=at))
         tx.flush()
 
-
-logger = logging.getLogger(__name__)
 
 _STRETCH_S = 3600.0
 #: To enter what was read from the log, while gateways tell of it too.
@@ -192,18 +198,28 @@ def _slices(
 
 
 def bill(
-    tx: Session, tenant: str, start: float, end: float, prices: PriceBook | None = None
+    tx: Session,
+    tenant: str,
+    start: float,
+    end: float,
+    prices: PriceBook | None = None,
+    *,
+    adapters: Sequence[str] = (),
 ) -> dict[str, Any]:
     """What `tenant` used from `start` until before `end`, line by line, and what it costs.
 
-    With `prices`, as if that book had been in force throughout.
+    With `prices`, as if that book had been in force throughout; with `adapters`, of those alone.
     """
-    used = lines(tx, TokenRow.tenant == tenant, start, end, prices)
+    used = [
+        line
+        for line in lines(tx, TokenRow.tenant == tenant, start, end, prices)
+        if not adapters or line.version.partition("@")[0] in adapters
+    ]
     trained = labelled = hours = extra = 0.0
     for since, until, book in _slices(tx, start, end, prices):
-        seconds = _amount(tx, TRAINING, tenant, since, until)
-        labels = _amount(tx, LABELS, tenant, since, until)
-        live = residency.seconds(tx, tenant, since, until) / 3600
+        seconds = _amount(tx, TRAINING, tenant, since, until, adapters=adapters)
+        labels = _amount(tx, LABELS, tenant, since, until, adapters=adapters)
+        live = residency.seconds(tx, tenant, since, until, adapters) / 3600
         trained, labelled, hours = trained + seconds, labelled + labels, hours + live
         extra += seconds / 3600 * book.training_hour + labels * book.label
         extra += live * book.adapter_hour
@@ -219,9 +235,18 @@ def bill(
     }
 
 
-def _amount(tx: Session, kind: str, tenant: str, start: float, end: float) -> float:
+def _amount(
+    tx: Session, kind: str, tenant: str, start: float, end: float, *, adapters: Sequence[str]
+) -> float:
     mine = (WorkRow.kind == kind, WorkRow.tenant == tenant, WorkRow.at >= start, WorkRow.at < end)
-    return float(tx.scalar(select(func.sum(WorkRow.amount)).where(*mine)) or 0.0)
+    wanted = select(func.sum(WorkRow.amount)).where(*mine)
+    if adapters and kind == LABELS:
+        wanted = wanted.join(Label, Label.trace_id == WorkRow.reference)
+        wanted = wanted.where(Label.adapter.in_(adapters))
+    elif adapters:
+        versions = (WorkRow.reference.startswith(f"{n}@", autoescape=True) for n in adapters)
+        wanted = wanted.where(or_(*versions))
+    return float(tx.scalar(wanted) or 0.0)
 
 
 def settle(
@@ -232,7 +257,13 @@ def settle(
     `read` is how far each writer's chain was read before, and is moved on. `begin` opens
     transactions, short ones: others wait to write.
     """
-    for writer in writers(audit):
+    found = writers(audit)
+    with begin() as tx:
+        known = log_writers.known(tx, found)
+    for writer in found:
+        if writer not in known:
+            logger.error("%r is not a registered writer: its log is on no bill", writer[:128])
+            continue
         for piece in read_pieces(audit, writer, read.get(writer, Place())):
             if not _entered(begin, piece):
                 logger.warning("a stretch of %s is not in the meter yet: others tell of it", writer)

@@ -39,6 +39,10 @@ class Decision:
     reason: str
     at_fault: bool = False
     """Whether a candidate that is rolled back has shown itself to be worse."""
+    shown: bool = False
+    """Whether it rests on what was seen, and not only on how long that took."""
+    aside: frozenset[str] = frozenset()
+    """Cells of evidence to set aside: see `cluster.rollout.accounts`."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,7 @@ def decide(
                 f"{found.what}: worse by at least {found.at_least:.3g}, "
                 f"{found.allowed:.3g} allowed" + ("" if found.own else ", not surely by itself"),
                 at_fault=found.own,
+                shown=True,
             )
     seen = evidence.get(number, Evidence())
     requests, waited = seen.candidate.errors.n, now - phase_started
@@ -91,7 +96,9 @@ def decide(
         if found.estimate > found.allowed:
             # Where a person decides, how long it has been says nothing.
             if over and not (last and plan.at_end == "wait"):
-                return Decision(Action.ROLL_BACK, f"{found.what}: it does not come right")
+                return Decision(
+                    Action.ROLL_BACK, f"{found.what}: it does not come right", shown=True
+                )
             return Decision(Action.HOLD, f"{found.what}: looks worse by {found.estimate:.3g}")
     shown = f"{requests} requests within the guardrails"
     if phase.trial is not None:
@@ -100,13 +107,15 @@ def decide(
             return Decision(Action.HOLD, str(test))
         given_up = test.says == "undecided" and phase.trial.undecided == "roll back"
         if test.says == "worse" or given_up:
-            return Decision(Action.ROLL_BACK, str(test), at_fault=test.says == "worse")
+            return Decision(
+                Action.ROLL_BACK, str(test), at_fault=test.says == "worse", shown=not given_up
+            )
         shown = str(test)
     if not last:
-        return Decision(Action.ADVANCE, shown)
+        return Decision(Action.ADVANCE, shown, shown=True)
     if plan.at_end == "wait":
         return Decision(Action.HOLD, f"it waits for a person to promote it ({shown})")
-    return Decision(Action.PROMOTE, shown)
+    return Decision(Action.PROMOTE, shown, shown=True)
 
 
 _RATE: Range = (0, 1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from typing import Any
 
 from cluster.rollout.evidence import Moments
 
@@ -21,7 +22,7 @@ def group_of(user: str) -> int:
     return int.from_bytes(drawn[:8], "big") % GROUPS
 
 
-def total(groups: Mapping[int, Moments]) -> Moments:
+def total(groups: Mapping[Any, Moments]) -> Moments:
     """All groups together."""
     # Looked at every second, for each rollout: sums are quicker than adding values up.
     seen = list(groups.values())

@@ -17,10 +17,12 @@ Side = Literal["baseline", "candidate"]
 
 @dataclass(frozen=True)
 class Given:
-    """Who gave an answer, and the group of the user who got it: see `cluster.rollout.groups`."""
+    """Who gave an answer, the group of the user who got it (see `cluster.rollout.groups`), and the
+    account of the key it came with (see `cluster.rollout.accounts`)."""
 
     side: Side
     group: int
+    account: str = ""
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Answer:
     phase: int
     side: Side
     group: int
+    account: str = ""
     counted: frozenset[str] = frozenset()
     """The outcomes of it that are known, by their names in `Arm`."""
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import reduce
 from typing import Any
 
+from cluster.rollout import accounts
 from cluster.rollout.decide import Action, Decision, decide
 from cluster.rollout.evidence import Evidence, Moments
 from cluster.rollout.outcomes import Given, Side
@@ -50,6 +52,8 @@ class Report:
     """Who gave which answers, by trace id, where users saw them."""
     group: int | None = None
     """Of users, where it is one user's word on an answer."""
+    account: str = ""
+    """Whose key the requests came with: see `cluster.rollout.accounts`."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +69,16 @@ class Rollout:
     phase_started: float = 0.0
     """When it was asked for, until its first phase."""
     evidence: dict[int, Evidence] = field(default_factory=dict)
-    """Of each phase so far, by its number."""
-    sides: dict[Side, dict[int, Moments]] = field(default_factory=dict)
-    """Of this phase's A/B test, where it is one: see `cluster.rollout.trial.Sides`."""
+    """Of each phase so far, by its number; without those who are set aside."""
+    cells: dict[int, dict[str, Evidence]] = field(default_factory=dict)
+    """The same by key within tenant: see `cluster.rollout.accounts`."""
+    sides: dict[Side, dict[str, dict[int, Moments]]] = field(default_factory=dict)
+    """Of this phase's A/B test, where it is one: by cell and group of users."""
+    owner: str = ""
+    """The tenant whose adapter it is."""
+    aside: dict[str, str] = field(default_factory=dict)
+    """Tenants and cells whose word alone was against the candidate, and what that was. They get the
+    live version, and what they show counts no more."""
     taken: dict[str, int] = field(default_factory=dict)
     """The number of the last report of each source."""
     reason: str = ""
@@ -92,15 +103,22 @@ class Rollout:
             or report.number <= self.taken.get(report.source, -1)
         ):
             return self
-        seen = self.evidence.get(report.phase, Evidence()) + report.seen
+        taken = {**self.taken, report.source: report.number}
+        if accounts.is_aside(self.aside, report.account):
+            return replace(self, taken=taken)
+        number, phase = report.phase, self.cells.get(report.phase, {})
+        known = {cell for cells in self.cells.values() for cell in cells}
+        cell = accounts.cell_of(report.account, known)
+        mine = phase.get(cell, Evidence()) + report.seen
         return replace(
             self,
-            taken={**self.taken, report.source: report.number},
-            evidence={**self.evidence, report.phase: seen},
-            sides=self._sides_with(report),
+            taken=taken,
+            evidence={**self.evidence, number: self.evidence.get(number, Evidence()) + report.seen},
+            cells={**self.cells, number: {**phase, cell: mine}},
+            sides=self._sides_with(report, cell),
         )
 
-    def _sides_with(self, report: Report) -> dict[Side, dict[int, Moments]]:
+    def _sides_with(self, report: Report, cell: str) -> dict[Side, dict[str, dict[int, Moments]]]:
         trial = self.plan.phases[self.phase].trial
         if trial is None or report.group is None or report.phase != self.phase:
             return self.sides
@@ -111,10 +129,27 @@ class Rollout:
         found = dict(self.sides)
         for side, said in sides.items():
             if said.n:
-                groups = found.get(side, {})
+                groups = found.get(side, {}).get(cell, {})
                 before = groups.get(report.group, Moments())
-                found[side] = {**groups, report.group: before + said}
+                with_it = {**groups, report.group: before + said}
+                found[side] = {**found.get(side, {}), cell: with_it}
         return found
+
+    def without(self, cells: Collection[str]) -> Rollout:
+        """As if `cells` had shown nothing."""
+        kept = {
+            number: {cell: seen for cell, seen in phase.items() if cell not in cells}
+            for number, phase in self.cells.items()
+        }
+        return replace(
+            self,
+            cells=kept,
+            evidence={n: reduce(Evidence.__add__, c.values(), Evidence()) for n, c in kept.items()},
+            sides={
+                side: {cell: groups for cell, groups in found.items() if cell not in cells}
+                for side, found in self.sides.items()
+            },
+        )
 
     @property
     def seen(self) -> Evidence:
@@ -135,13 +170,31 @@ class Rollout:
         return reduce(Evidence.__add__, self.alike.values(), Evidence())
 
     def decided(self, now: float) -> Decision:
-        """What its evidence says it should do next."""
+        """What its evidence says it should do next, as long as that rests on no few keys alone.
+
+        Against a candidate, those few are set aside; for it, it is waited for the others.
+        """
+        found = self._judged(now)
+        if found.action is Action.HOLD or not found.shown:
+            return found
+        alike = {number: self.cells.get(number, {}) for number in self.alike}
+        for part in accounts.parts(alike, self.owner):
+            rest = self.without(part)._judged(now)
+            against = rest.action is Action.ROLL_BACK and rest.shown
+            if found.action is Action.ROLL_BACK and not against:
+                reason = f"set aside {_counted(part)}, which alone show it: {found.reason}"
+                return Decision(Action.HOLD, reason, aside=part)
+            if found.action is not Action.ROLL_BACK and against:
+                return Decision(Action.HOLD, f"without {_counted(part)}: {rest.reason}")
+        return found
+
+    def _judged(self, now: float) -> Decision:
         return decide(
             self.plan,
             self.phase,
             phase_started=self.phase_started,
             evidence=self.alike,
-            sides=self.sides,
+            sides=accounts.clusters(self.sides),
             now=now,
         )
 
@@ -154,10 +207,10 @@ class Rollout:
     def verdict(self) -> Verdict | None:
         """What the A/B test of this phase has shown, where it is one."""
         trial = self.plan.phases[self.phase].trial
-        return None if trial is None else verdict(trial, self.sides)
+        return None if trial is None else verdict(trial, accounts.clusters(self.sides))
 
-    def as_json(self) -> dict[str, Any]:
-        """How it stands, for a reader."""
+    def as_json(self, *, names: bool = True) -> dict[str, Any]:
+        """How it stands, for a reader; without `names`, none of whose word was set aside."""
         phase = self.plan.phases[self.phase]
         verdict = self.verdict
         return {
@@ -169,6 +222,7 @@ class Rollout:
             "percent": phase.percent,
             "shadow": phase.shadow,
             "reason": self.reason,
+            "aside": self.aside if names else len(self.aside),
             "seen": {
                 "baseline": self.whole.baseline.as_json(),
                 "candidate": self.whole.candidate.as_json(),
@@ -183,8 +237,19 @@ class Rollout:
         if decision.action is Action.PROMOTE:
             return replace(self, status=Status.DRAINING, reason=decision.reason)
         if decision.action is Action.HOLD:
-            return self
+            return self._set_aside(decision) if decision.aside else self
         return replace(self, phase=self.phase + 1, phase_started=now, sides={})
+
+    def _set_aside(self, decision: Decision) -> Rollout:
+        cells = {cell for phase in self.cells.values() for cell in phase}
+        names = set(decision.aside)
+        for tenant in {accounts.tenant_of(cell) for cell in decision.aside}:
+            mine = {cell for cell in cells if accounts.tenant_of(cell) == tenant}
+            # All of a tenant's: its other keys, which have sent nothing yet, are its as well.
+            if mine <= names and len({accounts.tenant_of(cell) for cell in names}) == 1 and tenant:
+                names = {tenant}
+        aside = {**self.aside, **dict.fromkeys(sorted(names), decision.reason)}
+        return replace(self.without(decision.aside), aside=aside)
 
     def withdrawn(self, reason: str, *, at_fault: bool) -> Rollout:
         """On its way out; `at_fault`: for good."""
@@ -194,6 +259,13 @@ class Rollout:
         """Over, the way it was going."""
         over = {Status.DRAINING: Status.PROMOTED, Status.WITHDRAWING: Status.ROLLED_BACK}
         return replace(self, status=over[self.status])
+
+
+def _counted(cells: Collection[str]) -> str:
+    """Without their names: tenants read the reasons of their adapters' rollouts."""
+    tenants = len({accounts.tenant_of(cell) for cell in cells})
+    keys = "1 key" if len(cells) == 1 else f"{len(cells)} keys"
+    return f"{keys} of {'1 tenant' if tenants == 1 else f'{tenants} tenants'}"
 
 
 def chosen(rollout: int, user: str, percent: float) -> bool:

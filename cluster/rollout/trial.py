@@ -21,8 +21,9 @@ _RANGES: dict[Outcome, Range] = {
 }
 _LESS_IS_BETTER = frozenset({"escalated", "disliked"})
 
-Sides = Mapping[Side, Mapping[int, Moments]]
-"""What is known of the outcome that a trial compares: of each version, by group of users."""
+Sides = Mapping[Side, Mapping[Any, Moments]]
+"""What is known of the outcome that a trial compares: of each version, by what is independent of
+each other, such as groups of users; see `cluster.rollout.accounts.clusters`."""
 
 
 @dataclass(frozen=True)

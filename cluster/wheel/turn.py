@@ -360,7 +360,7 @@ class Turn:
         """Verify the audit log and put the report together."""
         self.site.narrator.step("Verify the audit log")
         folder = self.site.workdir / "state" / "audit"
-        found = audit.verify(folder)
+        found = audit.verify(folder, *self.control.writers())
         self.say(
             f"{found.records} records for {len(self.tally.outcomes)} requests, chain "
             f"{'verified' if found.verified else 'BROKEN: ' + '; '.join(found.faults[:3])}"

@@ -8,6 +8,7 @@ Decides nothing but who may ask: the control plane does the work and records who
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -37,6 +38,7 @@ from cluster.rollout.state import Rollout
 from cluster.types import EVERYONE, AdapterVersion, Principal, Role, checked_name
 from serve_app.gateway import delegation, errors
 from serve_app.gateway.admin_wire import (
+    Appeal,
     DeleteKeys,
     GenerateKey,
     Grantee,
@@ -59,16 +61,25 @@ _MAX_LISTED = 100
 class Plane(Protocol):
     """The part of the control plane that the admin API reaches; `actor` is who asked."""
 
-    async def issue_key(self, request: KeyRequest, actor: str) -> IssuedKey: ...
+    async def issue_key(self, request: KeyRequest, actor: str, by_operator: bool) -> IssuedKey: ...
     async def revoke_key(self, key_id: str, actor: str) -> None: ...
     async def resolve_key(self, digest: str) -> Principal | None: ...
-    async def change_key(self, key_id: str, wanted: KeyChange, actor: str) -> None: ...
+    async def change_key(
+        self, key_id: str, wanted: KeyChange, actor: str, by_operator: bool
+    ) -> None: ...
     async def key_spend(self, key_id: str) -> float: ...
     async def keys(self, tenant: str | None) -> list[KeyRecord]: ...
-    async def set_limits(self, scope: str, bounds: Limits, actor: str) -> None: ...
+    async def set_limits(
+        self, scope: str, bounds: Limits, actor: str, by_operator: bool
+    ) -> None: ...
     async def limits(self, scope: str) -> Limits: ...
     async def bill(
-        self, tenant: str, start: float, end: float, prices: PriceBook | None
+        self,
+        tenant: str,
+        start: float,
+        end: float,
+        prices: PriceBook | None,
+        adapters: Sequence[str],
     ) -> dict[str, Any]: ...
     async def table(self) -> RoutingTable: ...
     async def owner(self, adapter: str) -> str | None: ...
@@ -85,6 +96,7 @@ class Plane(Protocol):
     async def end_rollout(self, adapter: str, reason: str, actor: str) -> None: ...
     async def promote_rollout(self, adapter: str, actor: str) -> None: ...
     async def rollouts(self, limit: int, owner: str | None) -> list[Rollout]: ...
+    async def appeal(self, version: AdapterVersion, reason: str, actor: str) -> None: ...
     async def judge(self, trace_id: str, version: AdapterVersion, found: Arm) -> bool: ...
 
 
@@ -218,7 +230,8 @@ def _key_routes(door: _Door) -> list[Route]:
         except ValueError as error:
             raise _checked(error) from error
         _refuse(principal, delegation.beyond(principal, wanted, time.time()))
-        issued = await door.plane.issue_key(wanted, _who(principal))
+        operator = principal.may(Role.OPERATOR)
+        issued = await door.plane.issue_key(wanted, _who(principal), operator)
         record = await door.key(principal, issued.key_id)
         return JSONResponse({"key": issued.secret, **_told(record)})
 
@@ -262,10 +275,12 @@ def _change_routes(door: _Door) -> list[Route]:
             _refuse(principal, delegation.beyond(principal, wanted, time.time()))
         if limits != record.limits:
             _refuse(principal, delegation.bounded(principal))
+        _refuse(principal, delegation.lifts(principal, record, limits, wanted, time.time()))
+        who, operator = _who(principal), principal.may(Role.OPERATOR)
         if wanted is not None:
-            await door.plane.change_key(record.key_id, wanted, _who(principal))
+            await door.plane.change_key(record.key_id, wanted, who, operator)
         if limits != record.limits:
-            await door.plane.set_limits(key_scope(record.key_id), limits, _who(principal))
+            await door.plane.set_limits(key_scope(record.key_id), limits, who, operator)
         return JSONResponse(_told(await door.key(principal, record.key_id)))
 
     async def info(request: Request) -> Response:
@@ -282,7 +297,7 @@ def _change_routes(door: _Door) -> list[Route]:
             limits = body.limits(await door.plane.limits(tenant_scope(body.team_id)))
         except ValueError as error:
             raise _checked(error) from error
-        await door.plane.set_limits(tenant_scope(body.team_id), limits, _who(principal))
+        await door.plane.set_limits(tenant_scope(body.team_id), limits, _who(principal), True)
         return JSONResponse({"team_id": body.team_id, **_told_limits(limits)})
 
     return [
@@ -373,7 +388,7 @@ def _rollout_routes(door: _Door) -> list[Route]:
             raise _checked(error) from error
         await door.adapter(principal, version.name)
         rollout = await door.plane.start_rollout(version, body.plan, _who(principal))
-        return JSONResponse(rollout.as_json(), 201)
+        return JSONResponse(rollout.as_json(names=False), 201)
 
     async def listed(request: Request) -> Response:
         principal = await door.admit(request)
@@ -383,7 +398,9 @@ def _rollout_routes(door: _Door) -> list[Route]:
             for rollout in await door.plane.rollouts(_MAX_LISTED, owner)
             if delegation.covers(principal, rollout.adapter)
         ]
-        return JSONResponse({"data": [rollout.as_json() for rollout in found]})
+        # Those who are set aside may be another tenant's.
+        names = principal.may(Role.OPERATOR)
+        return JSONResponse({"data": [rollout.as_json(names=names) for rollout in found]})
 
     async def end(request: Request) -> Response:
         principal = await door.admit(request)
@@ -398,7 +415,18 @@ def _rollout_routes(door: _Door) -> list[Route]:
         await door.plane.promote_rollout(name, _who(principal))
         return JSONResponse({"adapter": name, "promoted": True})
 
+    async def appeal(request: Request) -> Response:
+        principal = await door.admit(request, Role.OPERATOR)
+        body = await parse(request, Appeal, _LIMIT)
+        try:
+            version = AdapterVersion.parse(body.version)
+        except ValueError as error:
+            raise _checked(error) from error
+        await door.plane.appeal(version, body.reason, _who(principal))
+        return JSONResponse({"version": body.version, "state": "passed"})
+
     return [
+        Route("/v1/rollouts/appeal", appeal, methods=["POST"]),
         Route("/v1/rollouts", start, methods=["POST"]),
         Route("/v1/rollouts", listed, methods=["GET"]),
         Route("/v1/rollouts/{name}/end", end, methods=["POST"]),
@@ -416,6 +444,8 @@ def _bills(door: _Door) -> list[Route]:
             start = now - durations.seconds(query.get("since", "30d"))
         except ValueError as error:
             raise UserError(str(error)) from error
-        return JSONResponse(await door.plane.bill(tenant, start, now + 1, None))
+        # A key that is limited to adapters is told of those alone.
+        adapters = sorted(principal.models)
+        return JSONResponse(await door.plane.bill(tenant, start, now + 1, None, adapters))
 
     return [Route("/v1/usage", bill, methods=["GET"])]

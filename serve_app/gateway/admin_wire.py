@@ -94,6 +94,13 @@ class Reason(WireModel):
     reason: str = Field(min_length=1, max_length=1000, pattern=TEXT)
 
 
+class Appeal(WireModel):
+    """`POST /v1/rollouts/appeal`."""
+
+    version: str = Field(max_length=80)
+    reason: str = Field(min_length=1, max_length=1000, pattern=TEXT)
+
+
 class Revive(WireModel):
     """With which version; without, with the one that was live."""
 

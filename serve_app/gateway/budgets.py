@@ -25,6 +25,8 @@ from serve_app.tasks import apart
 logger = logging.getLogger(__name__)
 
 Spend = Callable[[list[Settlement], list[Reservation]], Awaitable[list[Room | Refusal]]]
+Stitched = Callable[[str | None], tuple[int, int]]
+"""Tokens that context may add to an adapter's prompt: see `serve_app.config.ContextConfig`."""
 Ended = Callable[[Envelope], None]
 """Told of each envelope whose road has ended, however it did."""
 
@@ -115,10 +117,17 @@ class Unbounded(Hold):
 class Budgets:
     """Reserves and settles through `spend`, which is the control plane's."""
 
-    def __init__(self, spend: Spend, window: int, stitched: int = 0) -> None:
+    def __init__(
+        self,
+        spend: Spend,
+        window: int,
+        stitched: Stitched = lambda _adapter: (0, 0),
+        base: str = "",
+    ) -> None:
         """`window` is the most tokens that one prompt with its answer can have, `stitched` what
-        context may add to a prompt."""
-        self._spend, self._window, self._stitched = spend, window, stitched
+        context may add to a prompt, `base` the base model's name."""
+        self._spend, self._window = spend, window
+        self._stitched, self._base = stitched, base
         self._settlements: list[Settlement] = []
         self._waiting: list[_Waiting] = []
         self._flushing: asyncio.Task[None] | None = None
@@ -141,14 +150,17 @@ class Budgets:
         """
         if not principal.limited:
             return self._unbounded
-        read, written = self._most(envelopes)
+        adapter = "" if model == self._base else model and model.partition("@")[0]
+        context, usual = self._stitched(adapter)
+        read, written = self._most(envelopes, context)
+        expected, _ = self._most(envelopes, usual)
         number, scopes, at = uuid.uuid4().hex, principal.limited, time.time()
 
         def settle(uses: tuple[Use, ...] | None) -> None:
             self._settlements.append(Settlement(number, scopes, at, uses, choices))
             self._wake()
 
-        wanted = Reservation(number, scopes, model, read, written, asks, choices)
+        wanted = Reservation(number, scopes, model, read, written, asks, choices, expected)
         waiting = _Waiting(wanted, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
         self._wake()
@@ -162,7 +174,8 @@ class Budgets:
                 settle(None)
             raise
         if isinstance(answer, Refusal):
-            raise Refused(_over(answer), principal=principal, model=model or "")
+            block = _over(answer, f"{expected} to read, up to {usual} of them context")
+            raise Refused(block, principal=principal, model=model or "")
         return Hold(answer, len(envelopes), settle)
 
     async def count(
@@ -181,9 +194,9 @@ class Budgets:
         free = replace(envelope, usage=Usage(envelope.model, 0, 0))
         (await self.reserve(principal, envelope.model, [free], asks=False)).close()
 
-    def _most(self, envelopes: Sequence[Envelope]) -> tuple[int, int]:
-        """The most tokens that `envelopes` may read and write; a prompt is read once for all its
-        answers."""
+    def _most(self, envelopes: Sequence[Envelope], context: int) -> tuple[int, int]:
+        """The most tokens that `envelopes` may read and write, each with `context`; a prompt is
+        read once for all its answers."""
         read = written = 0
         prompts: set[int] = set()
         for envelope in envelopes:
@@ -197,7 +210,7 @@ class Budgets:
                     envelope.messages,
                     replace(envelope.sampling, tools=envelope.tools),
                     self._window,
-                    self._stitched,
+                    context,
                 )
         return read, written
 
@@ -236,7 +249,7 @@ def _unknown() -> Block:
     return Block(503, "budget_unavailable", "what is left of your limits is not known; try again")
 
 
-def _over(refusal: Refusal) -> Block:
+def _over(refusal: Refusal, reading: str) -> Block:
     whose = "this API key's" if refusal.scope.startswith("key:") else "your organisation's"
     if refusal.limit == "usd":
         message = f"{whose} budget of {refusal.allowed:g} US dollars does not cover this request"
@@ -244,5 +257,6 @@ def _over(refusal: Refusal) -> Block:
     what = "requests" if refusal.limit == "rpm" else "tokens"
     message = f"{whose} limit is {refusal.allowed:g} {what} a minute"
     if refusal.retry_after_s is None:
-        message += f"; this request alone may need {refusal.wanted:g}: lower max_tokens"
+        message += f"; this request alone may need {refusal.wanted:g}"
+        message += f" ({reading}): lower max_tokens" if refusal.limit == "tpm" else ""
     return Block(429, "rate_limit_exceeded", message, None, refusal.retry_after_s)

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from cluster.budget.limits import key_scope
-from cluster.registry.keys import KeyChange, KeyRecord, KeyRequest
+from cluster.budget.limits import Limits, key_scope, within
+from cluster.registry.keys import END, LIMITS, MODELS, KeyChange, KeyRecord, KeyRequest
 from cluster.types import Principal, Role
 
 
@@ -46,6 +46,29 @@ def beyond(principal: Principal, wanted: KeyRequest | KeyChange, now: float) -> 
     if wanted.lasts_s is None or now + wanted.lasts_s > ends:
         until = datetime.fromtimestamp(ends, UTC)
         return f"this key ends at {until:%Y-%m-%d %H:%M} UTC: no other may last longer"
+    return None
+
+
+def lifts(
+    principal: Principal, record: KeyRecord, limits: Limits, wanted: KeyChange | None, now: float
+) -> str | None:
+    """Why the principal may not change `record` so: a bound that an operator set would be wider;
+    None where it may."""
+    if principal.may(Role.OPERATOR):
+        return None
+    end, models = record.expires_at, set(record.models)
+    if LIMITS in record.held and not within(limits, record.limits):
+        return "an operator set this key's limits: only one may widen or lift them"
+    if wanted is None:
+        return None
+    named = wanted.models
+    # None named is all of them.
+    more = named is not None and (not named or not models.issuperset(named))
+    if MODELS in record.held and more:
+        return "an operator set which adapters this key reaches: only one may add others"
+    longer = wanted.lasts_s is None or end is None or now + wanted.lasts_s > end
+    if END in record.held and "lasts_s" in wanted.model_fields_set and longer:
+        return "an operator set when this key ends: only one may have it last longer"
     return None
 
 

@@ -16,9 +16,8 @@ from functools import partial
 from typing import Protocol
 
 from cluster.control.protocol import RoutingTable, ServedAdapter
-from cluster.governance.vault import restore
 from serve_app.cache import ResponseCache, Slot
-from serve_app.gateway import blocks
+from serve_app.gateway import blocks, notes
 from serve_app.gateway.budgets import Ended, most_read
 from serve_app.gateway.pieces import GuardedTokens, Piece
 from serve_app.gateway.trials import Trials
@@ -34,7 +33,6 @@ from serve_app.protocol import (
     GenerationRequest,
     NotSupported,
     PromptTooLong,
-    Span,
     Usage,
 )
 from serve_app.steps import AFTER, AUDIT, BEFORE, DATA_PREP, MASK, ROUTE, Step, settle
@@ -79,7 +77,6 @@ _SWAP_RETRIES = 8
 #: Longest that a request waits for news of swaps, all its tries together.
 _NEWS_S = 1.0
 _LOOK_S = 0.005
-_WITHHELD = "[withheld: it could not be checked for personal data]"
 
 
 def _nobody(_envelope: Envelope) -> None:
@@ -100,6 +97,8 @@ class _Walk:
     """Seconds it still waits for news of swaps."""
     spared: bool = False
     """Its candidate was not to be had: the live version answers."""
+    failed: GenerationRequest | None = None
+    """What its candidate failed on, until it is known whether the live version does too."""
     counts: bool = False
     """Whether its version was picked for its user, as both versions' answers on trial are."""
 
@@ -153,9 +152,9 @@ class Road:
             if envelope.block is None:
                 started = time.perf_counter()
                 envelope.generation = await self._generate(envelope)
-                _span(envelope, started)
+                notes.span(envelope, started)
             await self._outbound(envelope, progress)
-        return envelope, _restored(envelope, vault)
+        return envelope, notes.restored(envelope, vault)
 
     async def stream(
         self, envelope: Envelope, ended: Ended = _nobody
@@ -183,7 +182,7 @@ class Road:
                                 yield Piece(text, tokens.shown())
                 if text := guard.finish():
                     yield Piece(text, tokens.shown())
-                _span(envelope, started)
+                notes.span(envelope, started)
             await self._outbound(envelope, progress)
         yield envelope
 
@@ -274,7 +273,7 @@ class Road:
             ended(envelope)
 
     async def _record(self, envelope: Envelope) -> None:
-        _withhold_unchecked(envelope)
+        notes.withhold_unchecked(envelope)
         generation = envelope.generation
         if generation is not None and generation.tokens is not None:
             # They spell the answer in clear: for its client, not for the log.
@@ -288,7 +287,7 @@ class Road:
         route = envelope.route
         # Without a route (routing may fail open) the client's own choice stands, else the base.
         table = self._table()
-        name = route.adapter if route else _named(envelope, table)
+        name = route.adapter if route else notes.named(envelope, table)
         if name is not None and route and route.instead_of and not table.serves(envelope, name):
             envelope.warnings.append(f"adapter {name} is not live; the router's choice answered")
             name = route.instead_of
@@ -313,7 +312,7 @@ class Road:
         if walk.spared:
             return adapter
         walk.counts = True
-        return self.trials.pick(adapter, _user(envelope))
+        return self.trials.pick(adapter, notes.user(envelope), notes.account_of(envelope))
 
     def _request(self, envelope: Envelope, adapter: ServedAdapter | None) -> GenerationRequest:
         return GenerationRequest(
@@ -340,7 +339,9 @@ class Road:
         """What the engine may have done of `request` by the time nobody waits for it any more."""
         version = request.adapter.label if request.adapter else self._base
         read = most_read(request.messages, request.sampling, self._window)
-        return replace(_usage(envelope, version, read, min(written, self._window)), exact=False)
+        return replace(
+            notes.usage(envelope, version, read, min(written, self._window)), exact=False
+        )
 
     async def _generate(self, envelope: Envelope) -> Generation | None:
         walk = _Walk(_NEWS_S)
@@ -363,11 +364,12 @@ class Road:
                 envelope.usage = self._most_used(envelope, request, request.sampling.max_tokens)
                 raise
             except Exception as error:  # its fault costs this request, which is still recorded
+                if self._answered_by_live(request, error, walk):
+                    continue
                 self._faulted(envelope, request, error, walk)
                 return None
-            _used(envelope, found.version, found)
-            if walk.counts:
-                self.trials.saw(request, found, _user(envelope))
+            notes.used(envelope, found.version, found)
+            self._saw(envelope, request, found, walk)
             if slot is not None:
                 self._cache.put(slot, found, time.monotonic())
             return found
@@ -386,18 +388,18 @@ class Road:
                 yield Delta(found.text)
                 yield found
                 return
-            request = self._request(envelope, adapter)
+            request, shown = self._request(envelope, adapter), False
             version = adapter.label if adapter else self._base
             try:
                 async with aclosing(
-                    self._engine.stream(request, partial(_used, envelope, version))
+                    self._engine.stream(request, partial(notes.used, envelope, version))
                 ) as items:
                     async for item in items:
                         if isinstance(item, Generation):
-                            if walk.counts:
-                                self.trials.saw(request, item, _user(envelope))
+                            self._saw(envelope, request, item, walk)
                             if slot is not None:
                                 self._cache.put(slot, item, time.monotonic())
+                        shown = True
                         yield item
                 return
             except AdapterGone:
@@ -408,6 +410,8 @@ class Road:
                 envelope.usage = envelope.usage or self._most_used(envelope, request, 0)
                 raise
             except Exception as error:  # as above; what was streamed is followed by the error
+                if not shown and self._answered_by_live(request, error, walk):
+                    continue
                 self._faulted(envelope, request, error, walk)
                 return
         envelope.block = blocks.swapping()
@@ -431,6 +435,33 @@ class Road:
             await asyncio.sleep(_LOOK_S)
         return max(0.0, deadline - time.monotonic())
 
+    def _answered_by_live(self, request: GenerationRequest, error: Exception, walk: _Walk) -> bool:
+        """Whether the live version answers a request that the candidate failed on.
+
+        Its users must not pay for a rollout. And where the live version fails as well, it is the
+        request or the engine that is at fault, and no evidence: a caller could send what fails.
+        """
+        if isinstance(error, AdapterKilled | PromptTooLong | NotSupported):
+            return False
+        if not walk.counts or not self.trials.tried(request.adapter):
+            return False
+        walk.spared, walk.failed = True, request
+        return True
+
+    def _saw(
+        self,
+        envelope: Envelope,
+        request: GenerationRequest,
+        found: Generation | None,
+        walk: _Walk,
+    ) -> None:
+        """Count an answer in the rollout of its adapter, and the candidate's failure before it."""
+        who = (notes.user(envelope), notes.account_of(envelope))
+        if walk.failed is not None:
+            self.trials.saw(walk.failed, None, *who)
+        if walk.counts:
+            self.trials.saw(request, found, *who)
+
     def _faulted(
         self, envelope: Envelope, request: GenerationRequest, error: Exception, walk: _Walk
     ) -> None:
@@ -440,57 +471,6 @@ class Road:
         elif isinstance(error, PromptTooLong | NotSupported):
             envelope.block = blocks.refusal(error)
         else:
-            if walk.counts:
-                self.trials.saw(request, None, _user(envelope))
+            walk.failed = None
+            self._saw(envelope, request, None, walk)
             envelope.block = blocks.failed(envelope)
-
-
-def _restored(envelope: Envelope, vault: Mapping[str, str]) -> str:
-    """The answer for the client. Tokens are those of the text they add up to, or none."""
-    shown = envelope.answer if envelope.shown is None else envelope.shown
-    text = restore(shown, vault)
-    if text != shown and envelope.generation is not None:
-        envelope.generation = replace(envelope.generation, tokens=None)
-    return text
-
-
-def _user(envelope: Envelope) -> str:
-    """Who keeps to one version of two: whom the caller named, else whose key it is."""
-    return envelope.user or envelope.key_id
-
-
-def _named(envelope: Envelope, table: RoutingTable) -> str | None:
-    name = envelope.model.partition("@")[0]
-    return name if table.serves(envelope, name) else None
-
-
-def _withhold_unchecked(envelope: Envelope) -> None:
-    """No unmasked text may reach the log: neither what governance did not get to see on the way in
-    nor what it did not get to see on the way out."""
-    turns = sum(span.stage == MASK.stage and span.outcome == "ok" for span in envelope.spans)
-    if turns < 1:
-        envelope.messages = [
-            {"role": message["role"], "content": _WITHHELD} for message in envelope.messages
-        ]
-    if turns < 2 and envelope.generation is not None:
-        envelope.generation = replace(envelope.generation, text=_WITHHELD, tokens=None)
-
-
-def _used(envelope: Envelope, version: str, item: Delta | Generation) -> None:
-    """Note what the engine has done by now."""
-    if isinstance(item, Generation):
-        envelope.usage = _usage(envelope, version, item.prompt_tokens, item.completion_tokens)
-    else:
-        envelope.usage = _usage(envelope, version, item.read, item.written)
-
-
-def _usage(envelope: Envelope, version: str, read: int, written: int) -> Usage:
-    """What is counted: a prompt once, however many answers to it were asked for."""
-    mine = read > 0 and envelope.counting.counts_with(envelope.trace_id)
-    return Usage(version, read if mine else 0, written)
-
-
-def _span(envelope: Envelope, started: float) -> None:
-    ms = (time.perf_counter() - started) * 1000
-    outcome = "ok" if envelope.generation else "refused"
-    envelope.spans.append(Span("generation", round(ms, 3), 1, outcome))

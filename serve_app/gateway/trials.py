@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from cluster.control.protocol import RoutingTable, ServedAdapter, Split
+from cluster.rollout.accounts import is_aside
 from cluster.rollout.evidence import Arm, Evidence, Moments
 from cluster.rollout.groups import group_of
 from cluster.rollout.outcomes import Given
@@ -35,61 +36,75 @@ _SHADOW_S = 60.0
 _KEPT = 1000
 
 
+_Of = tuple[int, int, str]
+"""Rollout, phase and account that something was seen of."""
+
+
 class Trials:
     """Splits users between versions, tries shadows, and sums up how both did."""
 
     def __init__(self, engine: Engines, table: Callable[[], RoutingTable]) -> None:
         self._engine, self._table = engine, table
-        self._seen: dict[tuple[int, int], Evidence] = {}
-        self._answered: dict[tuple[int, int], dict[str, Given]] = {}
+        self._seen: dict[_Of, Evidence] = {}
+        self._answered: dict[_Of, dict[str, Given]] = {}
         self._shadows: set[asyncio.Task[None]] = set()
         self._unheard: list[Report] = []
         self._number = 0
 
-    def pick(self, adapter: ServedAdapter, user: str) -> ServedAdapter:
-        """The version of `adapter` that `user` gets now."""
+    def pick(self, adapter: ServedAdapter, user: str, account: str) -> ServedAdapter:
+        """The version of `adapter` that `user` of a key's `account` gets now."""
         split = self._table().splits.get(adapter.name)
         if split is None or split.shadow or not chosen(split.rollout, user, split.percent):
             return adapter
-        return split.candidate
+        return adapter if is_aside(split.aside, account) else split.candidate
 
     def tried(self, adapter: ServedAdapter | None) -> bool:
         """Whether `adapter` is a candidate that users get now."""
         split = self._table().splits.get(adapter.name) if adapter else None
         return split is not None and not split.shadow and adapter == split.candidate
 
-    def saw(self, request: GenerationRequest, generation: Generation | None, user: str) -> None:
-        """Count what a version answered that was picked for `user`, or None for a fault of the
-        engine's; perhaps try a shadow on it."""
+    def saw(
+        self,
+        request: GenerationRequest,
+        generation: Generation | None,
+        user: str,
+        account: str,
+    ) -> None:
+        """Count what a version answered that was picked for `user` of `account`, or None for a
+        fault of the engine's; now and then a shadow is tried on it."""
         if request.adapter is None:
             return
         split = self._table().splits.get(request.adapter.name)
         if split is None:
             return
-        group = group_of(user)
+        group, key = group_of(user), (split.rollout, split.phase, account)
         answered = _arm(generation, group)
         if request.adapter == split.candidate:
-            self._count(split, Evidence(candidate=answered))
-            self._note(split, request, Given("candidate", group), generation)
+            self._count(key, Evidence(candidate=answered))
+            given = Given("candidate", group, account)
+            self._note(split, key, request, given, generation)
             return
         shadowed = split.shadow and chosen(split.rollout, request.request_id, split.percent)
+        shadowed = shadowed and not is_aside(split.aside, account)
         if shadowed and len(self._shadows) >= _SHADOWS:
             return
         if not split.shadow:
-            self._count(split, Evidence(baseline=answered))
-            self._note(split, request, Given("baseline", group), generation)
+            self._count(key, Evidence(baseline=answered))
+            given = Given("baseline", group, account)
+            self._note(split, key, request, given, generation)
         if shadowed:
-            task = apart(self._shadow(split, request, answered))
+            task = apart(self._shadow(split, key, request, answered))
             self._shadows.add(task)
             task.add_done_callback(self._shadows.discard)
 
     def reports(self, source: str) -> list[Report]:
         """What was seen since the last call, and what was not heard of it before."""
         found, self._unheard = self._unheard, []
-        for (rollout, phase), seen in self._seen.items():
+        for key, seen in self._seen.items():
             self._number += 1
-            answered = self._answered.get((rollout, phase), {})
-            found.append(Report(source, self._number, rollout, phase, seen, answered))
+            rollout, phase, account = key
+            answered, of = self._answered.get(key, {}), (rollout, phase, seen)
+            found.append(Report(source, self._number, *of, answered, account=account))
         self._seen.clear()
         self._answered.clear()
         return found
@@ -99,7 +114,9 @@ class Trials:
         counts it once."""
         self._unheard = reports[-_KEPT:]
 
-    async def _shadow(self, split: Split, request: GenerationRequest, baseline: Arm) -> None:
+    async def _shadow(
+        self, split: Split, key: _Of, request: GenerationRequest, baseline: Arm
+    ) -> None:
         again = replace(request, request_id=f"{request.request_id}-shadow", adapter=split.candidate)
         try:
             answer = await asyncio.wait_for(self._engine.complete(again), _SHADOW_S)
@@ -109,17 +126,20 @@ class Trials:
             logger.warning("shadow of %s failed on %s", split.candidate.label, again.request_id)
             answer = None
         # The live version counts where the candidate does: on the same requests.
-        self._count(split, Evidence(baseline, replace(_arm(answer), groups=baseline.groups)))
+        self._count(key, Evidence(baseline, replace(_arm(answer), groups=baseline.groups)))
 
     def _note(
-        self, split: Split, request: GenerationRequest, given: Given, answer: Generation | None
+        self,
+        split: Split,
+        key: _Of,
+        request: GenerationRequest,
+        given: Given,
+        answer: Generation | None,
     ) -> None:
         if answer is not None and not split.shadow:
-            mine = self._answered.setdefault((split.rollout, split.phase), {})
-            mine[request.request_id] = given
+            self._answered.setdefault(key, {})[request.request_id] = given
 
-    def _count(self, split: Split, seen: Evidence) -> None:
-        key = (split.rollout, split.phase)
+    def _count(self, key: _Of, seen: Evidence) -> None:
         self._seen[key] = self._seen.get(key, Evidence()) + seen
 
 

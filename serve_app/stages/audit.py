@@ -10,9 +10,10 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
-from cluster.audit import ChainWriter
+from cluster.audit import ChainWriter, Head
 from cluster.governance.structured import mask_text
 from cluster.governance.vault import TooManyValues, Vault
 from cluster.registry.labels import LabelTask
@@ -24,12 +25,21 @@ from serve_app.tasks import apart
 
 logger = logging.getLogger(__name__)
 
-Enqueue = Callable[[list[LabelTask]], Awaitable[int]]
-Meter = Callable[[list[TokenUse]], Awaitable[int]]
+
+class Registry(Protocol):
+    """The part of the control plane that hears of what was recorded."""
+
+    async def register_writer(self, writer: str) -> None: ...
+    async def enqueue_labels(self, tasks: list[LabelTask]) -> int: ...
+    async def tell_use(self, writer: str, head: Head, uses: list[TokenUse]) -> int: ...
+
+
 _MAX_WAITING = 10_000
 #: What the registry is told is gathered for so long: experts and bills do not mind, and it writes
 #: once.
 _GATHER_S = 0.5
+#: Longest that the first record waits for its writer to be on the registry's list.
+_REGISTER_S = 2.0
 #: Longest that what was used counts as used at one moment; how many of those are told together.
 _LONGEST_S, _AT_ONCE = 5.0, 256
 
@@ -37,9 +47,9 @@ _LONGEST_S, _AT_ONCE = 5.0, 256
 class Audit:
     """Writes traces; then tells the label queue of edge cases, and the meter of what was used."""
 
-    def __init__(self, writer: ChainWriter, enqueue: Enqueue, meter: Meter) -> None:
-        self._writer = writer
-        self._enqueue, self._meter = enqueue, meter
+    def __init__(self, writer: ChainWriter, registry: Registry) -> None:
+        self._writer, self._registry = writer, registry
+        self._registered = False
         self._lock = asyncio.Lock()
         self._tasks: list[LabelTask] = []
         self._tally = Tally(writer.writer, writer.sequence)
@@ -61,6 +71,8 @@ class Audit:
 
     async def _commit(self, batch: list[Envelope], records: list[dict[str, Any]]) -> None:
         async with self._lock:
+            if not self._registered and not self._writer.sequence:
+                await self._introduce()
             await asyncio.to_thread(self._writer.append, records)
             for record in records:
                 # Of what waits while the registry is away, each part keeps its time and its price.
@@ -77,17 +89,33 @@ class Audit:
         if self._told is None or self._told.done():
             self._told = asyncio.ensure_future(self._tell())
 
+    async def _introduce(self) -> None:
+        """Have the writer on the registry's list before it writes; while the control plane is away
+        requests do not wait for that for long."""
+        try:
+            asked = self._registry.register_writer(self._writer.writer)
+            await asyncio.wait_for(asked, _REGISTER_S)
+            self._registered = True
+        except Exception:  # `_tell` asks again until it is heard
+            logger.warning("the registry does not know the writer %s yet", self._writer.writer)
+
     async def _tell(self) -> None:
         """Tell the registry what has come together, until there is nothing left to tell."""
         await asyncio.sleep(_GATHER_S)
+        if not self._registered:
+            await _until_heard(partial(self._registry.register_writer, self._writer.writer))
+            self._registered = True
         while self._tasks or self._tallies or self._tally.after > self._tally.first:
             tasks, self._tasks = self._tasks[:256], self._tasks[256:]
             self._close_tally()
             told, self._tallies = self._tallies[:_AT_ONCE], self._tallies[_AT_ONCE:]
             # Told again as they are until they are heard: what is told twice then counts once.
             uses = [use for tally in told for use in tally.uses()]
-            await _until_heard(self._enqueue, tasks)
-            await _until_heard(self._meter, uses)
+            if tasks:
+                await _until_heard(partial(self._registry.enqueue_labels, tasks))
+            if told:
+                writer, head = self._writer.writer, self._writer.head
+                await _until_heard(partial(self._registry.tell_use, writer, head, uses))
             await asyncio.sleep(_GATHER_S)
 
     def _close_tally(self) -> None:
@@ -118,13 +146,13 @@ def _masked(record: dict[str, Any], envelope: Envelope) -> dict[str, Any]:
     return record
 
 
-async def _until_heard(tell: Callable[[list[Any]], Awaitable[int]], rows: list[Any]) -> None:
-    while rows:
+async def _until_heard(tell: Callable[[], Awaitable[object]]) -> None:
+    while True:
         try:
-            await tell(rows)
+            await tell()
             return
-        except Exception:  # the control plane restarts; the rows are kept until it is back
-            logger.exception("the registry did not hear of %d rows; trying again", len(rows))
+        except Exception:  # the control plane restarts; what it missed is kept until it is back
+            logger.exception("the registry did not hear of what was recorded; trying again")
             await asyncio.sleep(1.0)
 
 

@@ -1,10 +1,20 @@
 import errno
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from cluster.audit import ChainWriter, Place, read_pieces, read_traces, verify
+from cluster.audit import (
+    CONTROL,
+    ChainWriter,
+    Head,
+    Place,
+    read_pieces,
+    read_traces,
+    verify,
+)
 
 
 def _write(folder: Path, writer: str, count: int) -> None:
@@ -113,6 +123,103 @@ def test_a_rewritten_entry_hash_breaks_the_next_link(tmp_path: Path) -> None:
     first["hash"] = "f" * 64
     path.write_text("\n".join([json.dumps(first), *lines[1:]]) + "\n", encoding="utf-8")
     assert len(verify(tmp_path).faults) >= 2
+
+
+@pytest.fixture
+def logged(tmp_path: Path) -> tuple[Path, dict[str, Head], dict[str, Head]]:
+    """A log of two gateways and a control plane, and what the registry knows of them."""
+    heads: list[dict[str, Head]] = []
+    for folder, names in ((tmp_path, ("a", "b")), (tmp_path / CONTROL, ("c",))):
+        heads.append({})
+        for name in names:
+            log = ChainWriter(folder, name)
+            log.append([{"trace_id": f"{name}-{n}"} for n in range(3)])
+            heads[-1][name] = log.head
+            log.close()
+    return tmp_path, heads[0], heads[1]
+
+
+def _both(folder: Path, name: str) -> tuple[Path, Path]:
+    return folder / f"chain-{name}.jsonl", folder / f"traces-{name}.jsonl"
+
+
+def _cut(folder: Path) -> None:
+    for path in _both(folder, "a"):
+        path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:2]))
+
+
+def _delete(folder: Path) -> None:
+    for path in _both(folder, "b"):
+        path.unlink()
+
+
+def _empty(folder: Path) -> None:
+    for path in _both(folder, "a"):
+        path.write_bytes(b"")
+
+
+def _forge(folder: Path) -> None:
+    ChainWriter(folder, "forged").append([{"trace_id": "f-1"}])
+
+
+def _forge_a_change(folder: Path) -> None:
+    ChainWriter(folder / CONTROL, "forged").append([{"trace_id": "ev-9"}])
+
+
+def _duplicate(folder: Path) -> None:
+    for old, new in zip(_both(folder, "a"), _both(folder, "copy"), strict=True):
+        shutil.copy(old, new)
+
+
+def _swap(folder: Path) -> None:
+    for one, other in zip(_both(folder, "a"), _both(folder, "b"), strict=True):
+        held = one.read_bytes()
+        one.write_bytes(other.read_bytes())
+        other.write_bytes(held)
+
+
+def _rewrite(folder: Path) -> None:
+    """A chain that is whole, of other records by the same writer's name."""
+    for path in _both(folder, "a"):
+        path.unlink()
+    ChainWriter(folder, "a").append([{"trace_id": f"other-{n}"} for n in range(3)])
+
+
+def _control_gone(folder: Path) -> None:
+    shutil.rmtree(folder / CONTROL)
+
+
+@pytest.mark.parametrize(
+    ("attack", "fault"),
+    [
+        (_cut, "a.jsonl: 2 of 3 entries on record"),
+        (_delete, "b.jsonl: 3 entries on record, none found"),
+        (_empty, "a.jsonl: 0 of 3 entries on record"),
+        (_forge, "forged.jsonl: no writer of that name is on record"),
+        (_forge_a_change, "forged.jsonl: no writer of that name is on record"),
+        (_duplicate, "copy.jsonl line 1: of another writer"),
+        (_swap, "a.jsonl line 1: of another writer"),
+        (_rewrite, "a.jsonl line 3: not the entry on record"),
+        (_control_gone, "c.jsonl: 3 entries on record, none found"),
+    ],
+)
+def test_the_registry_knows_what_is_missing_and_what_is_strange(
+    logged: tuple[Path, dict[str, Head], dict[str, Head]],
+    attack: Callable[[Path], None],
+    fault: str,
+) -> None:
+    assert verify(*logged).faults == []
+    attack(logged[0])
+    assert fault in verify(*logged).faults
+
+
+def test_a_log_may_be_ahead_of_the_registry(
+    logged: tuple[Path, dict[str, Head], dict[str, Head]],
+) -> None:
+    folder, requests, changes = logged
+    early = {name: Head(1, "") for name in requests}
+    assert verify(folder, early, changes).verified
+    assert verify(folder, {**requests, "idle": Head(0, "")}, changes).verified
 
 
 def test_where_there_is_no_log_nothing_is_verified(tmp_path: Path) -> None:

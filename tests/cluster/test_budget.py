@@ -16,7 +16,7 @@ from cluster.budget.limits import Limits, Seed, key_scope, tenant_scope
 from cluster.budget.prices import Price, PriceBook
 from cluster.control.budgets import Till
 from cluster.errors import ConflictError
-from cluster.registry import events, keys, limits, usage
+from cluster.registry import events, keys, limits, usage, writers
 from cluster.registry.db import open_database
 from cluster.registry.keys import KeyRequest
 from cluster.registry.usage import TokenUse
@@ -185,6 +185,9 @@ class Registry:
     def __init__(self, url: str, folder: Path) -> None:
         self.engine: Engine = open_database(url)
         self.chain = ChainWriter(folder / CONTROL, "control")
+        with Session(self.engine) as tx, tx.begin():
+            writers.register(tx, "control", changes=True, now=NOW)
+            writers.register(tx, "w", changes=False, now=NOW)
         self.now = NOW
         self.key = self.issue()
 

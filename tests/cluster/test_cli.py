@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import socket
 import subprocess
@@ -10,10 +11,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from sqlalchemy.orm import Session
 
+from cluster.audit import ChainWriter
 from cluster.budget.limits import Limits
 from cluster.cli.main import _parser, main
 from cluster.cli.session import say
+from cluster.registry import writers
+from cluster.registry.db import open_database
 
 
 def _free_port() -> int:
@@ -139,12 +144,40 @@ def test_what_tenants_name_things_reaches_no_terminal_as_a_command(
 def test_verify_takes_the_workdir_as_other_verbs_do(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from cluster.audit import ChainWriter
-
-    ChainWriter(tmp_path / "state" / "audit", "gateway").append([{"trace_id": "tr-1"}])
+    _logged(tmp_path)
     assert main(["verify", "--workdir", str(tmp_path)]) == 0
-    assert "1 records" in capsys.readouterr().out
-    assert main(["verify", str(tmp_path / "state" / "audit"), "--json"]) == 0
+    assert capsys.readouterr().out == "1 records, 0 changes, chain verified\n"
+    folder = str(tmp_path / "state" / "audit")
+    assert main(["verify", folder]) == 0
+    assert "not compared with a registry" in capsys.readouterr().out
+    assert (
+        main(["verify", folder, "--json", "--registry", f"sqlite:///{tmp_path}/registry.db"]) == 0
+    )
+    assert json.loads(capsys.readouterr().out)["compared"] is True
+
+
+def _logged(workdir: Path) -> None:
+    """A registry and a log of one record."""
+    log = ChainWriter(workdir / "state" / "audit", "gateway")
+    log.append([{"trace_id": "tr-1"}])
+    engine = open_database(f"sqlite:///{workdir / 'registry.db'}")
+    with Session(engine) as tx, tx.begin():
+        writers.register(tx, "gateway", changes=False, now=1.0)
+        writers.advance(tx, "gateway", log.head, now=1.0)
+    engine.dispose()
+
+
+def test_verify_misses_what_is_on_record(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _logged(tmp_path)
+    for name in ("chain", "traces"):
+        (tmp_path / "state" / "audit" / f"{name}-gateway.jsonl").unlink()
+    assert main(["verify", "--workdir", str(tmp_path)]) == 1
+    assert "gateway.jsonl: 1 entry on record, none found" in capsys.readouterr().out
+    (tmp_path / "registry.db").unlink()
+    assert main(["verify", "--workdir", str(tmp_path)]) == 2
+    assert "there is no registry at" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -153,10 +186,8 @@ def test_verify_takes_the_workdir_as_other_verbs_do(
 def test_a_reader_that_has_had_enough_is_no_error(
     tmp_path: Path, arguments: list[str], code: int
 ) -> None:
-    from cluster.audit import ChainWriter
-
     if arguments[0] == "verify":
-        ChainWriter(tmp_path / "state" / "audit", "gateway").append([{"trace_id": "tr-1"}])
+        _logged(tmp_path)
         arguments = [*arguments, "--workdir", str(tmp_path)]
     reader, writer = os.pipe()
     os.close(reader)

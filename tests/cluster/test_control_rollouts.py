@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from cluster.control.actor import ControlPlane
 from cluster.errors import ConflictError
 from cluster.registry import answers
 from cluster.rollout.evidence import Arm, Evidence, Moments
+from cluster.rollout.gate import GateConfig
 from cluster.rollout.outcomes import Given
 from cluster.rollout.plan import Phase, RolloutPlan
 from cluster.rollout.state import Report, Status
@@ -107,6 +109,55 @@ async def test_a_candidate_that_fails_is_taken_back_and_stays_back(
     assert (await _states(control))["inventory@2"] == "rejected"
     with pytest.raises(ConflictError, match="rejected"):
         await control.start_rollout(V2, PLAN, BY)
+
+
+async def test_a_refusal_by_a_rollout_can_be_appealed_on_record(
+    control: ControlPlane, make_adapter: Callable[..., Path], evaluation: Evaluation
+) -> None:
+    with pytest.raises(ConflictError, match="is passed: there is nothing to appeal"):
+        await control.appeal(V2, "why not", "ops")
+    rollout = await control.start_rollout(V2, PLAN, BY)
+    await _tick(control)
+    await control.report([_seen(rollout.id, failed=80)])
+    await _tick(control)
+    with pytest.raises(ConflictError, match="still leaving"):
+        await control.appeal(V2, "sabotage", "ops")
+    await _tick(control)
+    await control.appeal(V2, "sabotage by ann@shop.example.com", "ops")
+    assert (await _states(control))["inventory@2"] == "passed"
+    [event] = [e for e in await control.newest_events(20) if e["kind"] == "version.appealed"]
+    assert (event["actor"], event["detail"]["rollout"]) == ("ops", rollout.id)
+    assert "error rate" in event["detail"]["refused"]
+    assert "ann@" not in str(event)
+    assert (await control.start_rollout(V2, PLAN, BY)).status == Status.PREPARING
+
+
+async def test_what_the_gate_refused_is_evaluated_again(
+    control: ControlPlane, make_adapter: Callable[..., Path], evaluation: Evaluation
+) -> None:
+    worse = evaluation.model_copy(update={"accuracy": 0.01, "previous": "inventory@1"})
+    candidate = make_adapter(version=3, evaluation=worse)
+    version = await control.register_candidate(str(candidate), "acme", BY)
+    assert not (await control.gate(version, GateConfig(), BY)).passed
+    with pytest.raises(ConflictError, match="refused by the gate"):
+        await control.appeal(version, "it is good", "ops")
+
+
+async def test_whose_word_alone_is_against_a_candidate_is_set_aside_on_record(
+    control: ControlPlane, start: Callable[[], ControlPlane]
+) -> None:
+    rollout = await control.start_rollout(V2, PLAN, BY)
+    await _tick(control)
+    seen = replace(_seen(rollout.id, failed=400), account="rival/k1")
+    await control.report([seen, replace(_seen(rollout.id), source="g2", account="acme/k2")])
+    await _tick(control)
+    assert (await control.table()).splits["inventory"].aside == {"rival"}
+    [event] = [e for e in await control.newest_events(20) if e["kind"] == "rollout.set_aside"]
+    assert "error rate" in event["detail"]["aside"]["rival"]
+    again = start()
+    assert (await again.table()).splits["inventory"].aside == {"rival"}
+    await _tick(again)
+    assert (await again.table()).live["inventory"].label == "inventory@2"
 
 
 async def test_a_candidate_that_is_not_proved_never_serves(

@@ -18,7 +18,7 @@ from cluster import adapters, audit
 from cluster.audit import ChainWriter
 from cluster.dataset import DatasetManifest
 from cluster.errors import ConfigError, ConflictError, DataError
-from cluster.registry import access, answers, bases, card, events, keys, tenants, versions
+from cluster.registry import access, answers, bases, card, events, keys, tenants, versions, writers
 from cluster.registry.bases import BaseModelInfo
 from cluster.registry.db import open_database
 from cluster.registry.keys import KeyRequest, digest
@@ -44,6 +44,8 @@ def engine(url: str) -> Iterator[Engine]:
 @pytest.fixture
 def change(engine: Engine, tmp_path: Path) -> Iterator[Change]:
     writer = ChainWriter(tmp_path / "audit" / audit.CONTROL, "control-test")
+    with Session(engine) as tx, tx.begin():
+        writers.register(tx, writer.writer, changes=True, now=0.0)
     yield partial(events.recorded, engine, writer)
     writer.close()
 
@@ -63,12 +65,14 @@ def test_what_was_seen_of_a_rollout_is_put_to_its_phases(
     """A registry from before evidence was kept by phases, with a rollout in its third phase."""
     engine = open_database(url)
     writer = ChainWriter(tmp_path / "audit" / audit.CONTROL, "control-test")
+    with Session(engine) as tx, tx.begin():
+        writers.register(tx, writer.writer, changes=True, now=0.0)
     plan = RolloutPlan(phases=(Phase(percent=10, shadow=True), Phase(percent=5), Phase(percent=50)))
     rollout = Rollout(1, AdapterVersion("inventory", 1), None, plan, Status.RUNNING, phase=2)
     part, whole = (Evidence(Arm(Moments(n)), Arm(Moments(n, 1.0, 1.0))) for n in (30, 90))
     state = TypeAdapter(Rollout).dump_python(rollout, mode="json")
     told = TypeAdapter(Evidence)
-    del state["evidence"], state["sides"]
+    del state["evidence"], state["sides"], state["cells"]
     state |= {"seen": told.dump_python(part), "whole": told.dump_python(whole)}
     with events.recorded(engine, writer) as tx:
         bases.serve(tx, ONE, **BY)
@@ -85,7 +89,13 @@ def test_what_was_seen_of_a_rollout_is_put_to_its_phases(
             )
         )
     with engine.begin() as connection:
-        connection.execute(text("ALTER TABLE rollout_answers DROP COLUMN user_group"))
+        for table, column in (
+            ("rollout_answers", "user_group"),
+            ("rollout_answers", "account"),
+            ("api_keys", "held"),
+        ):
+            connection.execute(text(f"ALTER TABLE {table} DROP COLUMN {column}"))
+        connection.execute(text("DROP TABLE writers"))
         connection.execute(text("UPDATE alembic_version SET version_num = '0003'"))
     engine.dispose()
     engine = open_database(url)
@@ -96,6 +106,7 @@ def test_what_was_seen_of_a_rollout_is_put_to_its_phases(
     assert found.seen == part
     assert found.whole == whole
     assert found.evidence.keys() == {1, 2}
+    assert found.cells == {phase: {"": seen} for phase, seen in found.evidence.items()}
 
 
 def test_a_registry_of_a_newer_headrace_is_left_alone(url: str) -> None:
@@ -365,16 +376,16 @@ def test_the_newest_answers_on_trial_are_kept_until_their_rollout_is_over(
                 )
             )
     with change() as tx:
-        answers.note(tx, 1, 1, {f"tr-{i}": ("candidate", i % 7) for i in range(1200)})
+        answers.note(tx, 1, 1, {f"tr-{i}": ("candidate", i % 7, "acme/k") for i in range(1200)})
         answers.judged(tx, "tr-0", ["rating", "disliked"])
-        answers.note(tx, 2, 0, {"tr-0": ("baseline", 1), "tr-new": ("baseline", 1)})
+        answers.note(tx, 2, 0, {"tr-0": ("baseline", 1, ""), "tr-new": ("baseline", 1, "")})
         found = answers.get(tx, "tr-0")
         assert found is not None
         assert (found.rollout_id, found.phase, found.side) == (1, 1, "candidate")
         assert found.counted == ["disliked", "rating"], "told twice, it stays as it is"
         assert answers.get(tx, "tr-unknown") is None
 
-        answers.note(tx, 2, 0, {"tr-newest": ("candidate", 2)}, kept=100)
+        answers.note(tx, 2, 0, {"tr-newest": ("candidate", 2, "")}, kept=100)
         assert tx.scalar(select(func.count()).select_from(RolloutAnswer)) == 100
         assert answers.get(tx, "tr-0") is None
         assert answers.get(tx, "tr-newest") is not None

@@ -238,7 +238,9 @@ def test_a_trial_is_told_in_json_with_its_verdict_in_figures_and_words() -> None
     assert (unknown["says"], unknown["low"], unknown["high"]) == ("undecided", None, None)
     old, new = _rate(2000, 1000), _rate(2000, 1300)
     seen = Evidence(replace(_arm(2000), resolved=old), replace(_arm(2000), resolved=new))
-    known = replace(rollout, evidence={0: seen}, sides=_sides(old, new))
+    known = replace(
+        rollout, evidence={0: seen}, sides={side: {"": of} for side, of in _sides(old, new).items()}
+    )
     told = json.loads(json.dumps(known.as_json()))
     assert told["verdict"]["says"] == "better"
     assert told["verdict"]["candidate"] == pytest.approx(0.65)

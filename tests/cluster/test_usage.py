@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from sqlalchemy.orm import Session
 
-from cluster.audit import ChainWriter, Place, read_pieces, read_traces
+from cluster.audit import ChainWriter, Head, Place, read_pieces, read_traces
 from cluster.budget.prices import Price, PriceBook
-from cluster.registry import access, events, residency, usage
+from cluster.errors import ConflictError
+from cluster.registry import access, events, residency, usage, writers
 from cluster.registry.db import open_database
 from cluster.registry.usage import Tally, TokenUse
 
@@ -22,6 +23,8 @@ from cluster.registry.usage import Tally, TokenUse
 def tx(url: str) -> Iterator[Session]:
     engine = open_database(url)
     with Session(engine) as tx, tx.begin():
+        for writer in ("w", "w1", "w2", "other"):
+            writers.register(tx, writer, changes=False, now=0.0)
         yield tx
     engine.dispose()
 
@@ -132,6 +135,24 @@ def test_a_bill_is_priced_line_by_line(tx: Session) -> None:
     assert bill["usd"] == pytest.approx(2.0 + 0.5 + 0.001016)
     assert usage.bill(tx, "acme", 51.0, 100.0, prices)["usd"] == 0
     assert usage.bill(tx, "nobody", 0.0, 100.0, prices)["lines"] == []
+
+
+def test_what_nobody_registered_is_on_no_bill(tx: Session, tmp_path: Path) -> None:
+    forged = ChainWriter(tmp_path, "forged")
+    forged.append([_trace(0)])
+    forged.close()
+    usage.settle(partial(nullcontext, tx), tmp_path, {})
+    assert usage.tell(tx, _told("forged", [_trace(0)])) == 0
+    assert _tokens(tx, "acme") == (0, 0)
+    with pytest.raises(ConflictError, match="not a registered writer"):
+        writers.advance(tx, "forged", Head(1, ""), now=1.0)
+
+
+def test_a_head_moves_forward_only(tx: Session) -> None:
+    for head in (Head(3, "c"), Head(2, "b"), Head(5, "e")):
+        writers.advance(tx, "w", head, now=1.0)
+    assert writers.heads(tx, changes=False)["w"] == Head(5, "e")
+    assert writers.heads(tx, changes=True) == {}
 
 
 def test_what_was_lost_is_dated_when_it_was_used_and_cut_where_prices_changed(

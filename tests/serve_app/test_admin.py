@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from cluster.adapters import Evaluation
+from cluster.audit import Head
 from cluster.budget.limits import Limits
 from cluster.budget.prices import Price, PriceBook
 from cluster.control.actor import ControlPlane
@@ -272,7 +273,8 @@ async def test_a_tenant_reads_its_bill_and_an_operator_every_bill(admin: Admin) 
     await admin.control.set_prices(PriceBook(default=Price(input=2e6)), "test")
     now = time.time()
     row = TokenUse("w", 0, 9, now, "acme", "k", "care@1", 3, 1, 40, 5)
-    await admin.control.tell_use([row])
+    await admin.control.register_writer("w")
+    await admin.control.tell_use("w", Head(9, ""), [row])
     bill = (await admin("admin", "GET", "/v1/usage?since=1d")).json()
     assert (bill["tenant"], bill["usd"]) == ("acme", 80.0)
     assert bill["lines"][0]["input_tokens"] == 40

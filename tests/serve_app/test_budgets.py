@@ -12,6 +12,7 @@ from cluster.budget.ledger import Ledger, Refusal, Room
 from cluster.budget.limits import Limits, Seed
 from cluster.budget.prices import Price, PriceBook
 from cluster.types import Principal, Role
+from serve_app.config import ContextConfig
 from serve_app.gateway.budgets import Budgets, most_read
 from serve_app.gateway.errors import Refused
 from serve_app.protocol import Envelope, Sampling, Usage
@@ -301,6 +302,32 @@ async def test_what_is_kept_on_record_counts_as_a_request(
     blocked = [one.block.status for one in world.audited if one.block is not None]
     assert blocked == [404] * 5 + [429]
     assert all(one.usage is None for one in world.audited), "none of it is billed"
+
+
+async def test_tokens_a_minute_are_reserved_as_they_are_used_and_money_at_most(bank: Bank) -> None:
+    """A limit of tokens far below the window lets requests in that the window could exceed."""
+    asked: list[Reservation] = []
+
+    async def spend(
+        settlements: list[Settlement], reservations: list[Reservation]
+    ) -> list[Room | Refusal]:
+        asked.extend(reservations)
+        return await bank.spend(settlements, reservations)
+
+    config = ContextConfig(index="", budget_tokens={"": 100, "care": 0}, default_budget_tokens=40)
+    budgets = Budgets(spend, 4096, config.stitched, "base-model")
+    principal = Principal("k1", "acme", frozenset(), limited=(SCOPE,))
+    said = [{"role": "user", "content": "hello"}]
+    envelope = Envelope("t", 0.0, "acme", {}, "", said, Sampling(max_tokens=16))
+    bank.bound(tpm=400)
+    for model in ("base-model", "care@1", "stock", None):
+        (await budgets.reserve(principal, model, [envelope])).close()
+    own = most_read(said, Sampling(), 4096)
+    assert [one.read - own for one in asked] == [1200, 0, 480, 1200]
+    assert [(one.expected or 0) - own for one in asked] == [150, 0, 60, 150]
+    bank.bound(tpm=100)
+    with pytest.raises(Refused, match=f"need {own + 150 + 16} .* up to 150 of them context"):
+        await budgets.reserve(principal, "base-model", [envelope])
 
 
 async def test_what_one_key_is_denied_counts_among_its_own_requests(bank: Bank) -> None:

@@ -1,13 +1,16 @@
 """What a key that is limited may do to others: give no more than it has."""
 
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cluster.audit import Head
 from cluster.control.actor import ControlPlane
 from cluster.registry.keys import KeyRequest
+from cluster.registry.usage import TokenUse
 from cluster.types import Role
 from tests.fakes.fleet import FakeFleet
 from tests.serve_app.test_admin import BASE, Admin
@@ -118,3 +121,58 @@ async def test_a_kill_may_be_undone_with_another_version(admin: Admin) -> None:
     assert unpassed.status_code == 409
     assert "only a passed version" in unpassed.json()["error"]["message"]
     assert (await admin("admin", "POST", revive)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("change", "status"),
+    [
+        ({"rpm_limit": "none"}, 403),
+        ({"rpm_limit": 100}, 403),
+        ({"rpm_limit": 5}, 200),
+        ({"tpm_limit": 5}, 200),
+        ({"models": []}, 403),
+        ({"models": ["care", "stock"]}, 403),
+        ({"models": ["care"]}, 200),
+        ({"duration": "30d"}, 403),
+        ({"duration": "1m"}, 200),
+        ({"key_alias": "till"}, 200),
+    ],
+)
+async def test_what_an_operator_bounds_a_tenants_admin_may_only_narrow(
+    admin: Admin, change: dict[str, Any], status: int
+) -> None:
+    await admin.add("operator", "ops", Role.OPERATOR)
+    bounds = {"models": ["care"], "duration": "1h", "rpm_limit": 9}
+    made = await admin("operator", "POST", "/key/generate", {"team_id": "acme", **bounds})
+    key = made.json()["token_id"]
+    answer = await admin("admin", "POST", "/key/update", {"key": key, **change})
+    assert answer.status_code == status, answer.text
+    assert (await admin("operator", "POST", "/key/update", {"key": key, **change})).is_success
+
+
+async def test_a_bound_that_an_operator_adds_is_held_and_one_it_lifts_is_free(admin: Admin) -> None:
+    await admin.add("operator", "ops", Role.OPERATOR)
+    key = (await admin("admin", "POST", "/key/generate", {})).json()["token_id"]
+
+    async def bound(who: str, rpm: int | str) -> int:
+        body = {"key": key, "rpm_limit": rpm}
+        return (await admin(who, "POST", "/key/update", body)).status_code
+
+    assert [await bound("admin", 3), await bound("admin", "none")] == [200, 200]
+    assert [await bound("operator", 3), await bound("admin", "none")] == [200, 403]
+    assert [await bound("operator", "none"), await bound("admin", 7)] == [200, 200]
+
+
+async def test_a_key_of_one_adapter_is_told_the_bill_of_that_alone(admin: Admin) -> None:
+    await admin.control.register_writer("w")
+    rows = [
+        TokenUse("w", 0, 9, time.time(), "acme", "k", version, 1, 0, 10, 5)
+        for version in ("care@1", "stock@1", "base-model")
+    ]
+    await admin.control.tell_use("w", Head(9, ""), rows)
+    whole, mine = [
+        (await admin(who, "GET", "/v1/usage?since=1d")).json() for who in ("admin", "scoped")
+    ]
+    assert [line["version"] for line in whole["lines"]] == ["base-model", "care@1", "stock@1"]
+    assert [line["version"] for line in mine["lines"]] == ["care@1"]
+    assert whole["training_seconds"] == 2 * mine["training_seconds"] > 0

@@ -4,6 +4,7 @@ import asyncio
 import math
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from cluster import router_artefact, storage
-from cluster.audit import ChainWriter, read_traces, verify
+from cluster.audit import ChainWriter, Head, read_traces, verify
 from cluster.registry.labels import LabelTask
 from cluster.registry.usage import TokenUse
 from cluster.router_artefact import RouterArtefact
@@ -239,13 +240,34 @@ def test_sampling_is_uniform_and_repeats() -> None:
 # -- audit -------------------------------------------------------------------------------------
 
 
-async def test_audit_writes_before_it_acknowledges_and_forwards_edge_cases(tmp_path: Path) -> None:
-    forwarded: list[LabelTask] = []
+@dataclass
+class Registry:
+    """Keeps what the audit stage tells; waits for `back` before it hears of use."""
 
-    async def enqueue(tasks: list[LabelTask]) -> int:
-        forwarded.extend(tasks)
+    tasks: list[LabelTask] = field(default_factory=list)
+    uses: list[TokenUse] = field(default_factory=list)
+    writers: list[str] = field(default_factory=list)
+    head: Head = Head(0, "")  # noqa: RUF009 - immutable
+    back: asyncio.Event | None = None
+
+    async def register_writer(self, writer: str) -> None:
+        self.writers.append(writer)
+
+    async def enqueue_labels(self, tasks: list[LabelTask]) -> int:
+        self.tasks.extend(tasks)
         return len(tasks)
 
+    async def tell_use(self, writer: str, head: Head, uses: list[TokenUse]) -> int:
+        assert writer in self.writers
+        if self.back is not None:
+            await self.back.wait()
+        self.uses.extend(uses)
+        self.head = head
+        return len(uses)
+
+
+async def test_audit_writes_before_it_acknowledges_and_forwards_edge_cases(tmp_path: Path) -> None:
+    registry = Registry()
     flagged, plain = _envelope("call 415-555-0132"), _envelope("hi")
     flagged.trace_id = "tr-2"
     for envelope in (flagged, plain):
@@ -254,40 +276,31 @@ async def test_audit_writes_before_it_acknowledges_and_forwards_edge_cases(tmp_p
         envelope.generation = _generation(mean=-2.0 if envelope is flagged else -0.001)
         envelope.usage = Usage("care@1", 11, 7)
         envelope.prompt = envelope.messages
-    used: list[TokenUse] = []
-
-    async def meter(uses: list[TokenUse]) -> int:
-        used.extend(uses)
-        return len(uses)
-
-    stage = Audit(ChainWriter(tmp_path, "w"), enqueue, meter)
+    stage = Audit(ChainWriter(tmp_path, "w"), registry)
     batch = await Monitoring(MonitoringConfig(sample_share=0.0))([flagged, plain])
     await stage(batch)
     found = verify(tmp_path)
     assert (found.records, found.verified) == (2, True)
     assert "555-01" not in (tmp_path / "traces-w.jsonl").read_text()
     assert [trace["spans"][-1]["stage"] for trace in read_traces(tmp_path)] == ["audit", "audit"]
-    for _ in range(100):
-        if forwarded:
-            break
-        await asyncio.sleep(0.01)
-    assert [task.trace_id for task in forwarded] == ["tr-2"]
-    await until(lambda: bool(used))
-    [use] = used
+    await until(lambda: bool(registry.tasks and registry.uses))
+    assert [task.trace_id for task in registry.tasks] == ["tr-2"]
+    # The first record waited for it.
+    assert registry.writers == ["w"]
+    assert registry.head == stage._writer.head
+    assert verify(tmp_path, {"w": registry.head}, {}).verified
+    [use] = registry.uses
     assert (use.writer, use.first, use.after, use.requests) == ("w", 0, 2, 2)
     assert (use.version, use.input_tokens, use.output_tokens) == ("care@1", 22, 14)
 
 
 async def test_names_that_callers_choose_are_masked_in_the_record(tmp_path: Path) -> None:
-    async def hear(rows: list[Any]) -> int:
-        return len(rows)
-
     vouched = {"mail": "ann@shop.example.com", "tier": "gold"}
     envelope = _envelope(model="ann@shop.example.com <|x|>", **vouched)
     envelope.metadata = {"note": "call 415-555-0132", "ann@shop.example.com": "1"}
     envelope.block = Block(404, "model_not_found", "model 'ann@shop.example.com' is not served")
     envelope.warnings = ["ignored: ann@shop.example.com"]
-    await Audit(ChainWriter(tmp_path, "w"), hear, hear)([envelope])
+    await Audit(ChainWriter(tmp_path, "w"), Registry())([envelope])
     [record] = read_traces(tmp_path)
     assert "ann@" not in str(record)
     assert "415-555" not in str(record)
@@ -298,12 +311,9 @@ async def test_names_that_callers_choose_are_masked_in_the_record(tmp_path: Path
 
 
 async def test_a_record_of_too_many_values_costs_no_other_its_place(tmp_path: Path) -> None:
-    async def hear(rows: list[Any]) -> int:
-        return len(rows)
-
     many, other = _envelope(), _envelope()
     many.metadata = {"a": " ".join(f"10.{n // 250}.{n % 250}.7" for n in range(1100))}
-    await Audit(ChainWriter(tmp_path, "w"), hear, hear)([many, other])
+    await Audit(ChainWriter(tmp_path, "w"), Registry())([many, other])
     first, second = read_traces(tmp_path)
     assert first["metadata"] == {"a": "[withheld: too many personal values]"}
     assert second["metadata"] == {}
@@ -333,18 +343,12 @@ async def test_what_waits_for_the_registry_keeps_its_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("serve_app.stages.audit._GATHER_S", 0.01)
-    used, back, now = list[TokenUse](), asyncio.Event(), [1000.0]
+    back, now = asyncio.Event(), [1000.0]
+    registry = Registry(back=back)
+    used = registry.uses
     monkeypatch.setattr("serve_app.stages.audit.time.time", lambda: now[0])
 
-    async def hear(rows: list[Any]) -> int:
-        return len(rows)
-
-    async def meter(uses: list[TokenUse]) -> int:
-        await back.wait()
-        used.extend(uses)
-        return len(uses)
-
-    stage = Audit(ChainWriter(tmp_path, "w"), hear, meter)
+    stage = Audit(ChainWriter(tmp_path, "w"), registry)
     for minute in range(4):
         for _ in range(2):
             envelope = _envelope()
@@ -383,11 +387,8 @@ class SlowWriter(ChainWriter):
 
 
 async def test_a_caller_that_leaves_during_a_write_breaks_no_chain(tmp_path: Path) -> None:
-    async def hear(rows: list[Any]) -> int:
-        return len(rows)
-
     writer = SlowWriter(tmp_path)
-    stage = Audit(writer, hear, hear)
+    stage = Audit(writer, Registry())
     left = asyncio.ensure_future(stage([_envelope()]))
     assert await asyncio.to_thread(writer.entered.acquire, True, 10)
     left.cancel()

@@ -148,19 +148,63 @@ async def test_shadows_do_not_crowd_users_out(world: World, client: httpx.AsyncC
     assert seen.baseline.errors.n == seen.candidate.errors.n == 8
 
 
-async def test_an_engine_fault_counts_against_the_version_it_struck(
-    world: World, client: httpx.AsyncClient
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_a_candidate_fails_on_the_live_version_answers(
+    world: World, client: httpx.AsyncClient, stream: bool
 ) -> None:
+    """Its failure counts, and its user notices nothing of it."""
     _split(world, 100)
 
     async def fail() -> None:
-        raise RuntimeError("out of memory")
+        if world.engine.requests[-1].adapter == V2:
+            raise RuntimeError("out of memory")
 
     world.engine.wait = fail
-    assert (await client.post(CHAT, json={**GOOD, "model": "inventory"})).status_code == 502
+    body = {**GOOD, "model": "inventory", "stream": stream}
+    assert (await client.post(CHAT, json=body)).status_code == 200
+    assert [r.adapter.label for r in world.engine.requests if r.adapter] == [
+        "inventory@2",
+        "inventory@1",
+    ]
     seen = _seen(world)
     assert (seen.candidate.errors.n, seen.candidate.errors.mean) == (1, 1.0)
-    assert seen.baseline.errors.n == 0
+    assert seen.baseline.errors.n == 0, "nobody drew the live version"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_both_versions_fail_on_is_no_evidence_against_either(
+    world: World, client: httpx.AsyncClient, stream: bool
+) -> None:
+    """A caller that finds a request which the engine cannot do must not refuse a candidate."""
+    _split(world, 100)
+
+    async def fail() -> None:
+        raise RuntimeError("this prompt")
+
+    world.engine.wait = fail
+    body = {**GOOD, "model": "inventory", "stream": stream}
+    for number in range(20):
+        answer = await client.post(CHAT, json={**body, "user": f"invented-{number}"})
+        assert answer.status_code == 502 or "engine_error" in answer.text
+    assert _seen(world) == Evidence()
+
+
+async def test_whoever_is_set_aside_gets_the_live_version(
+    world: World, client: httpx.AsyncClient
+) -> None:
+    body = {**GOOD, "model": "inventory"}
+    for aside, wanted in (
+        (frozenset[str](), "inventory@2"),
+        (frozenset({"rival"}), "inventory@2"),
+        (frozenset({"acme"}), "inventory@1"),
+        (frozenset({"acme/k1"}), "inventory@1"),
+    ):
+        split = Split(9, 1, V2, 100, False, aside)
+        world.table = replace(world.table, splits={"inventory": split})
+        answer = await client.post(CHAT, json=body)
+        assert answer.headers["x-headrace-model"] == wanted
+    [report] = world.road.trials.reports("g")
+    assert report.account == "acme/k1"
 
 
 class Judge:
