@@ -23,6 +23,8 @@ ROUTING_LAYERS = 4
 _ROUTING_MAP = Path(__file__).resolve().parent / "models" / "minilm-routing" / "map.safetensors"
 Precision = Literal["bfloat16", "int8"]
 _MAX_TOKENS = 128
+#: Longer texts are cut before they are read: the model sees `_MAX_TOKENS`, of some letters each.
+_MAX_CHARS = 64 * _MAX_TOKENS
 _BATCH = 16
 _MAX_CACHED = 8192
 
@@ -47,7 +49,11 @@ def routing_embedder(precision: Precision) -> MiniLM:
 def token_counter() -> Callable[[list[str]], int]:
     """Counts the tokens the model reads of texts; loads its tokenizer and no more."""
     tokenizer = _tokenizer()
-    return lambda texts: sum(len(found.ids) for found in tokenizer.encode_batch(texts))
+    return lambda texts: sum(len(found.ids) for found in tokenizer.encode_batch(_cut(texts)))
+
+
+def _cut(texts: list[str]) -> list[str]:
+    return [text[:_MAX_CHARS] for text in texts]
 
 
 def _tokenizer() -> Any:
@@ -101,6 +107,7 @@ class MiniLM:
 
     def __call__(self, texts: list[str]) -> NDArray[np.float32]:
         """Unit vectors of shape (len(texts), 384)."""
+        texts = _cut(texts)
         missing = sorted({text for text in texts if text not in self._recent}, key=len)
         found: dict[str, NDArray[np.float32]] = {}
         for start in range(0, len(missing), _BATCH):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Literal
+
+from pydantic import Field, field_validator
 
 from cluster.config import ConfigModel
+from cluster.types import checked_name
 
 
 class ImportConfig(ConfigModel):
@@ -12,6 +15,13 @@ class ImportConfig(ConfigModel):
 
     out: str
     """Folder to write; see `cluster.workload` for its layout."""
+    tenant: str
+    """Whose texts they are: no other tenant's prompts show a passage of them."""
+    shared: bool = False
+    """Whether the source's documents may stand in every tenant's prompts; turns never do."""
+    document_values: Literal["mask", "show"] = "mask"
+    """Personal values in the source's documents. With `show` an answer may repeat them, such as the
+    number of a hotline that a document tells."""
     data: str | None = None
     """MultiDoGO folder; without it the generated retail workload is used."""
     domains: tuple[str, ...] = ("insurance", "finance", "media")
@@ -23,6 +33,8 @@ class ImportConfig(ConfigModel):
     heldout_rows: int = 1000
     """Most held-out turns a domain."""
     seed: int = 0
+
+    _name = field_validator("tenant")(checked_name)
 
 
 class DatasetConfig(ConfigModel):

@@ -20,6 +20,10 @@ from cluster import router_artefact, storage
 from cluster.answer import Understanding, masked_example
 from cluster.dataset import MAX_NAMED_FAULTS
 from cluster.embedding import routing_embedder
+from cluster.governance.structured import mask_text
+from cluster.governance.vault import Vault, placeholders
+from cluster.text import normalise
+from cluster.types import EVERYONE
 from cluster.workload import SUMMARY, TurnRecord, WorkloadSummary, masked_turn, write_turns
 from data_jobs.config import ImportConfig
 from data_jobs.sources import multidogo, retail
@@ -53,7 +57,7 @@ def import_workload(config: ImportConfig) -> WorkloadSummary:
             counts[kind][domain] = write_turns(out / kind / f"{domain}.jsonl", items)
     embedded = _embed([_clean(turn) for turn in history])
     _fit_router(history, embedded, out / "router")
-    _write_index(workload, history, out / "index")
+    _write_index(workload, history, config)
     summary = WorkloadSummary(
         name=workload.name,
         generated=workload.generated,
@@ -89,6 +93,11 @@ def _masked(turns: list[TurnRecord]) -> list[TurnRecord]:
 
 def _clean(turn: TurnRecord) -> str:
     return masked_example(turn.text, Understanding(turn.intent))[0]
+
+
+def _masked_text(text: str) -> str:
+    normal = normalise(text)
+    return mask_text(normal, Vault(placeholders([normal])))
 
 
 class _EmbedBatch:
@@ -132,9 +141,13 @@ def _fit_router(history: list[TurnRecord], vectors: NDArray[np.float32], out: Pa
     )
 
 
-def _write_index(workload: Workload, history: list[TurnRecord], out: Path) -> None:
-    """The source's documents; where it has none, one labelled example turn of each intent."""
+def _write_index(workload: Workload, history: list[TurnRecord], config: ImportConfig) -> None:
+    """The source's documents; where it has none, one labelled example turn of each intent. Each has
+    its tenant, or is everyone's; what is embedded and kept is masked."""
     documents = list(workload.documents)
+    tenant = EVERYONE if config.shared and documents else config.tenant
+    if config.document_values == "mask":
+        documents = [(_masked_text(title), _masked_text(text)) for title, text in documents]
     if not documents:
         seen: dict[tuple[str, str], str] = {}
         for turn in history:
@@ -148,8 +161,9 @@ def _write_index(workload: Workload, history: list[TurnRecord], out: Path) -> No
         {
             "title": [title for title, _ in documents],
             "text": [text for _, text in documents],
+            "tenant": [tenant] * len(documents),
             "embedding": [row.tolist() for row in vectors],
         }
     )
-    with storage.publishing(out) as staged:
+    with storage.publishing(Path(config.out) / "index") as staged:
         pq.write_table(table, staged / "documents.parquet")

@@ -159,6 +159,9 @@ class GovernanceConfig(ConfigModel):
     answer_values: Literal["show", "mask"] = "show"
     """Values that an answer brings of its own, such as a business's hotline: the client gets them
     as they are, or as placeholders. The log holds placeholders either way."""
+    limit_s: float = Field(default=2.0, gt=0)
+    """Longest that one request's texts may take to be normalised, and to be masked: what takes
+    longer is refused, and its work ends."""
 
 
 class RoutingConfig(ConfigModel):

@@ -29,14 +29,15 @@ from serve_app.engine.replica import EngineReplica
 from serve_app.gateway.app import create_app
 from serve_app.gateway.auth import Authenticator
 from serve_app.gateway.budgets import Budgets
-from serve_app.gateway.road import Road
-from serve_app.handoff import Crowd, Handoff, InProcess, StageCall
+from serve_app.gateway.road import Hop, Road
+from serve_app.handoff import Crowd, Handoff, InProcess, Lanes, StageCall
+from serve_app.prompt_length import most_characters
 from serve_app.protocol import STAGES, Engines, Stage
 from serve_app.ray_metrics import RayStageMetrics
 from serve_app.rpc.pool import Pool
 from serve_app.rpc.server import Address, Server
 from serve_app.scaling import POLICY, WORK
-from serve_app.steps import STEPS, Row, Step, run
+from serve_app.steps import DATA_PREP, MASK, STEPS, Row, Step, run
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,8 @@ _LOOPBACK = "127.0.0.1"
 #: A remote call costs as much as this many of its envelopes' steps would wait to share it. Measured
 #: at 128 concurrent requests on two cores: 384 requests a second at 1, 501 at 3.
 _STEPS_A_CALL = 3
+#: Steps that read all of what a caller wrote.
+_READING = (DATA_PREP, MASK)
 
 
 def base_name(config: ServeConfig) -> str:
@@ -63,7 +66,7 @@ def make_stage(name: str, config: ServeConfig, replica: str) -> Stage:
     if name == "data_prep":
         from serve_app.stages.data_prep import DataPrep
 
-        return DataPrep()
+        return DataPrep(config.governance.limit_s)
     if name == "governance":
         from serve_app.stages.governance import Governance
 
@@ -213,6 +216,9 @@ class Gateway:
                 base_name(self._config),
             ),
             plane=self._control,
+            most_characters=most_characters(
+                Path(self._config.base_model.path), self._config.engine.max_model_len
+            ),
             rerouted=any(rule.type == "vip_route" for rule in self._config.policy.rules),
         )
 
@@ -238,23 +244,37 @@ class Gateway:
                     self._road.trials.unheard(reports)
 
 
-def _hops(calls: dict[str, StageCall], config: ServeConfig, remote: set[str]) -> dict[str, Handoff]:
+def _hops(calls: dict[str, StageCall], config: ServeConfig, remote: set[str]) -> dict[str, Hop]:
     """A hand-off for each step; the two turns of one stage share its breaker and its metrics."""
     breakers = {name: Breaker(getattr(config.stages, name).breaker) for name in STAGES}
     metrics = {name: RayStageMetrics(name) for name in STAGES}
     hops = sum(step.stage in remote for step in STEPS.values())
     crowd = Crowd(stations=max(1, hops // _STEPS_A_CALL))
-    made = {}
+    made: dict[str, Hop] = {}
     for name, step in STEPS.items():
         kind = Handoff if step.gathers or step.stage in remote else InProcess
-        made[name] = kind(
-            step,
-            calls[step.stage],
-            getattr(config.stages, step.stage),
-            breaker=breakers[step.stage],
-            metrics=metrics[step.stage],
-            crowd=crowd if step.stage in remote else None,
-        )
+
+        def hop(
+            settings: StageConfig,
+            breaker: Breaker,
+            step: Step = step,
+            kind: type[Handoff] = kind,
+        ) -> Handoff:
+            return kind(
+                step,
+                calls[step.stage],
+                settings,
+                breaker=breaker,
+                metrics=metrics[step.stage],
+                crowd=crowd if step.stage in remote else None,
+            )
+
+        settings: StageConfig = getattr(config.stages, step.stage)
+        made[name] = others = hop(settings, breakers[step.stage])
+        if step in _READING and step.stage in remote:
+            alone = settings.model_copy(update={"max_batch": 1, "linger_ms": 0.0})
+            # With a breaker of its own: texts that take long say nothing of the stage.
+            made[name] = Lanes(others, hop(alone, Breaker(settings.breaker)))
     return made
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from serve_app.breaker import Breaker
 from serve_app.config import StageConfig
+from serve_app.long_texts import is_long
 from serve_app.protocol import Block, Envelope, Span
 from serve_app.steps import Fault, Row, Step, unavailable
 from serve_app.tasks import apart
@@ -246,6 +247,42 @@ class InProcess(Handoff):
                 pending.outcome, batch = self._apply(envelope, result), 1
             self._breaker.record(pending.outcome == "ok", time.perf_counter())
         self._close(envelope, pending, batch)
+
+
+class Lanes:
+    """A hop with a lane of its own for envelopes with long texts.
+
+    What a call with one of them takes, the others in its batch and behind it would wait for.
+    """
+
+    immediate = False
+
+    def __init__(self, others: Handoff, long: Handoff) -> None:
+        self._others, self._long = others, long
+
+    @property
+    def full(self) -> bool:
+        """See `Handoff`; where only long texts wait, others are let in."""
+        return self._others.full
+
+    def _of(self, envelope: Envelope) -> Handoff:
+        return self._long if is_long(envelope.texts()) else self._others
+
+    async def __call__(self, envelope: Envelope) -> None:
+        """See `Handoff`."""
+        await self._of(envelope)(envelope)
+
+    def start(self, envelope: Envelope) -> Pending:
+        """See `Handoff`."""
+        return self._of(envelope).start(envelope)
+
+    async def finish(self, envelope: Envelope, pending: Pending) -> None:
+        """See `Handoff`."""
+        await self._of(envelope).finish(envelope, pending)
+
+    def abandon(self, pending: Pending) -> None:
+        """See `Handoff`."""
+        self._others.abandon(pending)
 
 
 def overloaded() -> Block:

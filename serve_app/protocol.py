@@ -5,7 +5,7 @@ Plain dataclasses that pickle fast; no Ray, no HTTP, no engine library.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -212,6 +212,14 @@ class Envelope:
     block: Block | None = None
     spans: list[Span] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+
+    def texts(self) -> Iterator[str]:
+        """What the caller wrote: messages, metadata and tools."""
+        for message in self.messages:
+            yield from message.values()
+        yield from self.metadata.values()
+        if self.tools is not None:
+            yield self.tools
 
 
 class Stage(Protocol):

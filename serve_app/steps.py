@@ -68,13 +68,13 @@ _WHOLE = tuple(field.name for field in dataclasses.fields(Envelope) if field.nam
 DATA_PREP = Step(
     "data_prep",
     "data_prep",
-    ("messages", "tools", "metadata"),
+    ("tenant", "messages", "tools", "metadata"),
     ("messages", "tools", "metadata"),
 )
 MASK = Step(
     "governance",
     "governance",
-    ("messages", "tools", "metadata", "placeholders"),
+    ("tenant", "messages", "tools", "metadata", "placeholders"),
     ("messages", "tools", "metadata", "vault", "masked", "placeholders"),
 )
 ROUTE = Step("routing", "routing", ("messages", "model"), ("embedding", "route"), gathers=True)
@@ -87,13 +87,13 @@ POLICY = Step(
 CONTEXT = Step(
     "context",
     "context",
-    ("messages", "embedding", "route", "max_discount", "conflicts", "placeholders"),
+    ("tenant", "messages", "embedding", "route", "max_discount", "conflicts", "placeholders"),
     ("snippets", "prompt", "vault", "placeholders"),
 )
 GUARD = Step(
     "governance_out",
     "governance",
-    ("generation", "max_discount", "conflicts", "placeholders", "structured", "listed"),
+    ("tenant", "generation", "max_discount", "conflicts", "placeholders", "structured", "listed"),
     ("generation", "answer", "shown", "conflicts"),
 )
 MONITOR = Step("monitoring", "monitoring", ("trace_id", "generation", "route"), ("verdicts",))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
+
+from cluster.errors import UserError
 
 #: Every kind has a placeholder, `[KIND_1]`, and a token of the base model's vocabulary.
 KINDS = ("EMAIL", "IBAN", "CARD", "SSN", "IP", "PHONE")
@@ -12,6 +14,18 @@ KINDS = ("EMAIL", "IBAN", "CARD", "SSN", "IP", "PHONE")
 #: How far to the left of a value a detector may look: labels, URLs, identifiers. What decides about
 #: a value stands within this many characters before it, so a stream keeps no more than that.
 LOOK_BEHIND = 256
+
+
+Tick = Callable[[], None]
+"""Called while a text is worked on; raises `OutOfTime` where that has taken too long."""
+
+
+class OutOfTime(UserError):
+    """A text takes longer to be worked on than it may."""
+
+
+def unlimited() -> None:
+    """A tick that never ends anything."""
 
 
 @dataclass(frozen=True, order=True)

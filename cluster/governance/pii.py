@@ -16,7 +16,7 @@ from cluster.governance.detectors.phones import phone_end
 from cluster.governance.detectors.runs import Span, runs, spans
 from cluster.governance.detectors.ssn import is_ssn
 from cluster.governance.detectors.surroundings import in_identifier, in_path, word_before
-from cluster.governance.findings import Finding
+from cluster.governance.findings import Finding, Tick, unlimited
 from cluster.governance.folding import fold
 
 #: Fewer digits are no value of any kind: the shortest IP address has four, or colons.
@@ -25,11 +25,12 @@ _FEW_IN_NUMBER = 7
 _DIGIT = re.compile(r"\d")
 
 
-def find(text: str, context: str = "") -> list[Finding]:
+def find(text: str, context: str = "", tick: Tick = unlimited) -> list[Finding]:
     """The personal values in `text`, from left to right, none overlapping another.
 
     `context` is what stands before `text` in the same message, or names it, such as the key of a
-    JSON value: it may hold labels, and nothing in it is reported.
+    JSON value: it may hold labels, and nothing in it is reported. `tick` is called now and then: it
+    may raise `OutOfTime`.
     """
     if not may_hold(text):
         return []
@@ -43,7 +44,7 @@ def find(text: str, context: str = "") -> list[Finding]:
     if digits >= _FEW_DIGITS or folded.count(":") > 1:
         found.add(find_addresses(folded))
     if digits >= _FEW_IN_NUMBER:
-        _find_numbers(folded, found)
+        _find_numbers(folded, found, tick)
     skipped = len(context)
     return [
         Finding(one.start - skipped, one.end - skipped, one.kind)
@@ -76,17 +77,21 @@ class _Findings:
         return after == 0 or self.all[after - 1].end <= start
 
 
-def _find_numbers(text: str, found: _Findings) -> None:
+def _find_numbers(text: str, found: _Findings, tick: Tick) -> None:
     for run in runs(text):
+        tick()
         if sum(end - start for start, end in run) < _FEW_IN_NUMBER:
             continue
-        found.add(_in_run(text, run, found))
+        found.add(_in_run(text, run, found, tick))
 
 
-def _in_run(text: str, run: list[tuple[int, int]], found: _Findings) -> Iterator[Finding]:
+def _in_run(
+    text: str, run: list[tuple[int, int]], found: _Findings, tick: Tick
+) -> Iterator[Finding]:
     position, labelled = 0, -1
     label, direct = Label.NONE, False
     for span in spans(text, run):
+        tick()
         if span.start < position or not found.free(span.start, span.end):
             continue
         if span.opens != labelled:

@@ -74,6 +74,7 @@ class _Document:
 
     def _token(self, match: re.Match[str]) -> str:
         token = match.group()
+        self._vault.tick()
         if token[0] != '"':
             return self._number(token)
         value: Any = json.loads(token, strict=False)

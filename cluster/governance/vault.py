@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from cluster.errors import UserError
-from cluster.governance.findings import KINDS
+from cluster.governance.findings import KINDS, Tick, unlimited
 from cluster.governance.pii import find
 
 #: Distinct values of one request; its placeholders have room for more.
@@ -41,8 +41,10 @@ class TooManyValues(UserError):
 class Vault:
     """The values that were masked, by placeholder; a look-up takes constant time."""
 
-    def __init__(self, taken: Iterable[str] = ()) -> None:
-        """Placeholders in `taken` are never issued: they have a meaning already."""
+    def __init__(self, taken: Iterable[str] = (), tick: Tick = unlimited) -> None:
+        """Placeholders in `taken` are never issued: they have a meaning already. `tick` is called
+        while text is masked, and may raise `OutOfTime`."""
+        self.tick = tick
         self.values: dict[str, str] = {}
         """Placeholder to the original text."""
         self._taken = set(taken)
@@ -78,7 +80,7 @@ def mask(text: str, vault: Vault, context: str = "") -> str:
 
     `context` is what stands before it or names it; see `cluster.governance.pii.find`.
     """
-    found = find(text, context)
+    found = find(text, context, vault.tick)
     if not found:
         return text
     parts, position = [], 0

@@ -70,7 +70,7 @@ class Turn:
         """History, replayable traffic and held-out rows; the router and the document index."""
         source = f"MultiDoGO in {self.data}" if self.data else "our generated retail workload"
         self.site.narrator.step(f"Import {source} with Ray Data")
-        settings: dict[str, object] = {"out": self.site.path("workload")}
+        settings: dict[str, object] = {"out": self.site.path("workload"), "tenant": TENANT}
         if self.data:
             settings["data"] = str(Path(self.data).resolve())
         arguments = ["import", *self.site.arguments(self.site.config.data, settings)]

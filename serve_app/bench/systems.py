@@ -317,12 +317,13 @@ def ours(
 def _workload(folder: Path, dashboard: str) -> Path:
     """Router and documents for every placement; made once in a benchmark's folder."""
     out = folder / "workload"
-    if not (out / "done").exists():
+    if not (out / f"of-{TENANT}").exists():
         shutil.rmtree(out, ignore_errors=True)
         config = str(REPOSITORY / "configs/data/import.yaml")
         arguments = ["import", "--config", config, "--set", f"out={out}"]
+        arguments += ["--set", f"tenant={TENANT}"]
         jobs.submit(dashboard, "bench-import", "data_jobs.main", arguments).wait(300)
-        (out / "done").touch()
+        (out / f"of-{TENANT}").touch()
     return out
 
 

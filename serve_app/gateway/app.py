@@ -56,9 +56,11 @@ def create_app(
     count_tokens: CountTokens,
     budgets: Budgets,
     plane: Plane,
+    most_characters: int | None = None,
     rerouted: bool = False,
 ) -> ASGIApp:
-    """The ASGI application of one gateway replica."""
+    """The ASGI application of one gateway replica; no conversation of more than `most_characters`
+    fits the model's window."""
     completions = Completions(
         road,
         authenticate,
@@ -66,6 +68,7 @@ def create_app(
         base_model=base_model,
         config=config,
         budgets=budgets,
+        most_characters=most_characters,
         rerouted=rerouted,
     )
     feedback = Feedback(road, authenticate, table, plane, budgets, base_model=base_model)

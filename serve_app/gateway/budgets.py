@@ -48,6 +48,8 @@ def most_read(
     `more` is what a stage may add to them, in tokens.
     """
     texts = [str(value) for message in messages for value in message.values()]
+    if sum(map(len, texts)) >= window:
+        return window
     # As data preparation writes them: a space in each chat marker, composed where that is longer.
     written = sum(
         len(unicodedata.normalize("NFC", text).encode("utf-8", "replace")) + _markers(text)

@@ -47,9 +47,12 @@ class Completions:
         base_model: str,
         config: GatewayConfig,
         budgets: Budgets,
+        most_characters: int | None = None,
         rerouted: bool = False,
     ) -> None:
-        """`rerouted` is whether a policy may have another model answer than the one named."""
+        """`rerouted` is whether a policy may have another model answer than the one named; a
+        conversation of more than `most_characters` fits no model's window."""
+        self._most_characters = most_characters
         self._rerouted = rerouted
         self._road = road
         self._budgets = budgets
@@ -114,6 +117,11 @@ class Completions:
         limit = self._config.max_messages
         if any(len(messages) > limit for messages in body.conversations):
             raise Refused(Block(400, "too_many_messages", f"at most {limit} messages", "messages"))
+        most, read = self._most_characters, max(map(_characters, body.conversations))
+        if most is not None and read > most:
+            message = f"a conversation of {read} characters fits no window here: at most {most}"
+            block = Block(400, "context_length_exceeded", message, "messages")
+            raise Refused(for_shape(block, chat=isinstance(body, wire.ChatRequest)))
 
     def _envelopes(self, body: wire.GenerateRequest, principal: Principal) -> list[Envelope]:
         """One for each choice of each prompt, the choices of a prompt side by side."""
@@ -158,6 +166,10 @@ class Completions:
             for messages, counting in ((one, PromptCount()) for one in body.conversations)
             for choice in range(body.n)
         ]
+
+
+def _characters(messages: list[dict[str, str]]) -> int:
+    return sum(len(text) for message in messages for text in message.values())
 
 
 def _attributes(body: wire.GenerateRequest, principal: Principal) -> dict[str, str]:

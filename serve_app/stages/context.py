@@ -25,7 +25,9 @@ class Context:
         embedded = [envelope for envelope in batch if envelope.embedding]
         if embedded and len(self._index):
             queries = np.stack([np.frombuffer(e.embedding, dtype=np.float32) for e in embedded])
-            found = self._index.search(queries, self._config.top_k, self._config.min_similarity)
+            tenants = [envelope.tenant for envelope in embedded]
+            bounds = (self._config.top_k, self._config.min_similarity)
+            found = self._index.search(queries, tenants, *bounds)
             for envelope, snippets in zip(embedded, found, strict=True):
                 envelope.snippets = snippets
                 _mask_passages(envelope)

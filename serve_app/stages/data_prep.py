@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any
 
+from cluster.governance.findings import OutOfTime, Tick, unlimited
 from cluster.text import normalise
+from serve_app.long_texts import Busy, LongTexts, is_long, refusal
 from serve_app.protocol import Block, Envelope
 from serve_app.tools import readable
 
@@ -13,20 +16,36 @@ from serve_app.tools import readable
 class DataPrep:
     """Normalises text; a request with nothing left to answer is refused."""
 
+    def __init__(self, limit_s: float = 2.0) -> None:
+        """`limit_s` is the longest that one request's texts may take."""
+        self._long = LongTexts(limit_s)
+
     async def __call__(self, batch: list[Envelope]) -> list[Envelope]:
         """Normalise each message, tool and metadata value of each envelope."""
         for envelope in batch:
-            envelope.messages = [_normalised(message) for message in envelope.messages]
-            envelope.metadata = {
-                normalise(key): normalise(text) for key, text in envelope.metadata.items()
-            }
-            if envelope.tools is not None:
-                envelope.tools = readable(envelope.tools, normalise)
-            if not any(m["role"] == "user" and m["content"].strip() for m in envelope.messages):
-                envelope.block = Block(
-                    400, "empty_messages", "messages hold no user text to answer", "messages"
-                )
+            if not is_long(envelope.texts()):
+                _prepare(envelope)
+                continue
+            try:
+                await self._long.run(envelope.tenant, partial(_prepare, envelope))
+            except (OutOfTime, Busy) as error:
+                envelope.block = refusal(error)
         return batch
+
+
+def _prepare(envelope: Envelope, tick: Tick = unlimited) -> None:
+    messages = []
+    for message in envelope.messages:
+        tick()
+        messages.append(_normalised(message))
+    envelope.messages = messages
+    envelope.metadata = {normalise(key): normalise(text) for key, text in envelope.metadata.items()}
+    if envelope.tools is not None:
+        envelope.tools = readable(envelope.tools, normalise)
+    if not any(m["role"] == "user" and m["content"].strip() for m in envelope.messages):
+        envelope.block = Block(
+            400, "empty_messages", "messages hold no user text to answer", "messages"
+        )
 
 
 def _normalised(message: dict[str, str]) -> dict[str, str]:

@@ -7,14 +7,18 @@ configured. They are numbered apart from the request's, which alone are restored
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Container
 from dataclasses import replace
+from functools import partial
 
+from cluster.governance.findings import OutOfTime, Tick, unlimited
 from cluster.governance.folding import fold
 from cluster.governance.structured import mask_text
 from cluster.governance.vault import TooManyValues, Vault, mask, placeholders
 from serve_app.config import GovernanceConfig
+from serve_app.long_texts import Busy, LongTexts, is_long, refusal
 from serve_app.protocol import Block, Envelope
 from serve_app.tools import readable, segments
 
@@ -27,25 +31,43 @@ class Governance:
     """Masks the way in where no answer exists yet, and the way out once one does."""
 
     def __init__(self, config: GovernanceConfig | None = None) -> None:
-        self._shows = (config or GovernanceConfig()).answer_values == "show"
+        config = config or GovernanceConfig()
+        self._shows = config.answer_values == "show"
+        self._long = LongTexts(config.limit_s)
 
     async def __call__(self, batch: list[Envelope]) -> list[Envelope]:
         """Mask each envelope's texts, or its answer."""
         for envelope in batch:
             if envelope.generation is not None:
-                self._outbound(envelope)
-                continue
-            try:
-                self._inbound(envelope)
-            except TooManyValues as error:
-                _refuse(envelope, str(error))
+                await self._out(envelope)
+            else:
+                await self._in(envelope)
         return batch
 
-    def _inbound(self, envelope: Envelope) -> None:
+    async def _in(self, envelope: Envelope) -> None:
+        try:
+            if is_long(envelope.texts()):
+                await self._long.run(envelope.tenant, partial(self._inbound, envelope))
+            else:
+                self._inbound(envelope)
+        except TooManyValues as error:
+            _refuse(envelope, Block(400, "too_many_values", str(error), "messages"))
+        except (OutOfTime, Busy) as error:
+            _refuse(envelope, refusal(error))
+
+    async def _out(self, envelope: Envelope) -> None:
+        assert envelope.generation is not None
+        if not is_long([envelope.generation.text]):
+            self._outbound(envelope)
+            return
+        # An answer is bounded by its tokens, and is not taken back for what it costs to mask.
+        await asyncio.to_thread(self._outbound, envelope)
+
+    def _inbound(self, envelope: Envelope, tick: Tick = unlimited) -> None:
         texts = [text for message in envelope.messages for text in message.values()]
         taken = placeholders([*texts, *envelope.metadata.values(), envelope.tools or ""])
         taken.update(envelope.placeholders)
-        vault = Vault(taken)
+        vault = Vault(taken, tick)
         envelope.messages = [
             {key: text if key == "role" else mask_text(text, vault) for key, text in one.items()}
             for one in envelope.messages
@@ -96,11 +118,11 @@ def _masked_for_client(envelope: Envelope, text: str) -> str:
         return WITHHELD
 
 
-def _refuse(envelope: Envelope, why: str) -> None:
+def _refuse(envelope: Envelope, block: Block) -> None:
     """Stop a request that was masked in part only: nothing of it may reach the log."""
     envelope.messages = [{"role": one["role"], "content": WITHHELD} for one in envelope.messages]
     envelope.metadata, envelope.tools = {}, None
-    envelope.block = Block(400, "too_many_values", why, "messages")
+    envelope.block = block
 
 
 def mask_answer(text: str, vault: Vault, keep: Container[str] = (), *, numbers: bool = True) -> str:

@@ -56,6 +56,7 @@ class World:
         *,
         answer_values: Literal["show", "mask"] = "show",
         config: GatewayConfig | None = None,
+        most_characters: int | None = None,
     ) -> None:
         self.ended: set[str] = set()
         self._governance = GovernanceConfig(answer_values=answer_values)
@@ -84,6 +85,7 @@ class World:
             count_tokens=lambda texts: sum(len(text.split()) for text in texts),
             budgets=self.budgets,
             plane=plane,
+            most_characters=most_characters,
         )
 
     async def _resolve(self, digest: str) -> Principal | None:

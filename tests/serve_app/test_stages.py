@@ -4,7 +4,7 @@ import asyncio
 import math
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from cluster import router_artefact, storage
 from cluster.audit import ChainWriter, Head, read_traces, verify
+from cluster.errors import ArtifactError
 from cluster.registry.labels import LabelTask
 from cluster.registry.usage import TokenUse
 from cluster.router_artefact import RouterArtefact
@@ -192,6 +193,7 @@ def index(tmp_path: Path) -> DocumentIndex:
         {
             "title": ["returns", "hours"],
             "text": ["30 days with a receipt", "open at nine"],
+            "tenant": ["acme", "*"],
             "embedding": [[1.0, 0.0], [0.0, 1.0]],
         }
     )
@@ -319,6 +321,25 @@ async def test_a_record_of_too_many_values_costs_no_other_its_place(tmp_path: Pa
     assert second["metadata"] == {}
 
 
+async def test_passages_of_one_tenant_stand_in_no_others_prompt(index: DocumentIndex) -> None:
+    config = ContextConfig(index="x", default_budget_tokens=50, min_similarity=-1.0)
+    envelopes = [replace(_envelope("returns?"), tenant=name) for name in ("acme", "rival", "*")]
+    for envelope in envelopes:
+        envelope.embedding = np.array([1.0, 0.0], dtype=np.float32).tobytes()
+    own, other, _ = await Context(index, config)(envelopes)
+    assert [snippet.document for snippet in own.snippets] == ["returns", "hours"]
+    assert [snippet.document for snippet in other.snippets] == ["hours"], "what is everyone's"
+    assert "receipt" not in str(other.prompt)
+
+
+def test_an_index_that_does_not_say_whose_its_passages_are_is_refused(tmp_path: Path) -> None:
+    with storage.publishing(tmp_path / "old") as staged:
+        table = pa.table({"title": ["a"], "text": ["b"], "embedding": [[1.0, 0.0]]})
+        pq.write_table(table, staged / "documents.parquet")
+    with pytest.raises(ArtifactError, match="whose its passages are"):
+        DocumentIndex(tmp_path / "old")
+
+
 async def test_passages_are_masked_for_the_prompt_and_restored_in_the_answer(
     tmp_path: Path,
 ) -> None:
@@ -326,7 +347,14 @@ async def test_passages_are_masked_for_the_prompt_and_restored_in_the_answer(
     text = "The hotline is 800-555-0199, or help@example.com."
     with storage.publishing(published) as staged:
         vectors = np.array([[1.0, 0.0]], dtype=np.float32)
-        table = pa.table({"title": ["hotline"], "text": [text], "embedding": vectors.tolist()})
+        table = pa.table(
+            {
+                "title": ["hotline"],
+                "text": [text],
+                "tenant": ["acme"],
+                "embedding": vectors.tolist(),
+            }
+        )
         pq.write_table(table, staged / "documents.parquet")
     stage = Context(DocumentIndex(published), ContextConfig(index="", default_budget_tokens=50))
     envelope = _envelope("what is [PHONE_1]?")
