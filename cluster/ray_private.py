@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Callable
 from typing import Any
+
+from cluster.printing import PrintableRecords
 
 #: Documented throughput switches of Ray Serve.
 SERVE_FLAGS = {
@@ -45,24 +48,31 @@ CORE_FLAGS = {
 }
 
 
-def share_ingress_port(port: int) -> None:
+def share_ingress_port(port: int, protocol: Callable[..., Any]) -> None:
     """Have the gateway of this process listen on `port`, beside the others of its node.
 
-    Serve would give each gateway replica a port of its own, which needs a balancer in front, and
-    bind it without `SO_REUSEADDR`, so that for a minute after a stop it would be "in use". Here the
-    kernel spreads connections over the replicas. To be called in the gateway's process, before it
-    listens. The port Serve knows of is then nobody's.
+    `protocol` makes uvicorn's protocol of each connection. Serve would give each gateway replica a
+    port of its own, which needs a balancer in front, and bind it without `SO_REUSEADDR`, so that
+    for a minute after a stop it would be "in use". Here the kernel spreads connections over the
+    replicas. To be called in the gateway's process, before it listens. The port Serve knows of is
+    then nobody's.
     """
     from ray.serve._private import http_util, replica
 
     replica.start_asgi_http_server = functools.partial(
-        _start_shared, start=http_util.start_asgi_http_server, port=port
+        _start_shared, start=http_util.start_asgi_http_server, port=port, protocol=protocol
     )
 
 
-async def _start_shared(app: Any, options: Any, *, start: Any, port: int, **settings: Any) -> Any:
+async def _start_shared(
+    app: Any, options: Any, *, start: Any, port: int, protocol: Any, **settings: Any
+) -> Any:
     shared = options.model_copy(update={"port": port})
-    return await start(app, shared, **{**settings, "enable_so_reuseport": True})
+    task, server = await start(app, shared, **{**settings, "enable_so_reuseport": True})
+    # The task has not begun yet; uvicorn loads its configuration when it does.
+    assert not server.config.loaded
+    server.config.http = protocol
+    return task, server
 
 
 def log_with_serve() -> None:
@@ -75,6 +85,10 @@ def log_with_serve() -> None:
     for package in ("cluster", "serve_app"):
         logger = logging.getLogger(package)
         logger.handlers = list(handlers)
+        # Of the loggers of this package's modules a logger's own filter would see nothing.
+        for handler in handlers:
+            if not any(isinstance(one, PrintableRecords) for one in handler.filters):
+                handler.addFilter(PrintableRecords())
         logger.setLevel(logging.INFO)
         logger.propagate = False
 

@@ -132,6 +132,16 @@ class GatewayConfig(ConfigModel):
     key_cache_s: float = 5.0
     """How long a resolved key is trusted without asking again; also how fast one is revoked."""
     request_timeout_s: float = 120.0
+    management_rpm: int = Field(default=600, ge=1)
+    """Requests a minute of one key for all but answers: models, keys, labels, bills, adapters."""
+    head_s: float = Field(default=10.0, gt=0)
+    """A connection ends that has not sent a request's headers after so long,"""
+    body_s: float = Field(default=30.0, gt=0)
+    """or its body,"""
+    unread_s: float = Field(default=30.0, gt=0)
+    """or has taken nothing of an answer that waits for it."""
+    max_connections_per_address: int = Field(default=1024, ge=1)
+    """To one gateway replica. Behind a balancer of one address: as many as it opens."""
     cors_origins: tuple[str, ...] = ()
     """Origins whose pages may call the gateway from a browser, such as `https://app.example.com`,
     or `*`; none by default."""

@@ -29,6 +29,8 @@ from serve_app.engine.replica import EngineReplica
 from serve_app.gateway.app import create_app
 from serve_app.gateway.auth import Authenticator
 from serve_app.gateway.budgets import Budgets
+from serve_app.gateway.connections import Bounds, Connections
+from serve_app.gateway.rates import Rates
 from serve_app.gateway.road import Hop, Road
 from serve_app.handoff import Crowd, Handoff, InProcess, Lanes, StageCall
 from serve_app.prompt_length import most_characters
@@ -193,7 +195,11 @@ class Gateway:
 
     async def __serve_build_asgi_app__(self) -> Any:
         """Serve calls this once the replica is constructed, and before it listens."""
-        share_ingress_port(self._config.gateway.port)
+        edge = self._config.gateway
+        bounds = Bounds(
+            edge.head_s, edge.body_s, edge.unread_s, per_address=edge.max_connections_per_address
+        )
+        share_ingress_port(edge.port, Connections(bounds).protocol)
         self._table = await self._control.table()
         self._follower = asyncio.ensure_future(self._follow())
         self._reporter = asyncio.ensure_future(self._report())
@@ -203,6 +209,7 @@ class Gateway:
                 self._control.resolve_key,
                 self._config.gateway.key_cache_s,
                 lambda: self._table.keys,
+                rates=Rates(edge.management_rpm),
             ),
             labels=self._control,
             table=lambda: self._table,

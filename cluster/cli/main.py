@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 from cluster.cli import plane
-from cluster.cli.session import printable
 from cluster.errors import HeadraceError, one_line
+from cluster.printing import printable
 
 #: The scripts may be called from any folder.
 _REPOSITORY = Path(__file__).resolve().parents[2]

@@ -10,6 +10,7 @@ from contextlib import redirect_stdout
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from cluster.printing import printable
 from cluster.types import AdapterVersion, checked_name
 
 if TYPE_CHECKING:
@@ -41,15 +42,6 @@ def say(options: argparse.Namespace, found: object, lines: list[str]) -> int:
     """Print one JSON document, or the lines for people."""
     print(json.dumps(found) if options.json else "\n".join(map(printable, lines)))
     return 0
-
-
-def printable(line: str) -> str:
-    """A line whose names, which tenants choose, cannot move the cursor, colour or break lines."""
-    return "".join(char if char.isprintable() or char == "\t" else _escaped(char) for char in line)
-
-
-def _escaped(char: str) -> str:
-    return char.encode("unicode_escape").decode("ascii")
 
 
 def named_version(text: str) -> AdapterVersion:

@@ -12,10 +12,12 @@ from cluster.errors import AwayError
 from cluster.registry.keys import PREFIX, digest
 from cluster.types import Principal, Role
 from serve_app.gateway.errors import Refused
+from serve_app.gateway.rates import Rates
 from serve_app.protocol import Block
 
 _MAX_CACHED = 4096
 _MAX_KEY = 256
+_RPM = 600
 
 Resolve = Callable[[str], Awaitable[Principal | None]]
 StillValid = Callable[[], Awaitable[bool]]
@@ -31,13 +33,18 @@ class Authenticator:
         ttl_s: float,
         ended: Callable[[], int] = lambda: 0,
         now: Callable[[], float] = time.time,
+        rates: Rates | None = None,
     ) -> None:
-        """`ended` grows whenever a key has ended, and what is remembered of keys is forgotten."""
+        """`ended` grows whenever a key has ended, and what is remembered of keys is forgotten.
+        `rates` bound what a key may ask for beside answers."""
+        self._rates = rates or Rates(_RPM)
         self._resolve = resolve
         self._ttl_s = ttl_s
         self._ended, self._seen = ended, ended()
         self._now = now
         self._known: OrderedDict[str, tuple[float, Principal | None]] = OrderedDict()
+        # Apart: a flood of keys that are none must not push out those that are.
+        self._strange: OrderedDict[str, tuple[float, Principal | None]] = OrderedDict()
 
     async def __call__(self, header: str | None, role: Role) -> Principal:
         """The principal behind `header`, who must hold `role`.
@@ -61,10 +68,20 @@ class Authenticator:
             )
         return principal
 
-    async def admit(self, request: Request, role: Role) -> Principal:
-        """The principal behind a request; what it is refused from now on is on their record."""
+    async def admit(self, request: Request, role: Role, *, counted: bool = True) -> Principal:
+        """The principal behind a request; what it is refused from now on is on their record. What
+        is `counted` has no other bound than how often a key may ask.
+
+        Raises:
+            Refused: as above, or 429.
+        """
         principal = await self(request.headers.get("authorization"), role)
         request.state.principal = principal
+        wait = self._rates.take(principal.key_id, self._now()) if counted else None
+        if wait is not None:
+            message = f"this API key may ask {self._rates.per_minute} times a minute"
+            block = Block(429, "rate_limit_exceeded", message, None, wait)
+            raise Refused(block, principal=principal)
         return principal
 
     def watch(self, request: Request) -> StillValid:
@@ -89,17 +106,20 @@ class Authenticator:
         now, ended = self._now(), self._ended()
         if ended != self._seen:
             self._known.clear()
+            self._strange.clear()
             self._seen = ended
-        cached = self._known.get(key_digest)
+        cached = self._known.get(key_digest) or self._strange.get(key_digest)
         if cached is not None and cached[0] > now:
             return _unexpired(cached[1], now)
         principal = await self._resolve(key_digest)
         if ended != self._ended():
             return principal  # a key ended meanwhile, and this answer may be of before
-        self._known[key_digest] = (now + self._ttl_s, principal)
-        self._known.move_to_end(key_digest)
-        while len(self._known) > _MAX_CACHED:
-            self._known.popitem(last=False)
+        for kept in (self._known, self._strange):
+            kept.pop(key_digest, None)
+        kept = self._strange if principal is None else self._known
+        kept[key_digest] = (now + self._ttl_s, principal)
+        while len(kept) > _MAX_CACHED:
+            kept.popitem(last=False)
         return principal
 
 

@@ -66,7 +66,7 @@ class Completions:
 
         Every choice walks the whole road and has a trace of its own: each is judged and recorded.
         """
-        principal = await self._authenticate.admit(request, Role.INFERENCE)
+        principal = await self._authenticate.admit(request, Role.INFERENCE, counted=False)
         body = await parse(request, shape, self._config.max_body_bytes)
         self._check(body, principal)
         envelopes = self._envelopes(body, principal)

@@ -47,7 +47,7 @@ class Embeddings:
 
     async def __call__(self, request: Request) -> Response:
         """Embed each text of the body."""
-        principal = await self._authenticate.admit(request, Role.INFERENCE)
+        principal = await self._authenticate.admit(request, Role.INFERENCE, counted=False)
         body = await parse(request, wire.EmbeddingsRequest, self._config.max_body_bytes)
         if body.model != EMBEDDING_MODEL:
             message = f"model {body.model[:64]!r} embeds nothing here; use {EMBEDDING_MODEL}"
