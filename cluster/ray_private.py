@@ -7,6 +7,7 @@ every process of the cluster; `cluster.runtime` sets them.
 from __future__ import annotations
 
 import functools
+import ipaddress
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -41,6 +42,9 @@ CORE_FLAGS = {
     # keep the idle ones of a job for its next task.
     "RAY_prestart_worker_first_driver": "0",
     "RAY_idle_worker_killing_time_threshold_ms": "20000",
+    # A cluster of one machine needs no other's reach: its node is 127.0.0.1 and its servers listen
+    # there alone, as Ray has it on laptops with macOS. By default they listen on every interface.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     # Ray makes its workers yield to every other process; these serve.
     "RAY_worker_niceness": "0",
     # Ray's new behaviour for GPU visibility, opted into so that each process does not warn.
@@ -73,6 +77,25 @@ async def _start_shared(
     assert not server.config.loaded
     server.config.http = protocol
     return task, server
+
+
+def stay_on_loopback() -> None:
+    """Have this replica's own server listen on loopback only, where the cluster does.
+
+    Serve binds it to every interface. To be called while the replica is constructed, which is
+    before it listens.
+    """
+    from ray.serve._private import replica
+
+    if ipaddress.ip_address(node_address()).is_loopback:
+        replica.add_port_to_grpc_server = _on_loopback
+
+
+def _on_loopback(server: Any, address: str) -> int:
+    from ray._common.tls_utils import add_port_to_grpc_server
+
+    port: int = add_port_to_grpc_server(server, address.replace("[::]", "127.0.0.1"))
+    return port
 
 
 def log_with_serve() -> None:

@@ -7,13 +7,16 @@ group, never by name, so that another Ray on the machine is left alone.
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import json
 import os
 import secrets
 import signal
 import socket
+import stat
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -51,7 +54,9 @@ class LocalCluster:
 
 
 def environment(token_path: Path) -> dict[str, str]:
-    """The environment of every process of the cluster: token authentication on."""
+    """The environment of every process of the cluster: token authentication on, a temporary folder
+    that is its owner's alone."""
+    temporary = str(_private_folder(token_path.parent))
     return {
         **os.environ,
         **_QUIET,
@@ -59,9 +64,34 @@ def environment(token_path: Path) -> dict[str, str]:
         **ray_private.SERVE_FLAGS,
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token_path),
+        "RAY_TMPDIR": temporary,
+        "TMPDIR": temporary,
     }
 
 
+def _private_folder(workdir: Path) -> Path:
+    """The temporary folder of the cluster of `workdir`: sockets, logs and objects of Ray, which
+    makes its own for everyone to enter.
+
+    Not in `workdir`: the path of a Unix socket has 107 bytes.
+
+    Raises:
+        HeadraceError: somebody else made it.
+    """
+    name = hashlib.sha256(str(workdir.resolve()).encode()).hexdigest()[:8]
+    folder = Path(tempfile.gettempdir())
+    if len(str(folder)) > _SHORT or folder.name.startswith(_TEMPORARY):
+        folder = Path("/tmp")  # noqa: S108 - made private below
+    folder /= f"{_TEMPORARY}{os.getuid()}-{name}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise HeadraceError(f"{folder} is not this user's alone: remove it")
+    return folder
+
+
+_TEMPORARY = "headrace-"
+_SHORT = 24
 #: umask of every process of the cluster: only the owner reads traces, keys and the registry.
 _PRIVATE = 0o077
 
@@ -173,6 +203,11 @@ def running(workdir: Path) -> LocalCluster | None:
 def died(workdir: Path) -> bool:
     """Whether the cluster started from `workdir` has ended though nobody stopped it."""
     return (workdir / _STATE).is_file() and running(workdir) is None
+
+
+def ray_logs(workdir: Path) -> Path:
+    """Where Ray's own logs of the newest cluster of `workdir` are."""
+    return _private_folder(workdir) / "ray" / "session_latest" / "logs"
 
 
 def _is_ray(pid: int) -> bool:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,12 @@ from cluster.control.client import AsyncControlClient
 from cluster.control.protocol import ENGINE_DEPLOYMENT, PLAIN_PREFIX, RoutingTable
 from cluster.embedding import token_counter
 from cluster.processes import share_interpreter
-from cluster.ray_private import log_with_serve, node_address, share_ingress_port
+from cluster.ray_private import (
+    log_with_serve,
+    node_address,
+    share_ingress_port,
+    stay_on_loopback,
+)
 from serve_app.breaker import Breaker
 from serve_app.cache import ResponseCache
 from serve_app.config import Autoscaling, EngineConfig, ServeConfig, StageConfig
@@ -33,13 +40,14 @@ from serve_app.gateway.connections import Bounds, Connections
 from serve_app.gateway.rates import Rates
 from serve_app.gateway.road import Hop, Road
 from serve_app.handoff import Crowd, Handoff, InProcess, Lanes, StageCall
+from serve_app.long_texts import is_long
 from serve_app.prompt_length import most_characters
-from serve_app.protocol import STAGES, Engines, Stage
+from serve_app.protocol import EMBEDDING_MODEL, STAGES, Engines, Envelope, Stage
 from serve_app.ray_metrics import RayStageMetrics
 from serve_app.rpc.pool import Pool
 from serve_app.rpc.server import Address, Server
 from serve_app.scaling import POLICY, WORK
-from serve_app.steps import DATA_PREP, MASK, STEPS, Row, Step, run
+from serve_app.steps import DATA_PREP, MASK, ROUTE, STEPS, Row, Step, run
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +58,26 @@ _LOOPBACK = "127.0.0.1"
 #: A remote call costs as much as this many of its envelopes' steps would wait to share it. Measured
 #: at 128 concurrent requests on two cores: 384 requests a second at 1, 501 at 3.
 _STEPS_A_CALL = 3
-#: Steps that read all of what a caller wrote.
-_READING = (DATA_PREP, MASK)
+
+
+@dataclass(frozen=True)
+class _Apart:
+    """Which envelopes of a step have a lane of their own, and how many of them go together."""
+
+    takes_long: Callable[[Envelope], bool]
+    batch: int
+
+
+def _has_long_texts(envelope: Envelope) -> bool:
+    return is_long(envelope.texts())
+
+
+_APART = {
+    DATA_PREP: _Apart(_has_long_texts, 1),
+    MASK: _Apart(_has_long_texts, 1),
+    # By all layers of the model and of all of a text, hundreds in a call.
+    ROUTE: _Apart(lambda envelope: envelope.model == EMBEDDING_MODEL, 4),
+}
 
 
 def base_name(config: ServeConfig) -> str:
@@ -108,6 +134,7 @@ class StageReplica:
     def __init__(self, name: str, config: ServeConfig) -> None:
         share_interpreter()
         log_with_serve()
+        stay_on_loopback()
         replica = serve.get_replica_context().replica_id.unique_id
         self._stage = make_stage(name, config, replica)
         self._under_way = 0
@@ -147,6 +174,7 @@ class Gateway:
         """`plain` are the engines without adapters, by the version that each serves."""
         share_interpreter()
         log_with_serve()
+        stay_on_loopback()
         self._config = config
         self._control = AsyncControlClient()
         self._table = RoutingTable(0)
@@ -278,10 +306,12 @@ def _hops(calls: dict[str, StageCall], config: ServeConfig, remote: set[str]) ->
 
         settings: StageConfig = getattr(config.stages, step.stage)
         made[name] = others = hop(settings, breakers[step.stage])
-        if step in _READING and step.stage in remote:
-            alone = settings.model_copy(update={"max_batch": 1, "linger_ms": 0.0})
-            # With a breaker of its own: texts that take long say nothing of the stage.
-            made[name] = Lanes(others, hop(alone, Breaker(settings.breaker)))
+        apart = _APART.get(step) if step.gathers or step.stage in remote else None
+        if apart is not None:
+            lane = {"max_batch": apart.batch, "max_in_flight": 1, "linger_ms": 0.0}
+            # With a breaker of its own: what takes long says nothing of the stage.
+            long = hop(settings.model_copy(update=lane), Breaker(settings.breaker))
+            made[name] = Lanes(others, long, apart.takes_long)
     return made
 
 

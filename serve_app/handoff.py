@@ -9,14 +9,13 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
 from serve_app.breaker import Breaker
 from serve_app.config import StageConfig
-from serve_app.long_texts import is_long
 from serve_app.protocol import Block, Envelope, Span
 from serve_app.steps import Fault, Row, Step, unavailable
 from serve_app.tasks import apart
@@ -58,6 +57,41 @@ class Pending:
     walking: bool = True
 
 
+class FairQueue:
+    """What waits for a call: tenants in turn, each tenant's in order."""
+
+    def __init__(self) -> None:
+        self._of: OrderedDict[str, deque[Pending]] = OrderedDict()
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def first(self) -> Pending:
+        """What `pop` would give."""
+        return next(iter(self._of.values()))[0]
+
+    def append(self, tenant: str, pending: Pending) -> None:
+        """Add one behind its tenant's others."""
+        mine = self._of.get(tenant)
+        if mine is None:
+            mine = self._of[tenant] = deque()
+        mine.append(pending)
+        self._count += 1
+
+    def pop(self) -> Pending:
+        """Take the oldest of the tenant whose turn it is."""
+        tenant, mine = next(iter(self._of.items()))
+        found = mine.popleft()
+        self._count -= 1
+        if not mine:
+            del self._of[tenant]
+        elif len(self._of) > 1:
+            self._of.move_to_end(tenant)
+        return found
+
+
 class Handoff:
     """Calls one stage for many concurrent requests, for one step of the road."""
 
@@ -80,7 +114,7 @@ class Handoff:
         self._metrics = metrics
         self._crowd = crowd or Crowd(stations=1_000_000)
         self._timer: asyncio.TimerHandle | None = None
-        self._queue: deque[Pending] = deque()
+        self._queue = FairQueue()
         self._in_flight: set[asyncio.Task[None]] = set()
 
     @property
@@ -109,7 +143,7 @@ class Handoff:
             pending.row = self.step.take(envelope)
             pending.deadline = time.time() + self._config.budget_ms / 1000
             pending.answer = asyncio.get_running_loop().create_future()
-            self._queue.append(pending)
+            self._queue.append(envelope.tenant, pending)
             self._dispatch()
         return pending
 
@@ -169,7 +203,7 @@ class Handoff:
             if self._lingers():
                 break
             size = min(len(self._queue), self._config.max_batch)
-            batch = [self._queue.popleft() for _ in range(size)]
+            batch = [self._queue.pop() for _ in range(size)]
             waiting = [item for item in batch if item.answer and not item.answer.done()]
             if waiting:
                 task = apart(self._send(waiting))
@@ -181,7 +215,7 @@ class Handoff:
         """Whether to wait for more of the crowd; a timer looks again when the wait is over."""
         if len(self._queue) >= min(self._crowd.share, self._config.max_batch):
             return False
-        left = self._queue[0].started + self._config.linger_ms / 1000 - time.perf_counter()
+        left = self._queue.first.started + self._config.linger_ms / 1000 - time.perf_counter()
         if left <= 0:
             return False
         if self._timer is None:
@@ -250,23 +284,27 @@ class InProcess(Handoff):
 
 
 class Lanes:
-    """A hop with a lane of its own for envelopes with long texts.
+    """A hop with a lane of its own for envelopes that take much longer than others.
 
     What a call with one of them takes, the others in its batch and behind it would wait for.
     """
 
     immediate = False
 
-    def __init__(self, others: Handoff, long: Handoff) -> None:
+    def __init__(
+        self, others: Handoff, long: Handoff, takes_long: Callable[[Envelope], bool]
+    ) -> None:
+        """`takes_long` says the same of an envelope until its step is done."""
         self._others, self._long = others, long
+        self._takes_long = takes_long
 
     @property
     def full(self) -> bool:
-        """See `Handoff`; where only long texts wait, others are let in."""
+        """See `Handoff`; where only the long lane is full, others are let in."""
         return self._others.full
 
     def _of(self, envelope: Envelope) -> Handoff:
-        return self._long if is_long(envelope.texts()) else self._others
+        return self._long if self._takes_long(envelope) else self._others
 
     async def __call__(self, envelope: Envelope) -> None:
         """See `Handoff`."""

@@ -66,8 +66,9 @@ def stay(workdir: Path) -> None:
         time.sleep(0.5)
     if runtime.died(workdir):
         raise HeadraceError(
-            f"the Ray cluster ended by itself: its own logs are below /tmp/ray, ours in "
-            f"{workdir}; `headrace up` serves what is there again"
+            f"the Ray cluster ended by itself: its own logs are in "
+            f"{runtime.ray_logs(workdir)}, ours in {workdir}; `headrace up` serves what is there "
+            "again"
         )
 
 

@@ -24,6 +24,19 @@ _WORKDIR = Path(__file__).resolve().parents[2] / ".headrace" / "bench"
 def main(arguments: list[str] | None = None) -> int:
     """Parse and run one benchmark; 2 on a mistake the caller can mend, 1 where an adapter's answer
     was not given, or was another's."""
+    options = _parser().parse_args(arguments)
+    try:
+        found: dict[str, Any] = options.run(options)
+    except HeadraceError as error:
+        print(f"bench: {error}", file=sys.stderr)  # noqa: T201 - a command's own output
+        return 2
+    if options.report:
+        write_atomic(options.report, json.dumps(found, indent=2) + "\n")
+    judged = (found, found.get("crowd", {}))
+    return int(any(part.get("wrong") or part.get("failed") for part in judged))
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
     verbs = parser.add_subparsers(required=True, metavar="BENCHMARK")
     gateway = verbs.add_parser("gateway", help="our graph beside LiteLLM and the bare engine")
@@ -63,21 +76,25 @@ def main(arguments: list[str] | None = None) -> int:
         "--seconds", type=float, default=crowds.Plan.seconds, help="of a measurement by time"
     )
     crowd.set_defaults(run=_crowd)
-    for verb in (overload, streams):
+    hostile = _add_hostile(verbs)
+    for verb in (overload, streams, hostile):
         verb.add_argument("--placement", choices=("split", "fused"), default="fused")
-    for verb in (gateway, engine, soak, overload, streams, adapters, crowd):
+    for verb in (gateway, engine, soak, overload, streams, adapters, crowd, hostile):
         verb.add_argument("--report", type=Path, help="where to write rows and figures as JSON")
         verb.add_argument("--workdir", type=Path, default=_WORKDIR)
-    options = parser.parse_args(arguments)
-    try:
-        found: dict[str, Any] = options.run(options)
-    except HeadraceError as error:
-        print(f"bench: {error}", file=sys.stderr)  # noqa: T201 - a command's own output
-        return 2
-    if options.report:
-        write_atomic(options.report, json.dumps(found, indent=2) + "\n")
-    judged = (found, found.get("crowd", {}))
-    return int(any(part.get("wrong") or part.get("failed") for part in judged))
+    return parser
+
+
+def _add_hostile(verbs: Any) -> argparse.ArgumentParser:
+    hostile: argparse.ArgumentParser = verbs.add_parser(
+        "hostile", help="one tenant's worst requests beside another's"
+    )
+    hostile.add_argument("--seconds", type=float, default=8.0, help="of each measurement")
+    hostile.add_argument("--clients", type=int, default=8, help="hostile connections")
+    hostile.add_argument("--engine", choices=("static", "vllm"), default="static")
+    hostile.add_argument("--kind", action="append", help="of attack; default: all")
+    hostile.set_defaults(run=_hostile)
+    return hostile
 
 
 def _gateway(options: argparse.Namespace) -> dict[str, Any]:
@@ -131,6 +148,26 @@ def _streams(options: argparse.Namespace) -> dict[str, Any]:
     with _quiet(options.workdir) as folder:
         found = pressure.streams(folder, plan, narrator)
     narrator.step(f"{found['complete']} of {found['streams']} complete in {found['seconds']} s")
+    return found
+
+
+def _hostile(options: argparse.Namespace) -> dict[str, Any]:
+    from serve_app.bench import hostile
+    from serve_app.bench.attacks import KINDS
+
+    kinds = tuple(options.kind or KINDS)
+    if unknown := sorted(set(kinds) - set(KINDS)):
+        raise HeadraceError(f"--kind {unknown[0]}: one of {', '.join(KINDS)}")
+    narrator = Narrator()
+    plan = hostile.Plan(options.placement, options.seconds, options.clients, options.engine, kinds)
+    narrator.step(f"One tenant beside another's attacks: {plan.placement}, {plan.engine} engine")
+    with _quiet(options.workdir) as folder:
+        found = hostile.run(folder, plan, narrator)
+    verdict = "held" if found["held"] else f"NOT held: {', '.join(found['not_held'])}"
+    narrator.step(
+        f"worst p99 {found['worst_victim_p99_ms']:.1f} ms, {found['worst_victim_ratio']:.2f} x; "
+        f"{found['victim_errors']} errors; {verdict}"
+    )
     return found
 
 

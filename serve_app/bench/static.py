@@ -9,7 +9,7 @@ from ray import serve
 from cluster.config import BaseModelRef
 from cluster.control.protocol import Proof, ServedAdapter
 from cluster.processes import share_interpreter
-from cluster.ray_private import node_address
+from cluster.ray_private import node_address, stay_on_loopback
 from serve_app.bench.fixed import ANSWER, TOKENS
 from serve_app.config import EngineConfig
 from serve_app.engine.in_flight import InFlight
@@ -23,6 +23,7 @@ class StaticEngineReplica:
 
     def __init__(self, model: BaseModelRef, config: EngineConfig) -> None:
         share_interpreter()
+        stay_on_loopback()
         self._model = model.path.rstrip("/").rpartition("/")[2]
         self._in_flight = InFlight(self.complete, self._words)
         replica = serve.get_replica_context().replica_id.unique_id

@@ -14,7 +14,7 @@ from cluster.config import BaseModelRef
 from cluster.control.client import AsyncControlClient
 from cluster.control.protocol import Proof, ServedAdapter
 from cluster.processes import share_interpreter
-from cluster.ray_private import log_with_serve, node_address
+from cluster.ray_private import log_with_serve, node_address, stay_on_loopback
 from serve_app.config import EngineConfig
 from serve_app.engine.in_flight import InFlight
 from serve_app.engine.loader import Loader
@@ -37,6 +37,7 @@ class EngineReplica:
 
         share_interpreter()
         log_with_serve()
+        stay_on_loopback()
         self._replica = serve.get_replica_context().replica_id.unique_id
         self._engine = VLLMEngine(model, config, self._replica)
         control = AsyncControlClient()

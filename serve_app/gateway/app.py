@@ -16,7 +16,7 @@ from starlette.types import ASGIApp
 from cluster.control.protocol import RoutingTable
 from cluster.types import Principal, Role
 from serve_app.config import GatewayConfig
-from serve_app.gateway import errors
+from serve_app.gateway import errors, openapi
 from serve_app.gateway.admin import Plane, admin_routes
 from serve_app.gateway.admission import Admission
 from serve_app.gateway.auth import Authenticator
@@ -29,6 +29,7 @@ from serve_app.gateway.errors import Refused
 from serve_app.gateway.feedback import Feedback
 from serve_app.gateway.labels import LabelQueue, label_routes
 from serve_app.gateway.road import Road
+from serve_app.gateway.shares import Shares
 from serve_app.gateway.shortcuts import Handler, Shortcuts
 from serve_app.gateway.wire import ChatRequest, CompletionRequest
 from serve_app.protocol import EMBEDDING_MODEL, STAGES
@@ -61,6 +62,7 @@ def create_app(
 ) -> ASGIApp:
     """The ASGI application of one gateway replica; no conversation of more than `most_characters`
     fits the model's window."""
+    shares = Shares(config.max_tenant_under_way)
     completions = Completions(
         road,
         authenticate,
@@ -68,11 +70,12 @@ def create_app(
         base_model=base_model,
         config=config,
         budgets=budgets,
+        shares=shares,
         most_characters=most_characters,
         rerouted=rerouted,
     )
     feedback = Feedback(road, authenticate, table, plane, budgets, base_model=base_model)
-    embeddings = Embeddings(road, authenticate, config, count_tokens, budgets)
+    embeddings = Embeddings(road, authenticate, config, count_tokens, budgets, shares=shares)
 
     async def chat(request: Request) -> Response:
         return await completions(request, ChatRequest)
@@ -83,6 +86,9 @@ def create_app(
     async def health(_request: Request) -> Response:
         # Anybody may ask: nothing here moves with what tenants do.
         return JSONResponse({"status": "ok", "stages": list(STAGES)})
+
+    async def description(_request: Request) -> Response:
+        return JSONResponse(openapi.describe())
 
     async def models(request: Request) -> Response:
         principal = await authenticate.admit(request, Role.INFERENCE)
@@ -111,6 +117,7 @@ def create_app(
             Route("/v1/models", models, methods=["GET"]),
             Route("/v1/models/{model:path}", model, methods=["GET"]),
             Route("/health", health, methods=["GET"]),
+            Route("/openapi.json", description, methods=["GET"]),
             Route("/v1/feedback", feedback.__call__, methods=["POST"]),
             *label_routes(authenticate, labels),
             *admin_routes(authenticate, plane),

@@ -22,6 +22,12 @@ def killed(model: str) -> Block:
     return Block(503, "adapter_killed", f"{model} is switched off", "model")
 
 
+def crowded() -> Block:
+    """The tenant has its share of this gateway under way already."""
+    message = "too many requests of this tenant are under way; try again"
+    return Block(429, "too_many_requests", message)
+
+
 def refusal(error: PromptTooLong | NotSupported) -> Block:
     """The client asked for what the engine cannot do."""
     if isinstance(error, PromptTooLong):

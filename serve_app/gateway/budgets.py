@@ -19,6 +19,7 @@ from cluster.budget.ledger import Refusal, Room
 from cluster.budget.limits import key_scope
 from cluster.types import Principal
 from serve_app.gateway.errors import Refused
+from serve_app.gateway.shares import Share
 from serve_app.protocol import Block, Envelope, Sampling, Usage
 from serve_app.tasks import apart
 
@@ -78,9 +79,13 @@ class Hold:
         self._left = parts
         self._settle = settle
         self._uses: list[Use] = []
+        self.share: Share | None = None
+        """Of its tenant's answers under way; given back as they end."""
 
     def ended(self, envelope: Envelope) -> None:
         """Take note of what one envelope has used."""
+        if self.share is not None:
+            self.share.release(1)
         if (used := envelope.usage) is not None:
             self._uses.append(Use(used.version, used.prompt_tokens, used.completion_tokens))
         self._left -= 1
@@ -89,6 +94,8 @@ class Hold:
 
     def close(self) -> None:
         """Settle now; envelopes that have not ended never set out."""
+        if self.share is not None:
+            self.share.release()
         if self._left > 0:
             self._left = 0
             self._settle(tuple(self._uses))
@@ -113,7 +120,9 @@ class Unbounded(Hold):
         super().__init__(Room(), 0, lambda _uses: None)
 
     def ended(self, envelope: Envelope) -> None:
-        """Nothing."""
+        """See `Hold`."""
+        if self.share is not None:
+            self.share.release(1)
 
 
 class Budgets:
@@ -133,7 +142,6 @@ class Budgets:
         self._settlements: list[Settlement] = []
         self._waiting: list[_Waiting] = []
         self._flushing: asyncio.Task[None] | None = None
-        self._unbounded = Unbounded()
 
     async def reserve(
         self,
@@ -151,7 +159,7 @@ class Budgets:
             Refused: 429 where it would go over a bound, 503 where that cannot be known now.
         """
         if not principal.limited:
-            return self._unbounded
+            return Unbounded()
         adapter = "" if model == self._base else model and model.partition("@")[0]
         context, usual = self._stitched(adapter)
         read, written = self._most(envelopes, context)
@@ -179,6 +187,28 @@ class Budgets:
             block = _over(answer, f"{expected} to read, up to {usual} of them context")
             raise Refused(block, principal=principal, model=model or "")
         return Hold(answer, len(envelopes), settle)
+
+    async def hold(
+        self,
+        share: Share,
+        principal: Principal,
+        model: str | None,
+        envelopes: Sequence[Envelope],
+        *,
+        choices: int | None = None,
+    ) -> Hold:
+        """As `reserve`, for a call that has taken `share`, which is given back with the hold.
+
+        A limit of requests counts `choices` of them, or every envelope.
+        """
+        many = len(envelopes) if choices is None else choices
+        try:
+            hold = await self.reserve(principal, model, envelopes, choices=many)
+        except BaseException:
+            share.release()
+            raise
+        hold.share = share
+        return hold
 
     async def count(
         self, principal: Principal, envelope: Envelope, *, key_only: bool = False

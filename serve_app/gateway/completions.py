@@ -17,22 +17,19 @@ from cluster.types import Principal, Role
 from serve_app.config import GatewayConfig
 from serve_app.gateway import answers, wire
 from serve_app.gateway.auth import Authenticator
-from serve_app.gateway.blocks import unserved
+from serve_app.gateway.blocks import crowded, unserved
 from serve_app.gateway.bodies import parse
 from serve_app.gateway.budgets import Budgets
 from serve_app.gateway.errors import Refused, for_shape
 from serve_app.gateway.headers import WARNINGS, header_value
 from serve_app.gateway.road import Road
+from serve_app.gateway.shares import Shares
 from serve_app.gateway.streams import streamed
 from serve_app.protocol import Block, Envelope, PromptCount, Sampling
 from serve_app.stages.routing import AUTO
 
 #: Attribute of a key whose requests may carry attributes of the user behind them.
 VOUCHES = "vouches_for_users"
-
-_CROWDED = Block(
-    429, "too_many_requests", "too many requests of this tenant are under way; try again"
-)
 
 
 class Completions:
@@ -47,6 +44,7 @@ class Completions:
         base_model: str,
         config: GatewayConfig,
         budgets: Budgets,
+        shares: Shares,
         most_characters: int | None = None,
         rerouted: bool = False,
     ) -> None:
@@ -55,7 +53,7 @@ class Completions:
         self._most_characters = most_characters
         self._rerouted = rerouted
         self._road = road
-        self._budgets = budgets
+        self._budgets, self._shares = budgets, shares
         self._authenticate = authenticate
         self._table = table
         self._base_model = base_model
@@ -72,9 +70,10 @@ class Completions:
         envelopes = self._envelopes(body, principal)
         chat = isinstance(body, wire.ChatRequest)
         known = None if body.model == AUTO or self._rerouted else body.model
-        if self._road.crowded(principal.tenant, len(envelopes), self._config.max_tenant_under_way):
-            raise Refused(_CROWDED, principal=principal, model=body.model)
-        hold = await self._budgets.reserve(principal, known, envelopes, choices=len(envelopes))
+        share = self._shares.take(principal.tenant, len(envelopes))
+        if share is None:
+            raise Refused(crowded(), principal=principal, model=body.model)
+        hold = await self._budgets.hold(share, principal, known, envelopes)
         if body.stream:
             valid = self._authenticate.watch(request)
             return await streamed(self._road, envelopes, body, hold, chat=chat, valid=valid)

@@ -18,10 +18,12 @@ from cluster.types import Principal, Role
 from serve_app.config import GatewayConfig
 from serve_app.gateway import answers, wire
 from serve_app.gateway.auth import Authenticator
+from serve_app.gateway.blocks import crowded
 from serve_app.gateway.bodies import parse
 from serve_app.gateway.budgets import Budgets
 from serve_app.gateway.errors import Refused
 from serve_app.gateway.road import Road
+from serve_app.gateway.shares import Shares
 from serve_app.protocol import EMBEDDING_MODEL, Block, Envelope, Sampling, Usage
 from serve_app.steps import unavailable
 
@@ -39,8 +41,10 @@ class Embeddings:
         config: GatewayConfig,
         count_tokens: CountTokens,
         budgets: Budgets,
+        *,
+        shares: Shares,
     ) -> None:
-        self._road, self._budgets = road, budgets
+        self._road, self._budgets, self._shares = road, budgets, shares
         self._authenticate = authenticate
         self._config = config
         self._count_tokens = count_tokens
@@ -53,13 +57,22 @@ class Embeddings:
             message = f"model {body.model[:64]!r} embeds nothing here; use {EMBEDDING_MODEL}"
             unknown = Block(404, "model_not_found", message, "model")
             raise Refused(unknown, principal=principal, model=body.model)
-        # A body of the largest size takes the tokenizer a second: not on the loop of all others.
-        counts = await asyncio.to_thread(lambda: [self._count_tokens([one]) for one in body.texts])
+        share = self._shares.take(principal.tenant, len(body.texts))
+        if share is None:
+            raise Refused(crowded(), principal=principal, model=body.model)
+        try:
+            # The largest body takes the tokenizer a second: not on the loop of all others.
+            counts = await asyncio.to_thread(
+                lambda: [self._count_tokens([one]) for one in body.texts]
+            )
+        except BaseException:
+            share.release()
+            raise
         envelopes = [
             _envelope(text, principal, tokens)
             for text, tokens in zip(body.texts, counts, strict=True)
         ]
-        hold = await self._budgets.reserve(principal, EMBEDDING_MODEL, envelopes)
+        hold = await self._budgets.hold(share, principal, EMBEDDING_MODEL, envelopes, choices=1)
         try:
             found = await asyncio.gather(*(self._road.embed(one, hold.ended) for one in envelopes))
         finally:

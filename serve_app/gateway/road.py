@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -128,17 +127,10 @@ class Road:
         self.trials = Trials(engine, table)
         self._abandoned: set[asyncio.Task[None]] = set()
         self._under_way = 0
-        self._of_tenant = Counter[str]()
 
     def full(self, limit: int) -> bool:
         """Whether one more request would be over `limit`, or wait behind a queue at its bound."""
         return self._under_way >= limit or any(hop.full for hop in self._hops.values())
-
-    def crowded(self, tenant: str, more: int, limit: int) -> bool:
-        """Whether `more` requests of `tenant` beside those under way would be over `limit`. One
-        call may be over it by itself where nothing else of the tenant's is under way."""
-        under_way = self._of_tenant[tenant]
-        return under_way > 0 and under_way + more > limit
 
     async def answer(self, envelope: Envelope, ended: Ended = _nobody) -> tuple[Envelope, str]:
         """The finished envelope and the text for the client, its own values restored.
@@ -255,7 +247,6 @@ class Road:
         """Record the request of a client that went away too; its engine request ends at once."""
         progress = _Progress()
         self._under_way += 1
-        self._of_tenant[envelope.tenant] += 1
         try:
             yield progress
         except (asyncio.CancelledError, GeneratorExit):
@@ -267,9 +258,6 @@ class Road:
             raise
         finally:
             self._under_way -= 1
-            self._of_tenant[envelope.tenant] -= 1
-            if not self._of_tenant[envelope.tenant]:
-                del self._of_tenant[envelope.tenant]
             ended(envelope)
 
     async def _record(self, envelope: Envelope) -> None:

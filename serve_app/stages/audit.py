@@ -14,11 +14,13 @@ from functools import partial
 from typing import Any, Protocol
 
 from cluster.audit import ChainWriter, Head
+from cluster.governance.findings import OutOfTime, Tick, unlimited
 from cluster.governance.structured import mask_text
 from cluster.governance.vault import TooManyValues, Vault
 from cluster.registry.labels import LabelTask
 from cluster.registry.usage import Tally, TokenUse
 from cluster.text import normalise
+from serve_app.long_texts import Busy, LongTexts, is_long
 from serve_app.protocol import Envelope, Span, last_user_text, trace_record
 from serve_app.stages.governance import WITHHELD
 from serve_app.tasks import apart
@@ -38,6 +40,8 @@ _MAX_WAITING = 10_000
 #: What the registry is told is gathered for so long: experts and bills do not mind, and it writes
 #: once.
 _GATHER_S = 0.5
+#: Longest that the names in one record may take to be masked; the rest of them is withheld.
+_LONG_S = 1.0
 #: Longest that the first record waits for its writer to be on the registry's list.
 _REGISTER_S = 2.0
 #: Longest that what was used counts as used at one moment; how many of those are told together.
@@ -50,6 +54,7 @@ class Audit:
     def __init__(self, writer: ChainWriter, registry: Registry) -> None:
         self._writer, self._registry = writer, registry
         self._registered = False
+        self._long = LongTexts(_LONG_S)
         self._lock = asyncio.Lock()
         self._tasks: list[LabelTask] = []
         self._tally = Tally(writer.writer, writer.sequence)
@@ -60,7 +65,7 @@ class Audit:
     async def __call__(self, batch: list[Envelope]) -> list[Envelope]:
         """Record every envelope before any is acknowledged."""
         now, started = time.time(), time.perf_counter()
-        records = [_masked(trace_record(envelope, now), envelope) for envelope in batch]
+        records = [await self._record(envelope, now) for envelope in batch]
         for record in records:
             # The write itself is still to come; the gateway times it and tells the client.
             ms = round((time.perf_counter() - started) * 1000, 3)
@@ -68,6 +73,17 @@ class Audit:
         # A caller that goes away must not let the next batch into the chain beside this one.
         await asyncio.shield(apart(self._commit(batch, records)))
         return batch
+
+    async def _record(self, envelope: Envelope, now: float) -> dict[str, Any]:
+        found = trace_record(envelope, now)
+        named = (*envelope.metadata.values(), *envelope.attributes.values(), *envelope.warnings)
+        if not is_long(named):
+            return _masked(found, envelope)
+        try:
+            mask = partial(_masked, found, envelope)
+            return await self._long.run(envelope.tenant, mask)
+        except Busy:
+            return _masked(found, envelope, _expired)
 
     async def _commit(self, batch: list[Envelope], records: list[dict[str, Any]]) -> None:
         async with self._lock:
@@ -124,17 +140,21 @@ class Audit:
             self._tally = Tally(self._writer.writer, self._tally.after)
 
 
-def _masked(record: dict[str, Any], envelope: Envelope) -> dict[str, Any]:
+def _expired() -> None:
+    raise OutOfTime
+
+
+def _masked(record: dict[str, Any], envelope: Envelope, tick: Tick = unlimited) -> dict[str, Any]:
     """The record with what no other stage masks: names a caller chose, and what refused it.
 
     Messages and answers are masked by governance, which is closed where it fails.
     """
-    vault = Vault(envelope.placeholders)
+    vault = Vault(envelope.placeholders, tick)
 
     def clean(text: str, name: str = "") -> str:
         try:
             return mask_text(normalise(text), vault, name=name)
-        except TooManyValues:  # one record's names must not cost its batch
+        except (TooManyValues, OutOfTime):  # one record's names must not cost its batch
             return WITHHELD
 
     record["requested_model"] = clean(envelope.model)

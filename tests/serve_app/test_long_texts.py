@@ -154,7 +154,8 @@ async def test_a_long_text_holds_up_no_other_in_a_hand_off() -> None:
 
     config = StageConfig(linger_ms=0.0)
     others = Handoff(DATA_PREP, call, config)
-    lanes = Lanes(others, Handoff(DATA_PREP, call, config.model_copy(update={"max_batch": 1})))
+    apart = Handoff(DATA_PREP, call, config.model_copy(update={"max_batch": 1}))
+    lanes = Lanes(others, apart, lambda envelope: is_long(envelope.texts()))
     long = [asyncio.ensure_future(lanes(_envelope("x" * 9000))) for _ in range(6)]
     await asyncio.sleep(0)
     short = _envelope("hello")
