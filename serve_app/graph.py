@@ -47,7 +47,8 @@ from serve_app.ray_metrics import RayStageMetrics
 from serve_app.rpc.pool import Pool
 from serve_app.rpc.server import Address, Server
 from serve_app.scaling import POLICY, WORK
-from serve_app.steps import DATA_PREP, MASK, ROUTE, STEPS, Row, Step, run
+from serve_app.stages.audit import takes_long
+from serve_app.steps import AUDIT, DATA_PREP, MASK, ROUTE, STEPS, Row, Step, run
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +76,7 @@ def _has_long_texts(envelope: Envelope) -> bool:
 _APART = {
     DATA_PREP: _Apart(_has_long_texts, 1),
     MASK: _Apart(_has_long_texts, 1),
+    AUDIT: _Apart(takes_long, 1),
     # By all layers of the model and of all of a text, hundreds in a call.
     ROUTE: _Apart(lambda envelope: envelope.model == EMBEDDING_MODEL, 4),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,53 +24,63 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 MODEL = REPOSITORY / "cluster/models/headrace-mini"
 
 
+EVALUATION = Evaluation(
+    heldout_rows=500,
+    accuracy=0.9,
+    slot_f1=0.8,
+    unseen_rows=200,
+    unseen_accuracy=0.8,
+    base_accuracy=0.1,
+)
+
+
 @pytest.fixture
 def evaluation() -> Evaluation:
     """A version 1 evaluation that a gate lets through."""
-    return Evaluation(
-        heldout_rows=500,
-        accuracy=0.9,
-        slot_f1=0.8,
-        unseen_rows=200,
-        unseen_accuracy=0.8,
-        base_accuracy=0.1,
+    return EVALUATION
+
+
+def publish_adapter(
+    folder: Path,
+    name: str = "inventory",
+    version: int = 1,
+    evaluation: Evaluation = EVALUATION,
+    **changes: object,
+) -> Path:
+    """Publish a small but valid adapter directory below `folder`; its path."""
+    manifest = AdapterManifest(
+        name=name,
+        version=version,
+        base_model="headrace-mini",
+        base_digest="0" * 64,
+        rank=8,
+        dataset=f"{name}@{version}",
+        dataset_digest="1" * 64,
+        run_id="run",
+        seconds=1.0,
+        golden=(GoldenProbe(prompt_token_ids=(1, 2), target_token_ids=(3,), logprobs=(-0.1,)),),
+        evaluation=evaluation,
+    ).model_copy(update=changes)
+    final = folder / "adapters" / name / str(version)
+    staged = storage.staging(final)
+    tensors = {
+        "q.lora_A.weight": {"dtype": "F32", "shape": [8, 1], "data_offsets": [0, 32]},
+        "q.lora_B.weight": {"dtype": "F32", "shape": [1, 8], "data_offsets": [32, 64]},
+    }
+    header = json.dumps(tensors).encode()
+    (staged / "adapter_model.safetensors").write_bytes(
+        struct.pack("<Q", len(header)) + header + b"\0" * 64
     )
+    (staged / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 8}))
+    (staged / "headrace.json").write_text(manifest.model_dump_json())
+    storage.publish(staged, final)
+    return final
 
 
 @pytest.fixture
-def make_adapter(tmp_path: Path, evaluation: Evaluation) -> Callable[..., Path]:
+def make_adapter(tmp_path: Path) -> Callable[..., Path]:
     """Publishes a small but valid adapter directory and returns its path."""
-
-    def make(name: str = "inventory", version: int = 1, **changes: object) -> Path:
-        manifest = AdapterManifest(
-            name=name,
-            version=version,
-            base_model="headrace-mini",
-            base_digest="0" * 64,
-            rank=8,
-            dataset=f"{name}@{version}",
-            dataset_digest="1" * 64,
-            run_id="run",
-            seconds=1.0,
-            golden=(GoldenProbe(prompt_token_ids=(1, 2), target_token_ids=(3,), logprobs=(-0.1,)),),
-            evaluation=evaluation,
-        ).model_copy(update=changes)
-        final = tmp_path / "adapters" / name / str(version)
-        staged = storage.staging(final)
-        tensors = {
-            "q.lora_A.weight": {"dtype": "F32", "shape": [8, 1], "data_offsets": [0, 32]},
-            "q.lora_B.weight": {"dtype": "F32", "shape": [1, 8], "data_offsets": [32, 64]},
-        }
-        header = json.dumps(tensors).encode()
-        (staged / "adapter_model.safetensors").write_bytes(
-            struct.pack("<Q", len(header)) + header + b"\0" * 64
-        )
-        (staged / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 8}))
-        (staged / "headrace.json").write_text(manifest.model_dump_json())
-        storage.publish(staged, final)
-        return final
-
-    return make
+    return partial(publish_adapter, tmp_path)
 
 
 @pytest.fixture

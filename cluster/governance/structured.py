@@ -17,7 +17,7 @@ from cluster.governance.vault import Vault, mask
 
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?')
 #: What may be the begin of an object with a key, or of an array that is not empty.
-_OPENS = re.compile(r'\{\s*"|\[\s*["{\[\d-]')
+_OPENS = re.compile(r'\{\s*"|\[\s*(?:["{\[\d-]|null|true|false|NaN|Infinity)')
 _DECODER = json.JSONDecoder(strict=False)
 _MAX_FAILED = 16
 _KEY = re.compile(r"\s*:")

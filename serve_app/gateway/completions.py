@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 import uuid
@@ -27,6 +26,7 @@ from serve_app.gateway.shares import Shares
 from serve_app.gateway.streams import streamed
 from serve_app.protocol import Block, Envelope, PromptCount, Sampling
 from serve_app.stages.routing import AUTO
+from serve_app.tasks import in_turn
 
 #: Attribute of a key whose requests may carry attributes of the user behind them.
 VOUCHES = "vouches_for_users"
@@ -81,9 +81,7 @@ class Completions:
             if len(envelopes) == 1:
                 walked = [await self._road.answer(envelopes[0], hold.ended)]
             else:
-                walked = await asyncio.gather(
-                    *(self._road.answer(one, hold.ended) for one in envelopes)
-                )
+                walked = await in_turn([self._road.answer(one, hold.ended) for one in envelopes])
         finally:
             hold.close()
         finished = []

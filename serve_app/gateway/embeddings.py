@@ -26,6 +26,7 @@ from serve_app.gateway.road import Road
 from serve_app.gateway.shares import Shares
 from serve_app.protocol import EMBEDDING_MODEL, Block, Envelope, Sampling, Usage
 from serve_app.steps import unavailable
+from serve_app.tasks import in_turn
 
 CountTokens = Callable[[list[str]], int]
 """Tokens of the texts as the embedding model reads them."""
@@ -74,7 +75,7 @@ class Embeddings:
         ]
         hold = await self._budgets.hold(share, principal, EMBEDDING_MODEL, envelopes, choices=1)
         try:
-            found = await asyncio.gather(*(self._road.embed(one, hold.ended) for one in envelopes))
+            found = await in_turn([self._road.embed(one, hold.ended) for one in envelopes])
         finally:
             hold.close()
         for envelope in found:

@@ -35,6 +35,7 @@ class Operation:
     query: tuple[str, ...] = ()
     status: int = 200
     answer: str = _JSON
+    may_be_null: bool = False
 
 
 _ASK, _LABEL, _ADMIN, _OPERATE = Role.INFERENCE, Role.LABEL, Role.ADMIN, Role.OPERATOR
@@ -70,6 +71,7 @@ OPERATIONS = (
         _ADMIN,
         admin_wire.Revive,
         optional=True,
+        may_be_null=True,
     ),
     Operation("POST", "/v1/adapters/{name}/grant", "Let a tenant in", _OPERATE, admin_wire.Grantee),
     Operation(
@@ -112,10 +114,11 @@ def _operation(one: Operation, schemas: dict[str, Any]) -> dict[str, Any]:
         {"name": name, "in": "query", "required": False, "schema": {"type": "string"}}
         for name in one.query
     ]
-    answer = {"type": "object"} if one.answer == _JSON else {"type": "string"}
+    kind = "object" if one.answer == _JSON else "string"
+    answer: dict[str, Any] = {"type": [kind, "null"] if one.may_be_null else kind}
     content: dict[str, Any] = {one.answer: {"schema": answer}}
     if one.body in (wire.ChatRequest, wire.CompletionRequest):
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        content["text/event-stream"] = {}
     error = {"schema": {"$ref": _REF.format(model="Error")}}
     found: dict[str, Any] = {
         "summary": one.summary,

@@ -17,6 +17,7 @@ from serve_app.gateway.messages import Offer
 from serve_app.gateway.pieces import Piece
 from serve_app.gateway.road import Road
 from serve_app.protocol import Block, Envelope, Generation, TokenLogprob
+from serve_app.tasks import in_turn
 from serve_app.tools import OPEN, may_be_call
 
 Items = AsyncGenerator[Piece | Envelope, None]
@@ -42,7 +43,7 @@ async def streamed(
     """
     walks = [road.stream(envelope, hold.ended) for envelope in envelopes]
     try:
-        firsts = await asyncio.gather(*(anext(walk) for walk in walks))
+        firsts = await in_turn([anext(walk) for walk in walks])
     except BaseException:
         hold.close()  # nothing was generated yet
         raise

@@ -23,6 +23,7 @@ from cluster.text import normalise
 from serve_app.long_texts import Busy, LongTexts, is_long
 from serve_app.protocol import Envelope, Span, last_user_text, trace_record
 from serve_app.stages.governance import WITHHELD
+from serve_app.steps import MASK
 from serve_app.tasks import apart
 
 logger = logging.getLogger(__name__)
@@ -76,8 +77,7 @@ class Audit:
 
     async def _record(self, envelope: Envelope, now: float) -> dict[str, Any]:
         found = trace_record(envelope, now)
-        named = (*envelope.metadata.values(), *envelope.attributes.values(), *envelope.warnings)
-        if not is_long(named):
+        if not takes_long(envelope):
             return _masked(found, envelope)
         try:
             mask = partial(_masked, found, envelope)
@@ -140,6 +140,18 @@ class Audit:
             self._tally = Tally(self._writer.writer, self._tally.after)
 
 
+def takes_long(envelope: Envelope) -> bool:
+    """Whether what is masked here of an envelope is a long text."""
+    named = (text for field in _unmasked(envelope) for text in getattr(envelope, field).values())
+    return is_long((*named, *envelope.warnings))
+
+
+def _unmasked(envelope: Envelope) -> tuple[str, ...]:
+    """Fields that no other stage has masked: metadata where governance did not see it."""
+    seen = any(span.stage == MASK.stage and span.outcome == "ok" for span in envelope.spans)
+    return ("attributes",) if seen else ("attributes", "metadata")
+
+
 def _expired() -> None:
     raise OutOfTime
 
@@ -158,7 +170,7 @@ def _masked(record: dict[str, Any], envelope: Envelope, tick: Tick = unlimited) 
             return WITHHELD
 
     record["requested_model"] = clean(envelope.model)
-    for field in ("metadata", "attributes"):
+    for field in _unmasked(envelope):
         record[field] = {clean(name): clean(text, name) for name, text in record[field].items()}
     record["warnings"] = [clean(text) for text in envelope.warnings]
     if record["block"] is not None:

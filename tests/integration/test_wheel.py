@@ -17,9 +17,12 @@ from typing import Any
 
 import httpx
 import openai
+import psutil
 import pytest
 
+from cluster import runtime
 from cluster.audit import verify
+from cluster.processes import descendants
 from tests.conftest import REPOSITORY
 from tests.integration.conftest import Wheel, free_port
 from tests.waiting import wait_for
@@ -251,6 +254,30 @@ def test_a_second_demo_does_not_disturb_the_first(wheel: Wheel) -> None:
     taken = wheel.command("demo", "--workdir", str(wheel.workdir), "--port", str(wheel.port))
     assert taken.returncode == 2
     assert f"port {wheel.port} is taken" in taken.stderr
+
+
+def test_nothing_listens_beyond_loopback_and_files_are_private(wheel: Wheel) -> None:
+    cluster = runtime.running(wheel.workdir)
+    assert cluster is not None
+    listening = []
+    for pid in descendants([cluster.pid]):
+        try:
+            found = psutil.Process(pid).net_connections(kind="tcp")
+        except psutil.NoSuchProcess:
+            continue
+        listening += [one.laddr.ip for one in found if one.status == psutil.CONN_LISTEN]
+    assert len(listening) > 10
+    assert [ip for ip in listening if ip.removeprefix("::ffff:") != "127.0.0.1"] == []
+    ours = [wheel.workdir / "registry.db", *(wheel.workdir / "state" / "audit").glob("*.jsonl")]
+    assert len(ours) > 2
+    for path in (*ours, runtime.ray_logs(wheel.workdir).parents[2], wheel.workdir):
+        assert path.stat().st_mode & 0o077 == 0, path
+
+
+def test_the_log_is_what_the_registry_knows(wheel: Wheel) -> None:
+    done = wheel.command("verify", "--workdir", str(wheel.workdir), "--json")
+    found = json.loads(done.stdout)
+    assert (found["verified"], found["compared"], found["faults"]) == (True, True, [])
 
 
 def test_down_stops_everything(wheel: Wheel) -> None:

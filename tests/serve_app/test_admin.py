@@ -21,6 +21,7 @@ from cluster.types import AdapterVersion, Role
 from serve_app.config import GatewayConfig
 from serve_app.gateway.app import create_app
 from serve_app.gateway.auth import Authenticator
+from serve_app.gateway.rates import Rates
 from tests.fakes.fleet import FakeFleet
 from tests.serve_app.test_gateway import GOOD, World
 
@@ -48,16 +49,21 @@ class Plane:
 class Admin:
     """Clients of one gateway, by what their keys may do."""
 
-    def __init__(self, control: ControlPlane) -> None:
+    def __init__(self, control: ControlPlane, config: GatewayConfig | None = None) -> None:
         self.control = control
         world = World(spend=control.spend)
         self.app = create_app(
             road=world.road,
-            authenticate=Authenticator(control.resolve_key, 5.0, lambda: control._table.keys),
+            authenticate=Authenticator(
+                control.resolve_key,
+                5.0,
+                lambda: control._table.keys,
+                rates=None if config is None else Rates(config.management_rpm),
+            ),
             labels=world,
             table=lambda: control._table,
             base_model="headrace-mini",
-            config=GatewayConfig(),
+            config=config or GatewayConfig(),
             count_tokens=len,
             budgets=world.budgets,
             plane=Plane(control),

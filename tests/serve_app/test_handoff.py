@@ -8,7 +8,7 @@ import pytest
 
 from serve_app.breaker import Breaker, BreakerState
 from serve_app.config import BreakerConfig, StageConfig
-from serve_app.handoff import Crowd, Handoff, InProcess
+from serve_app.handoff import Crowd, FairQueue, Handoff, InProcess, Pending
 from serve_app.protocol import Envelope, Sampling
 from serve_app.steps import CONTEXT, POLICY, ROUTE, Row, Step, run
 
@@ -246,3 +246,37 @@ async def test_a_call_waits_for_its_share_of_a_crowd_and_no_longer_than_it_may()
     brief = Handoff(POLICY, call, StageConfig(linger_ms=5), crowd=crowd)
     await brief(_envelope())
     assert sizes == [1, 6, 1]
+
+
+async def test_a_tenant_that_fills_a_queue_keeps_no_other_waiting() -> None:
+    gate, calls = asyncio.Event(), list[list[str]]()
+
+    async def call(step: Step, rows: list[Row], deadlines: list[float]) -> list[Any]:
+        calls.append([row[step.reads.index("attributes")]["who"] for row in rows])
+        await gate.wait()
+        return [DONE for _ in rows]
+
+    def of(tenant: str) -> Envelope:
+        envelope = _envelope()
+        envelope.tenant, envelope.attributes = tenant, {"who": tenant}
+        return envelope
+
+    hop = Handoff(POLICY, call, StageConfig(max_in_flight=1, max_batch=2))
+    asked = [asyncio.create_task(hop(of("noisy"))) for _ in range(9)]
+    await asyncio.sleep(0.01)
+    asked.append(asyncio.create_task(hop(of("quiet"))))
+    await asyncio.sleep(0.01)
+    gate.set()
+    await asyncio.gather(*asked)
+    assert calls[1] == ["noisy", "quiet"], "the next call takes one of each"
+
+
+def test_a_fair_queue_gives_each_tenant_its_turn_and_each_its_order() -> None:
+    queue = FairQueue()
+    items = [Pending(float(n), (), 0.0, None) for n in range(8)]
+    for tenant, item in zip("aaaabbac", items, strict=True):
+        queue.append(tenant, item)
+    assert queue.first is items[0]
+    taken = [int(queue.pop().started) for _ in range(8)]
+    assert taken == [0, 4, 7, 1, 5, 2, 3, 6]
+    assert len(queue) == 0
