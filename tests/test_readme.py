@@ -42,6 +42,10 @@ PROBES = {
     ".venv/bin/headrace import ./insurance-2 --tenant acme --name insurance-acme": _asked("import"),
     ".venv/bin/headrace rollout start insurance@3": _asked("rollout", "start"),
     ".venv/bin/headrace rollout status": _asked("rollout", "status"),
+    '.venv/bin/headrace rollout appeal insurance@3 --reason "one store\'s scanner"': _asked(
+        "rollout", "appeal"
+    ),
+    "./scripts/fuzz": [".venv/bin/python", "-m", "tests.fuzz.main", "--help"],
     '.venv/bin/headrace kill insurance --reason "wrong refunds"': _asked("kill"),
     ".venv/bin/headrace revive insurance": _asked("revive"),
     ".venv/bin/headrace events": _asked("events"),
