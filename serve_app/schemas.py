@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from decimal import Decimal
+from math import isfinite
 from typing import Any
 from urllib.parse import unquote
 
@@ -56,6 +58,7 @@ def check_schema(schema: dict[str, Any]) -> None:
         ValueError: it names the keyword, and where it stands in the schema.
     """
     nodes = list(_nodes(schema))
+    _check_multiples(nodes)
     for path, node in nodes:
         for keyword, neutral in _UNENFORCED.items():
             if keyword in node and node[keyword] not in neutral:
@@ -114,6 +117,30 @@ def _children(node: dict[str, Any]) -> Iterator[Node]:
     for keyword in _NAMED:
         if isinstance(node.get(keyword), dict):
             yield from ((f".{keyword}.{name}", item) for name, item in node[keyword].items())
+
+
+def _check_multiples(nodes: list[tuple[str, dict[str, Any]]]) -> None:
+    """Refuse divisors whose automata, one state for each remainder, are too large together."""
+    total = 0
+    for path, node in nodes:
+        divisor = node.get("multipleOf")
+        if divisor is None:
+            continue
+        if isinstance(divisor, bool) or not isinstance(divisor, int | float):
+            raise ValueError(f"{_at(path, 'multipleOf')} is not a number")
+        total += _remainders(divisor)
+        if total > _MAX_STATES:
+            raise ValueError(
+                f"{_at(path, 'multipleOf')} cannot be enforced: it has too many remainders"
+            )
+
+
+def _remainders(divisor: float) -> int:
+    """Of a divisor without its zeros and its decimal point, which cost nothing."""
+    if not isfinite(divisor) or divisor <= 0:
+        return _MAX_STATES + 1
+    _, digits, _ = Decimal(str(divisor)).as_tuple()
+    return int("".join(map(str, digits)).rstrip("0") or "1")
 
 
 def _check_patterns(path: str, node: dict[str, Any]) -> None:
