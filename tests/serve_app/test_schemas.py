@@ -129,7 +129,7 @@ def test_nested_repetition_is_bounded_before_anything_compiles_it(
     ],
 )
 def test_divisors_are_bounded_together(divisors: tuple[Any, ...], passes: bool) -> None:
-    """An automaton has a state for each remainder: 999,983 of them took the engine seven seconds."""
+    """An automaton has a state for each remainder: of 999,983 the engine took seven seconds."""
     schema = {"properties": {f"p{n}": {"multipleOf": one} for n, one in enumerate(divisors)}}
     if passes:
         check_schema(schema)
