@@ -207,7 +207,7 @@ def _verify_pair(
         try:
             entry = json.loads(entry_line)
             claimed = entry.pop("hash")
-        except (ValueError, KeyError, AttributeError):
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
             faults.append(f"{name} line {position + 1}: not a chain entry")
             return position + 1
         if entry.get("previous") != previous or entry.get("sequence") != position:

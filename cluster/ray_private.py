@@ -76,6 +76,8 @@ async def _start_shared(
     # The task has not begun yet; uvicorn loads its configuration when it does.
     assert not server.config.loaded
     server.config.http = protocol
+    # A connection that is upgraded leaves the protocol, and nothing here speaks WebSocket.
+    server.config.ws = "none"
     return task, server
 
 

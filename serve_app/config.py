@@ -136,7 +136,7 @@ class GatewayConfig(ConfigModel):
     """Requests a minute of one key for all but answers: models, keys, labels, bills, adapters."""
     head_s: float = Field(default=10.0, gt=0)
     """A connection ends that has not sent a request's headers after so long,"""
-    body_s: float = Field(default=30.0, gt=0)
+    body_s: float = Field(default=60.0, gt=0)
     """or its body,"""
     unread_s: float = Field(default=30.0, gt=0)
     """or has taken nothing of an answer that waits for it."""

@@ -48,7 +48,7 @@ from serve_app.rpc.pool import Pool
 from serve_app.rpc.server import Address, Server
 from serve_app.scaling import POLICY, WORK
 from serve_app.stages.audit import takes_long
-from serve_app.steps import AUDIT, DATA_PREP, MASK, ROUTE, STEPS, Row, Step, run
+from serve_app.steps import AUDIT, DATA_PREP, GUARD, MASK, ROUTE, STEPS, Row, Step, run
 
 logger = logging.getLogger(__name__)
 
@@ -69,11 +69,18 @@ class _Apart:
     batch: int
 
 
+def _text(envelope: Envelope) -> str:
+    return envelope.generation.text if envelope.generation is not None else ""
+
+
 def _has_long_texts(envelope: Envelope) -> bool:
     return is_long(envelope.texts())
 
 
+#: Longest that what takes long may take, the wait for its turn included.
+_LONG_MS = 30_000.0
 _APART = {
+    GUARD: _Apart(lambda envelope: is_long([_text(envelope)]), 1),
     DATA_PREP: _Apart(_has_long_texts, 1),
     MASK: _Apart(_has_long_texts, 1),
     AUDIT: _Apart(takes_long, 1),
@@ -310,7 +317,7 @@ def _hops(calls: dict[str, StageCall], config: ServeConfig, remote: set[str]) ->
         made[name] = others = hop(settings, breakers[step.stage])
         apart = _APART.get(step) if step.gathers or step.stage in remote else None
         if apart is not None:
-            lane = {"max_batch": apart.batch, "max_in_flight": 1, "linger_ms": 0.0}
+            lane = {"max_batch": apart.batch, "linger_ms": 0.0, "budget_ms": _LONG_MS}
             # With a breaker of its own: what takes long says nothing of the stage.
             long = hop(settings.model_copy(update=lane), Breaker(settings.breaker))
             made[name] = Lanes(others, long, apart.takes_long)

@@ -55,6 +55,8 @@ class Pending:
     outcome: str = "ok"
     ended: float = 0.0
     walking: bool = True
+    sent: bool = False
+    """Whether the stage was asked; what only waited says nothing of the stage."""
 
 
 class FairQueue:
@@ -153,7 +155,10 @@ class Handoff:
         try:
             if pending.answer is not None:
                 batch = await self._receive(envelope, pending, pending.answer)
-                self._breaker.record(pending.outcome == "ok", time.perf_counter())
+                if pending.outcome == _LATE.reason and not pending.sent:
+                    pending.outcome = "queue full"
+                else:
+                    self._breaker.record(pending.outcome == "ok", time.perf_counter())
         finally:
             self.abandon(pending)
         self._close(envelope, pending, batch)
@@ -205,6 +210,8 @@ class Handoff:
             size = min(len(self._queue), self._config.max_batch)
             batch = [self._queue.pop() for _ in range(size)]
             waiting = [item for item in batch if item.answer and not item.answer.done()]
+            for item in waiting:
+                item.sent = True
             if waiting:
                 task = apart(self._send(waiting))
                 self._in_flight.add(task)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from decimal import Decimal
-from math import isfinite
+from math import lcm
 from typing import Any
 from urllib.parse import unquote
 
@@ -17,6 +17,7 @@ MAX_DEPTH = 32
 _MAX_NODES = 4_000
 #: Of one pattern: the engine compiles it for everybody's tokens while everybody waits.
 _MAX_STATES = 2_000
+_MOST_DIVISOR = 1e300
 #: Keywords no grammar enforces, and values of them that ask for nothing.
 _UNENFORCED: dict[str, tuple[Any, ...]] = {
     "contains": (),
@@ -58,14 +59,16 @@ def check_schema(schema: dict[str, Any]) -> None:
         ValueError: it names the keyword, and where it stands in the schema.
     """
     nodes = list(_nodes(schema))
+    known = {id(node) for _, node in nodes}
     _check_multiples(nodes)
     for path, node in nodes:
         for keyword, neutral in _UNENFORCED.items():
             if keyword in node and node[keyword] not in neutral:
                 raise ValueError(f"{_at(path, keyword)} cannot be enforced")
         _check_patterns(path, node)
-        if "$ref" in node:
-            _target(schema, path, node["$ref"])
+        if "$ref" in node and id(_target(schema, path, node["$ref"])) not in known:
+            # What stands where no schema is looked for was not checked.
+            raise ValueError(f"{_at(path, '$ref')} points to what is no schema: use $defs")
     if not _finite(schema, [node for _, node in nodes]):
         raise ValueError("the schema refers to itself without end: no finite answer fits it")
 
@@ -120,15 +123,16 @@ def _children(node: dict[str, Any]) -> Iterator[Node]:
 
 
 def _check_multiples(nodes: list[tuple[str, dict[str, Any]]]) -> None:
-    """Refuse divisors whose automata, one state for each remainder, are too large together."""
-    total = 0
+    """Refuse divisors whose automata, one state for each remainder, are too large together: those
+    of one number multiply."""
+    total = 1
     for path, node in nodes:
         divisor = node.get("multipleOf")
         if divisor is None:
             continue
         if isinstance(divisor, bool) or not isinstance(divisor, int | float):
             raise ValueError(f"{_at(path, 'multipleOf')} is not a number")
-        total += _remainders(divisor)
+        total = lcm(total, _remainders(divisor))
         if total > _MAX_STATES:
             raise ValueError(
                 f"{_at(path, 'multipleOf')} cannot be enforced: it has too many remainders"
@@ -137,7 +141,7 @@ def _check_multiples(nodes: list[tuple[str, dict[str, Any]]]) -> None:
 
 def _remainders(divisor: float) -> int:
     """Of a divisor without its zeros and its decimal point, which cost nothing."""
-    if not isfinite(divisor) or divisor <= 0:
+    if not 0 < divisor < _MOST_DIVISOR:
         return _MAX_STATES + 1
     _, digits, _ = Decimal(str(divisor)).as_tuple()
     return int("".join(map(str, digits)).rstrip("0") or "1")

@@ -20,26 +20,30 @@ def apart(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
 T = TypeVar("T")
 
 
-async def in_turn(works: Sequence[Awaitable[T]], at_once: int = 32) -> list[T]:
+#: Answers of one call that are worked on side by side.
+AT_ONCE = 32
+
+
+async def in_turn(works: Sequence[Awaitable[T]], at_once: int = AT_ONCE) -> list[T]:
     """What `works` give, in order, so many at a time: one call's hundreds of answers must not be
     all of what an event loop has to do next.
 
-    Raises what the first of them does; those that have not begun are never begun.
+    Raises what the first of them does; the others are cancelled, and waited for.
     """
     room = asyncio.Semaphore(at_once)
 
     async def one(work: Awaitable[T]) -> T:
-        try:
-            await room.acquire()
-        except asyncio.CancelledError:
-            if isinstance(work, Coroutine):
-                work.close()
-            raise
-        try:
+        async with room:
             return await work
-        finally:
-            room.release()
 
-    if len(works) <= at_once:
-        return list(await asyncio.gather(*works))
-    return list(await asyncio.gather(*(one(work) for work in works)))
+    tasks = [asyncio.ensure_future(one(work)) for work in works]
+    try:
+        return list(await asyncio.gather(*tasks))
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for work in works:
+            if isinstance(work, Coroutine):
+                work.close()  # of those that had not begun
+        raise

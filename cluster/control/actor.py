@@ -45,6 +45,8 @@ from cluster.types import AdapterVersion, VersionState
 logger = logging.getLogger(__name__)
 
 _TICK_S = 1.0
+#: Reports that are counted in one go.
+_AT_ONCE = 256
 #: What a share of the load has to be to be told, and by how much one has to move to be told anew.
 _SHARE, _SHARE_STEP = 0.05, 0.1
 
@@ -390,8 +392,8 @@ class ControlPlane(Books):
 
     async def report(self, reports: list[Report]) -> None:
         """Count what a gateway saw of the rollouts under way."""
-        for report in reports:
-            self._rollouts.take(report)
+        for start in range(0, len(reports), _AT_ONCE):
+            self._rollouts.take(*reports[start : start + _AT_ONCE])
             await asyncio.sleep(0)  # after a while away there are many
 
     async def judge(self, trace_id: str, version: AdapterVersion, found: Arm) -> bool:

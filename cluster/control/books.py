@@ -18,6 +18,7 @@ from typing import Any
 from sqlalchemy.orm import Session, sessionmaker
 
 from cluster.audit import CONTROL, ChainWriter, Head, Place
+from cluster.audit import writers as log_writers
 from cluster.budget.exchange import Reservation, Settlement
 from cluster.budget.ledger import Refusal, Room
 from cluster.budget.limits import Limits, key_scope
@@ -52,6 +53,12 @@ class Books(ABC):
         self._engine = open_database(database)
         self._chain = ChainWriter(audit / CONTROL, f"control-{uuid.uuid4().hex}")
         with Session(self._engine) as tx, tx.begin():
+            if not writers.heads(tx, changes=True):
+                # The first start of this registry, or the first that keeps writers: what there is
+                # already is of before.
+                for folder, changes in ((audit, False), (audit / CONTROL, True)):
+                    for writer in log_writers(folder):
+                        writers.register(tx, writer, changes=changes, now=time.time())
             writers.register(tx, self._chain.writer, changes=True, now=time.time())
         self._audit = audit
         self._till = Till(lambda: Session(self._engine))

@@ -130,7 +130,8 @@ class RolloutStore:
                 raise ConflictError(f"{version} is {record.state}: there is nothing to appeal")
             newest = select(RolloutRow).where(RolloutRow.candidate == record.int_id)
             row = tx.scalars(newest.order_by(RolloutRow.rollout_id.desc()).limit(1)).first()
-            if row is None:
+            refused = row is not None and row.state["reason"] == record.reason
+            if row is None or not refused or not row.state["at_fault"]:
                 raise ConflictError(f"{version} was refused by the gate: evaluate it again")
             if row.status not in _OVER:
                 raise ConflictError(f"the rollout of {version} is still leaving: try again")

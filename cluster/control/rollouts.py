@@ -77,6 +77,8 @@ class RolloutController:
     def __init__(self, store: Store, fleet: Fleet, publish: Callable[[], None]) -> None:
         self._store, self._fleet, self._publish = store, fleet, publish
         self._active = {rollout.id: rollout for rollout in store.active()}
+        self._kept: dict[int, Rollout] = {}
+        """As each was saved last."""
         self._again: dict[int, tuple[float, float]] = {}
         """When a candidate that was not proved is tried again, and how long that is after the last
         time: loading it holds engines up."""
@@ -120,14 +122,22 @@ class RolloutController:
         """Take on a rollout that the store holds already."""
         self._active[rollout.id] = rollout
 
-    def take(self, report: Report) -> None:
-        """Count what a gateway saw."""
-        rollout = self._active.get(report.rollout)
-        if rollout is None or (after := rollout.with_report(report)) is rollout:
-            return
-        if report.answered:
+    def take(self, *reports: Report) -> None:
+        """Count what a gateway saw; which answers that is of is kept in one transaction."""
+        taken: dict[int, Rollout] = {}
+        answered: dict[tuple[int, int], Report] = {}
+        for report in reports:
+            rollout = taken.get(report.rollout) or self._active.get(report.rollout)
+            if rollout is None or (after := rollout.with_report(report)) is rollout:
+                continue
+            taken[rollout.id] = after
+            if report.answered:
+                key = (report.rollout, report.phase)
+                before = answered[key].answered if key in answered else {}
+                answered[key] = replace(report, answered={**before, **report.answered})
+        for report in answered.values():
             self._store.note(report)
-        self._active[rollout.id] = after
+        self._active.update(taken)
 
     def judge(self, trace_id: str, version: AdapterVersion, found: Arm) -> bool:
         """Count what became of an answer of `version`; whether anything of it was new."""
@@ -250,6 +260,7 @@ class RolloutController:
         self._store.save(finished)
         del self._active[finished.id]
         self._again.pop(finished.id, None)
+        self._kept.pop(finished.id, None)
 
     def _still(self, rollout: Rollout) -> bool:
         """Whether nobody ended the rollout while something was waited for."""
@@ -257,7 +268,10 @@ class RolloutController:
         return found is not None and found.status == rollout.status
 
     def _keep(self, rollout: Rollout) -> None:
-        self._store.save(rollout)
+        if self._kept.get(rollout.id) is not rollout:
+            # Every second; where nothing was seen since, there is nothing to keep.
+            self._store.save(rollout)
+            self._kept[rollout.id] = rollout
         self._active[rollout.id] = rollout
 
 

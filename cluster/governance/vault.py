@@ -17,7 +17,7 @@ from cluster.governance.pii import find
 #: Distinct values of one request; its placeholders have room for more.
 MAX_VALUES = 1000
 PLACEHOLDER = re.compile(r"\[(?:" + "|".join(KINDS) + r")_\d{1,4}\]")
-_ESCAPED_BRACKET = re.compile(r"\\+u005[bB]")
+_ESCAPED_BRACKET = re.compile(r"(?<!\\)\\+u005[bB]")
 #: Longest placeholder a stream has to hold back for: "[EMAIL_9999]".
 MAX_PLACEHOLDER = max(map(len, KINDS)) + len("[_9999]")
 

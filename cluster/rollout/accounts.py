@@ -9,7 +9,7 @@ as others use the version.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from cluster.rollout.evidence import Evidence, Moments
 from cluster.rollout.outcomes import Side
@@ -59,7 +59,15 @@ def cell_of(name: str, known: Iterable[str]) -> str:
 def is_aside(aside: Iterable[str], name: str) -> bool:
     """Whether account `name` is set aside: itself, its tenant, or a cell that it may share."""
     found = set(aside)
-    return bool(found) and not found.isdisjoint((name, tenant_of(name), *_shared(name)))
+    if not found:
+        return False
+    own, strangers = _shared(name)
+    return not found.isdisjoint((name, tenant_of(name), own, strangers, tenant_of(strangers)))
+
+
+def covers(names: Collection[str], cell: str) -> bool:
+    """Whether `cell` is among `names`, itself or by its tenant."""
+    return cell in names or tenant_of(cell) in names
 
 
 def _shared(name: str) -> tuple[str, str]:
@@ -73,11 +81,12 @@ def _hash(text: str) -> int:
 
 
 def parts(phases: Mapping[int, Cells], owner: str) -> Iterator[frozenset[str]]:
-    """Sets of cells each of which a verdict has to stand without.
+    """Names, of tenants or of cells, that a verdict has to stand without, one set at a time.
 
     `phases` has the evidence by phase; `owner` is the adapter's tenant, which uses its own adapter
     whether or not it has sent anything yet. Every tenant is one, and so are the keys that did most
-    to make the candidate look bad, by each measure, up to `HANDFUL` of them; never all there are.
+    for or against the candidate by each measure, and those that sent most, up to `HANDFUL` of them;
+    never all there are.
     """
     cells = {cell for phase in phases.values() for cell in phase}
     seen = set[frozenset[str]]()
@@ -87,15 +96,30 @@ def parts(phases: Mapping[int, Cells], owner: str) -> Iterator[frozenset[str]]:
             yield part
 
 
+def few(cells: Collection[str], owner: str) -> bool:
+    """Whether `cells` alone are too few for a verdict: a handful, or one tenant, not the owner."""
+    tenants = {tenant_of(cell) for cell in cells}
+    return len(cells) <= HANDFUL or (len(tenants) == 1 and not tenants <= {"", owner})
+
+
 def _tenants(cells: set[str], owner: str) -> Iterator[frozenset[str]]:
     names = sorted({tenant_of(cell) for cell in cells})
     alone = len(names) == 1 and (not owner or names[0] in ("", owner))
     if not alone:
-        for name in names:
-            yield frozenset(cell for cell in cells if tenant_of(cell) == name)
+        yield from (frozenset({name}) for name in names)
 
 
 def _handfuls(phases: Mapping[int, Cells], cells: set[str]) -> Iterator[frozenset[str]]:
+    for scores in (*_harm(phases, cells), _sizes(phases, cells)):
+        for sign in (1, -1):
+            ranked = sorted((-sign * score, cell) for cell, score in scores.items())
+            most = [cell for score, cell in ranked if score < 0]
+            for count in range(1, min(HANDFUL, len(most), len(cells) - 1) + 1):
+                yield frozenset(most[:count])
+
+
+def _harm(phases: Mapping[int, Cells], cells: set[str]) -> Iterator[dict[str, float]]:
+    """By measure: what each cell adds to how bad the candidate looks."""
     for measure, sign in _HARMS:
         harm = dict.fromkeys(cells, 0.0)
         for phase in phases.values():
@@ -103,9 +127,15 @@ def _handfuls(phases: Mapping[int, Cells], cells: set[str]) -> Iterator[frozense
             for cell, evidence in phase.items():
                 of: Moments = getattr(evidence.candidate, measure)
                 harm[cell] += sign * (of.total - of.n * before)
-        worst = sorted((cell for cell in cells if harm[cell] > 0), key=lambda c: (-harm[c], c))
-        for count in range(1, min(HANDFUL, len(worst), len(cells) - 1) + 1):
-            yield frozenset(worst[:count])
+        yield harm
+
+
+def _sizes(phases: Mapping[int, Cells], cells: set[str]) -> dict[str, float]:
+    sizes = dict.fromkeys(cells, 0.0)
+    for phase in phases.values():
+        for cell, evidence in phase.items():
+            sizes[cell] += evidence.candidate.errors.n
+    return sizes
 
 
 def clusters(

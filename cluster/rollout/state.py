@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import reduce
-from typing import Any
+from typing import Any, TypeVar
 
 from cluster.rollout import accounts
 from cluster.rollout.decide import Action, Decision, decide
 from cluster.rollout.evidence import Evidence, Moments
 from cluster.rollout.outcomes import Given, Side
 from cluster.rollout.plan import RolloutPlan
+from cluster.rollout.sequential import FEWEST
 from cluster.rollout.trial import Verdict, verdict
 from cluster.types import AdapterVersion
+
+T = TypeVar("T")
 
 
 class Status(StrEnum):
@@ -135,21 +138,16 @@ class Rollout:
                 found[side] = {**found.get(side, {}), cell: with_it}
         return found
 
-    def without(self, cells: Collection[str]) -> Rollout:
-        """As if `cells` had shown nothing."""
-        kept = {
-            number: {cell: seen for cell, seen in phase.items() if cell not in cells}
-            for number, phase in self.cells.items()
-        }
-        return replace(
-            self,
-            cells=kept,
-            evidence={n: reduce(Evidence.__add__, c.values(), Evidence()) for n, c in kept.items()},
-            sides={
-                side: {cell: groups for cell, groups in found.items() if cell not in cells}
-                for side, found in self.sides.items()
-            },
-        )
+    def without(self, names: Collection[str]) -> Rollout:
+        """As if `names`, of tenants or cells, had shown nothing."""
+
+        def kept(cells: Mapping[str, T]) -> dict[str, T]:
+            return {name: of for name, of in cells.items() if not accounts.covers(names, name)}
+
+        cells = {number: kept(phase) for number, phase in self.cells.items()}
+        seen = {n: reduce(Evidence.__add__, c.values(), Evidence()) for n, c in cells.items()}
+        sides = {side: kept(found) for side, found in self.sides.items()}
+        return replace(self, cells=cells, evidence=seen, sides=sides)
 
     @property
     def seen(self) -> Evidence:
@@ -169,24 +167,50 @@ class Rollout:
         """All of that together, for a reader: shares changed between phases."""
         return reduce(Evidence.__add__, self.alike.values(), Evidence())
 
-    def decided(self, now: float) -> Decision:
+    def decided(self, now: float, *, agreed: bool = False) -> Decision:
         """What its evidence says it should do next, as long as that rests on no few keys alone.
 
-        Against a candidate, those few are set aside; for it, it is waited for the others.
+        Against a candidate, those few are set aside; for it, it is waited for others. Where some
+        are set aside, a person promotes: `agreed` is whether one has.
         """
         found = self._judged(now)
         if found.action is Action.HOLD or not found.shown:
             return found
         alike = {number: self.cells.get(number, {}) for number in self.alike}
         for part in accounts.parts(alike, self.owner):
-            rest = self.without(part)._judged(now)
-            against = rest.action is Action.ROLL_BACK and rest.shown
-            if found.action is Action.ROLL_BACK and not against:
-                reason = f"set aside {_counted(part)}, which alone show it: {found.reason}"
-                return Decision(Action.HOLD, reason, aside=part)
-            if found.action is not Action.ROLL_BACK and against:
-                return Decision(Action.HOLD, f"without {_counted(part)}: {rest.reason}")
+            held = self._held_by(found, part, now)
+            if held is not None:
+                over = now - self.phase_started > self.plan.give_up_s and not held.aside
+                return Decision(Action.ROLL_BACK, held.reason) if over else held
+        if found.action is Action.PROMOTE and self.aside and not agreed:
+            reason = f"{len(self.aside)} are set aside: it waits for a person to promote it"
+            return Decision(Action.HOLD, reason)
         return found
+
+    def _held_by(self, found: Decision, part: frozenset[str], now: float) -> Decision | None:
+        """Why `found` does not stand without `part`; None where it does."""
+        without = self.without(part)
+        rest = without._judged(now)
+        verdict = without.verdict
+        against = (rest.action is Action.ROLL_BACK and rest.shown) or (
+            verdict is not None and verdict.says == "worse"
+        )
+        if found.action is Action.ROLL_BACK:
+            if against:
+                return None
+            reason = f"set aside {_counted(part)}, which alone show it: {found.reason}"
+            return Decision(Action.HOLD, reason, aside=part)
+        if against:
+            left = {cell for phase in without.cells.values() for cell in phase}
+            if accounts.few(left, self.owner):
+                reason = f"set aside {_counted(left)}, which alone show it: {rest.reason}"
+                return Decision(Action.HOLD, reason, aside=frozenset(left))
+            return Decision(Action.HOLD, f"without {_counted(part)}: {rest.reason}")
+        foreign = any("/" not in name and name != self.owner for name in part)
+        needed = min(FEWEST, self.plan.phases[self.phase].min_requests)
+        if foreign and without.seen.candidate.errors.n < needed:
+            return Decision(Action.HOLD, f"without {_counted(part)} too little was seen")
+        return None
 
     def _judged(self, now: float) -> Decision:
         return decide(
@@ -201,7 +225,7 @@ class Rollout:
     def agreed(self, now: float) -> Decision:
         """What its evidence says where a person has agreed to the promotion."""
         plan = self.plan.model_copy(update={"at_end": "promote"})
-        return replace(self, plan=plan).decided(now)
+        return replace(self, plan=plan).decided(now, agreed=True)
 
     @property
     def verdict(self) -> Verdict | None:
@@ -241,14 +265,7 @@ class Rollout:
         return replace(self, phase=self.phase + 1, phase_started=now, sides={})
 
     def _set_aside(self, decision: Decision) -> Rollout:
-        cells = {cell for phase in self.cells.values() for cell in phase}
-        names = set(decision.aside)
-        for tenant in {accounts.tenant_of(cell) for cell in decision.aside}:
-            mine = {cell for cell in cells if accounts.tenant_of(cell) == tenant}
-            # All of a tenant's: its other keys, which have sent nothing yet, are its as well.
-            if mine <= names and len({accounts.tenant_of(cell) for cell in names}) == 1 and tenant:
-                names = {tenant}
-        aside = {**self.aside, **dict.fromkeys(sorted(names), decision.reason)}
+        aside = {**self.aside, **dict.fromkeys(sorted(decision.aside), decision.reason)}
         return replace(self.without(decision.aside), aside=aside)
 
     def withdrawn(self, reason: str, *, at_fault: bool) -> Rollout:
@@ -261,11 +278,13 @@ class Rollout:
         return replace(self, status=over[self.status])
 
 
-def _counted(cells: Collection[str]) -> str:
-    """Without their names: tenants read the reasons of their adapters' rollouts."""
-    tenants = len({accounts.tenant_of(cell) for cell in cells})
-    keys = "1 key" if len(cells) == 1 else f"{len(cells)} keys"
-    return f"{keys} of {'1 tenant' if tenants == 1 else f'{tenants} tenants'}"
+def _counted(names: Collection[str]) -> str:
+    """Without the names: tenants read the reasons of their adapters' rollouts."""
+    keys = sum("/" in name for name in names)
+    tenants = len(names) - keys
+    if tenants:
+        return "1 tenant" if tenants == 1 else f"{tenants} tenants"
+    return "1 key" if keys == 1 else f"{keys} keys"
 
 
 def chosen(rollout: int, user: str, percent: float) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -87,8 +88,10 @@ def create_app(
         # Anybody may ask: nothing here moves with what tenants do.
         return JSONResponse({"status": "ok", "stages": list(STAGES)})
 
+    described = json.dumps(openapi.describe()).encode()
+
     async def description(_request: Request) -> Response:
-        return JSONResponse(openapi.describe())
+        return Response(described, media_type="application/json")
 
     async def models(request: Request) -> Response:
         principal = await authenticate.admit(request, Role.INFERENCE)

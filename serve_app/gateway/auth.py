@@ -52,6 +52,10 @@ class Authenticator:
         Raises:
             Refused: 401 without a valid key, 403 without the role.
         """
+        principal = await self._identify(header)
+        return self._holding(principal, role)
+
+    async def _identify(self, header: str | None) -> Principal:
         scheme, _, secret = (header or "").partition(" ")
         if scheme.lower() != "bearer" or not secret.startswith(PREFIX) or len(secret) > _MAX_KEY:
             raise Refused(
@@ -61,6 +65,10 @@ class Authenticator:
         if principal is None:
             message = "this API key is unknown, expired or revoked"
             raise Refused(Block(401, "invalid_api_key", message))
+        return principal
+
+    @staticmethod
+    def _holding(principal: Principal, role: Role) -> Principal:
         if not principal.may(role):
             raise Refused(
                 Block(403, "access_denied", f"this API key lacks the role {role.value!r}"),
@@ -75,14 +83,15 @@ class Authenticator:
         Raises:
             Refused: as above, or 429.
         """
-        principal = await self(request.headers.get("authorization"), role)
+        principal = await self._identify(request.headers.get("authorization"))
         request.state.principal = principal
         wait = self._rates.take(principal.key_id, self._now()) if counted else None
         if wait is not None:
             message = f"this API key may ask {self._rates.per_minute} times a minute"
             block = Block(429, "rate_limit_exceeded", message, None, wait)
             raise Refused(block, principal=principal)
-        return principal
+        # After it: what is refused for its role is one of the requests as well.
+        return self._holding(principal, role)
 
     def watch(self, request: Request) -> StillValid:
         """Whether the request's key is still one, for answers that take long: costs nothing until

@@ -25,7 +25,7 @@ def killed(model: str) -> Block:
 def crowded() -> Block:
     """The tenant has its share of this gateway under way already."""
     message = "too many requests of this tenant are under way; try again"
-    return Block(429, "too_many_requests", message)
+    return Block(429, "too_many_requests", message, None, 1.0)
 
 
 def refusal(error: PromptTooLong | NotSupported) -> Block:

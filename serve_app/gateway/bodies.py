@@ -17,6 +17,8 @@ from serve_app.protocol import Block
 BodyT = TypeVar("BodyT", bound=BaseModel)
 #: Of `zlib`: read gzip's and zlib's headers, or none.
 _GZIP_OR_ZLIB, _RAW = 47, -15
+#: Faults of one body that are looked at.
+_MANY = 100
 
 
 async def parse(
@@ -44,6 +46,10 @@ async def parse(
     try:
         return model.model_validate_json(body or (b"{}" if optional else b""))
     except ValidationError as error:
+        if error.error_count() > _MANY:
+            # To tell of one, pydantic makes all of them, in time that others wait for.
+            message = f"{error.error_count()} parts of the body do not fit; see /openapi.json"
+            raise Refused(Block(400, "invalid_value", message)) from error
         first = error.errors()[0]
         if first["type"] == "json_invalid":
             message = f"the body is not valid JSON: {first['ctx']['error']}"

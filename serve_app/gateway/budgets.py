@@ -161,7 +161,8 @@ class Budgets:
         if not principal.limited:
             return Unbounded()
         adapter = "" if model == self._base else model and model.partition("@")[0]
-        context, usual = self._stitched(adapter)
+        # Money at most: another adapter than the one named may answer.
+        context, usual = self._stitched(None)[0], self._stitched(adapter)[1]
         read, written = self._most(envelopes, context)
         expected, _ = self._most(envelopes, usual)
         number, scopes, at = uuid.uuid4().hex, principal.limited, time.time()

@@ -16,6 +16,9 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 _LOOK_S = 1.0
+#: What may come with the last byte of the headers: one read of the event loop's.
+_READ = 1 << 18
+_TOO_LONG = b"the headers are too long"
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,8 @@ class BoundedProtocol(HttpToolsProtocol):
     def __init__(self, connections: Connections, **given: Any) -> None:
         super().__init__(**given)
         self._all = connections
-        self._phase, self._since, self._head = Phase.HEAD, time.monotonic(), 0
+        self._phase, self._since = Phase.HEAD, time.monotonic()
+        self._head = self._raw = 0
         self._waiting = 0
         self._unread: float | None = None
 
@@ -115,6 +119,23 @@ class BoundedProtocol(HttpToolsProtocol):
         """See `asyncio.Protocol`."""
         self._all.remove(self, self._address)
         super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """See `asyncio.Protocol`."""
+        if self._phase == Phase.NONE and (self.cycle is None or self.cycle.response_complete):
+            # Whatever it is, uvicorn stops its own clock for it: an empty line is no request yet.
+            self._enter(Phase.HEAD)
+            self._head = 0
+        if self._phase == Phase.HEAD:
+            # The parser tells of a header once it has ended, and keeps what comes until then.
+            self._raw += len(data)
+            if self._raw > self._all.bounds.head_bytes + _READ:
+                self._refuse(b"431 Request Header Fields Too Large", _TOO_LONG)
+                return
+        super().data_received(data)
+
+    def handle_websocket_upgrade(self) -> None:
+        """Nothing here speaks WebSocket: the request is answered as any other."""
 
     def on_message_begin(self) -> None:
         """See `httptools`."""
@@ -137,6 +158,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         self._enter(Phase.BODY)
+        self._raw = 0
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -158,6 +180,9 @@ class BoundedProtocol(HttpToolsProtocol):
         if waiting and self._unread is None:
             self._unread = now
         self._waiting = waiting
+        if self.flow.read_paused:
+            # It waits for us: a request is behind another, or its body is being taken.
+            self._since = now
         return overdue(self._phase, self._since, self._unread, bounds, now)
 
     def abort(self) -> None:

@@ -80,7 +80,7 @@ class Feedback:
 
     async def __call__(self, request: Request) -> Response:
         """Record the feedback and count it where the version is on trial."""
-        principal = await self._authenticate.admit(request, Role.INFERENCE, counted=False)
+        principal = await self._authenticate.admit(request, Role.INFERENCE)
         body = await parse(request, FeedbackRequest, _LIMIT)
         table, name = self._table(), body.model.partition("@")[0]
         if name != self._base_model and not table.reaches(principal, name):

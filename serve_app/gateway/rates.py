@@ -18,7 +18,7 @@ class Rates:
     def take(self, key: str, now: float) -> float | None:
         """Count one request of `key`; where it may make none, seconds until it may."""
         left, at = self._left.pop(key, (float(self.per_minute), now))
-        left = min(float(self.per_minute), left + (now - at) * self.per_minute / 60)
+        left = min(float(self.per_minute), left + max(0.0, now - at) * self.per_minute / 60)
         wait = None if left >= 1 else (1 - left) * 60 / self.per_minute
         self._left[key] = (left - 1 if wait is None else left, now)
         while len(self._left) > _MAX_KEYS:

@@ -440,7 +440,7 @@ class Road:
         self,
         envelope: Envelope,
         request: GenerationRequest,
-        found: Generation | None,
+        found: Generation,
         walk: _Walk,
     ) -> None:
         """Count an answer in the rollout of its adapter, and the candidate's failure before it."""
@@ -459,6 +459,6 @@ class Road:
         elif isinstance(error, PromptTooLong | NotSupported):
             envelope.block = blocks.refusal(error)
         else:
-            walk.failed = None
-            self._saw(envelope, request, None, walk)
+            # No evidence: of the candidate's, because the live version failed as well; of the live
+            # version's, because nothing else was asked, and the request may be what is at fault.
             envelope.block = blocks.failed(envelope)

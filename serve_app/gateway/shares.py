@@ -8,18 +8,21 @@ from __future__ import annotations
 
 from collections import Counter
 
+from serve_app.tasks import AT_ONCE
+
 
 class Share:
-    """What one call has taken; given back answer by answer, or what is left of it at once."""
+    """What one call has taken: its answers, as far as they are worked on side by side. Given back
+    as they end, or all at once."""
 
     def __init__(self, under_way: Counter[str], tenant: str, answers: int) -> None:
         self._under_way, self._tenant, self._left = under_way, tenant, answers
 
     def release(self, answers: int | None = None) -> None:
         """Give back `answers`, or all that are left."""
-        ended = self._left if answers is None else min(answers, self._left)
-        self._left -= ended
-        self._under_way[self._tenant] -= ended
+        before = min(self._left, AT_ONCE)
+        self._left = 0 if answers is None else max(0, self._left - answers)
+        self._under_way[self._tenant] -= before - min(self._left, AT_ONCE)
         if not self._under_way[self._tenant]:
             del self._under_way[self._tenant]
 
@@ -34,8 +37,8 @@ class Shares:
     def take(self, tenant: str, answers: int) -> Share | None:
         """A share for a call of `answers`, or None where its tenant has too many. One call may be
         over the limit by itself where nothing else of its tenant's is under way."""
-        under_way = self._under_way[tenant]
-        if under_way and under_way + answers > self._limit:
+        under_way, more = self._under_way[tenant], min(answers, AT_ONCE)
+        if under_way and under_way + more > self._limit:
             return None
-        self._under_way[tenant] = under_way + answers
+        self._under_way[tenant] = under_way + more
         return Share(self._under_way, tenant, answers)

@@ -32,8 +32,8 @@ logger = logging.getLogger(__name__)
 #: Shadow requests at a time. Above it a request goes without: a shadow must not crowd users out.
 _SHADOWS = 8
 _SHADOW_S = 60.0
-#: Of reports that were not heard. A rollout makes one a second.
-_KEPT = 1000
+#: Of reports that were not heard. A rollout makes one a second for each key in use.
+_KEPT = 20_000
 
 
 _Of = tuple[int, int, str]

@@ -131,7 +131,9 @@ class Audit:
                 await _until_heard(partial(self._registry.enqueue_labels, tasks))
             if told:
                 writer, head = self._writer.writer, self._writer.head
-                await _until_heard(partial(self._registry.tell_use, writer, head, uses))
+                tell = partial(self._registry.tell_use, writer, head, uses)
+                # Again each time: a registry that was restored may have forgotten the writer.
+                await _until_heard(tell, partial(self._registry.register_writer, writer))
             await asyncio.sleep(_GATHER_S)
 
     def _close_tally(self) -> None:
@@ -178,9 +180,16 @@ def _masked(record: dict[str, Any], envelope: Envelope, tick: Tick = unlimited) 
     return record
 
 
-async def _until_heard(tell: Callable[[], Awaitable[object]]) -> None:
+async def _until_heard(
+    tell: Callable[[], Awaitable[object]], first: Callable[[], Awaitable[object]] | None = None
+) -> None:
+    """Tell until it is heard; from the second try on, what has to be told `first` before it."""
+    tries = 0
     while True:
         try:
+            if tries and first is not None:
+                await first()
+            tries += 1
             await tell()
             return
         except Exception:  # the control plane restarts; what it missed is kept until it is back

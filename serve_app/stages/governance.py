@@ -7,7 +7,6 @@ configured. They are numbered apart from the request's, which alone are restored
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Container
 from dataclasses import replace
@@ -60,8 +59,12 @@ class Governance:
         if not is_long([envelope.generation.text]):
             self._outbound(envelope)
             return
-        # An answer is bounded by its tokens, and is not taken back for what it costs to mask.
-        await asyncio.to_thread(self._outbound, envelope)
+        try:
+            await self._long.run(envelope.tenant, partial(self._outbound, envelope))
+        except (OutOfTime, Busy):
+            envelope.answer = WITHHELD
+            envelope.shown = None
+            envelope.generation = replace(envelope.generation, text=WITHHELD, tokens=None)
 
     def _inbound(self, envelope: Envelope, tick: Tick = unlimited) -> None:
         texts = [text for message in envelope.messages for text in message.values()]
@@ -81,10 +84,10 @@ class Governance:
         envelope.vault, envelope.masked = vault.values, vault.counts()
         envelope.placeholders = tuple(sorted(taken.union(vault.values)))
 
-    def _outbound(self, envelope: Envelope) -> None:
+    def _outbound(self, envelope: Envelope, tick: Tick = unlimited) -> None:
         assert envelope.generation is not None
         text, limit, keep = envelope.generation.text, envelope.max_discount, envelope.listed
-        own = Vault({*envelope.placeholders, *placeholders([text])})
+        own = Vault({*envelope.placeholders, *placeholders([text])}, tick)
         try:
             recorded = mask_answer(text, own, keep)
         except TooManyValues:
@@ -98,7 +101,7 @@ class Governance:
         if not self._shows:
             # As `StreamGuard` does it, which cannot know what the model will write. Under a schema
             # numbers stay numbers: the client asked for them.
-            shown = _masked_for_client(envelope, text)
+            shown = _masked_for_client(envelope, text, tick)
         shown = cap_discounts(shown, limit)
         envelope.shown = None if shown == envelope.answer else shown
         if recorded != text:
@@ -108,8 +111,8 @@ class Governance:
             envelope.generation = replace(envelope.generation, tokens=None)
 
 
-def _masked_for_client(envelope: Envelope, text: str) -> str:
-    own = Vault(envelope.placeholders)
+def _masked_for_client(envelope: Envelope, text: str, tick: Tick) -> str:
+    own = Vault(envelope.placeholders, tick)
     try:
         if envelope.structured:
             return mask_answer(text, own, envelope.listed, numbers=False)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cluster.adapters import Evaluation
+from cluster.audit import ChainWriter, verify
 from cluster.control.actor import ControlPlane
 from cluster.control.protocol import Proof, ServedAdapter
 from cluster.errors import ArtifactError, ConflictError, SwapError
@@ -345,3 +346,18 @@ async def test_a_tenants_traces_are_labelled_by_its_own_experts(control: Control
     assert await control.labelled("acme", "inventory") == []
     assert (await control.label_counts("acme"))["labelled"] == 0
     assert (await control.label_counts("rival"))["labelled"] == 1
+
+
+async def test_the_first_control_plane_that_keeps_writers_enters_those_there_are(
+    tmp_path: Path,
+) -> None:
+    folder, database = tmp_path / "audit", f"sqlite:///{tmp_path / 'registry.db'}"
+    ChainWriter(folder, "gateway-of-before").append([{"trace_id": "tr-1"}])
+    first = ControlPlane(database, FakeFleet(), max_rank=32, audit=folder)
+    assert verify(folder, *await first.writers()).verified
+    first._engine.dispose()
+    ChainWriter(folder, "forged").append([{"trace_id": "f-1"}])
+    second = ControlPlane(database, FakeFleet(), max_rank=32, audit=folder)
+    found = verify(folder, *await second.writers())
+    assert found.faults == ["forged.jsonl: no writer of that name is on record"]
+    second._engine.dispose()

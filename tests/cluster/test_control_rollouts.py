@@ -157,6 +157,8 @@ async def test_whose_word_alone_is_against_a_candidate_is_set_aside_on_record(
     again = start()
     assert (await again.table()).splits["inventory"].aside == {"rival"}
     await _tick(again)
+    assert (await again.table()).live["inventory"].label == "inventory@1"
+    await again.promote_rollout("inventory", "ann")
     assert (await again.table()).live["inventory"].label == "inventory@2"
 
 

@@ -46,6 +46,13 @@ class Trying:
         report = Report("g", self._number, 7, 0, seen, account=who, **more)
         self.rollout = self.rollout.with_report(report)
 
+    def awaits_a_person(self) -> None:
+        """Those set aside get the version too once it is live: a person agrees to that."""
+        decision = self.rollout.decided(1.0)
+        assert (decision.action, decision.aside) == (Action.HOLD, frozenset())
+        assert "waits for a person" in decision.reason
+        assert self.rollout.agreed(1.0).action is Action.PROMOTE
+
     def step(self, now: float = 1.0) -> Action:
         decision = self.rollout.decided(now)
         self.rollout = self.rollout.after(decision, now)
@@ -62,7 +69,7 @@ def test_an_invited_tenant_cannot_have_a_candidate_refused() -> None:
     trying.see("rival/k2", new=_arm(500, 500))
     assert trying.rollout.seen == Evidence(), "none of its keys is heard any more"
     trying.see("acme/k1", _arm(300, who="a"), _arm(300, who="a"))
-    assert trying.step() is Action.PROMOTE
+    trying.awaits_a_person()
 
 
 def test_an_owner_alone_judges_its_own_adapter() -> None:
@@ -89,7 +96,7 @@ def test_a_handful_of_a_tenants_keys_is_set_aside(attackers: int) -> None:
         trying.see(f"acme/k{number}", _arm(100, who=str(number)), arm)
     assert trying.step() is Action.HOLD
     assert trying.rollout.aside.keys() == {f"acme/k{number}" for number in range(attackers)}
-    assert trying.step() is Action.PROMOTE
+    trying.awaits_a_person()
 
 
 @pytest.mark.parametrize("what", ["latency", "votes"])
@@ -106,16 +113,88 @@ def test_slow_or_disliked_by_one_key_alone_is_no_verdict(what: str) -> None:
         trying.see(f"acme/k{number}", old, liked)
     assert trying.step() is Action.HOLD
     assert trying.rollout.aside.keys() == {"acme/k4"}
-    assert trying.step() is Action.PROMOTE
+    trying.awaits_a_person()
 
 
-def test_a_flood_of_good_answers_hides_no_failures_of_the_others() -> None:
+@pytest.mark.parametrize("flood", ["rival/k1", "acme/flood"])
+def test_a_flood_of_good_answers_hides_no_failures_of_the_others(flood: str) -> None:
     trying = Trying()
     for number in range(8):
         trying.see(f"acme/k{number}", _arm(100, who=str(number)), _arm(100, 20, who=str(number)))
-    trying.see("rival/k1", _arm(100), _arm(1_000_000))
+    trying.see(flood, _arm(100), _arm(1_000_000))
+    decision = trying.rollout.decided(1.0)
+    assert (decision.action, decision.aside) == (Action.HOLD, frozenset())
+    assert decision.reason.startswith("without 1 ")
+    late = trying.rollout.decided(1e9)
+    assert (late.action, late.at_fault) == (Action.ROLL_BACK, False)
+
+
+def test_an_invited_tenant_alone_has_nothing_promoted() -> None:
+    trying = Trying()
+    trying.see("rival/k1", _arm(300), _arm(300))
     assert trying.rollout.decided(1.0).action is Action.HOLD
-    assert "without 1 key of 1 tenant" in trying.rollout.decided(1.0).reason
+    assert trying.rollout.agreed(1.0).action is Action.HOLD
+    trying.see("acme/k1", _arm(40, who="a"), _arm(40, who="a"))
+    assert trying.step() is Action.PROMOTE
+
+
+def test_invented_users_of_an_invited_tenant_win_no_ab_test() -> None:
+    phase = Phase(percent=50, min_requests=1, min_seconds=0, trial=Trial(outcome="rating"))
+    trying = Trying(RolloutPlan(phases=(phase,)))
+    trying.see("acme/k1", _arm(40), _arm(40))
+    for number in range(300):
+        for side, stars in (("old", 1), ("new", 5)):
+            said = Arm(rating=Moments(4, 4.0 * stars, 4.0 * stars * stars))
+            trying.see("rival/k1", **{side: said}, group=group_of(f"r{number}"))
+            if number < 40:
+                own = 6 - stars
+                said = Arm(rating=Moments(1, float(own), float(own * own)))
+                trying.see("acme/k1", **{side: said}, group=group_of(f"a{number}"))
+    assert trying.rollout.verdict is not None
+    assert trying.rollout.verdict.says == "better"
+    assert trying.step() is not Action.PROMOTE
+
+
+def test_a_slow_key_alone_stops_no_rollout() -> None:
+    trying = Trying()
+    trying.see("acme/k1", _arm(3000, who="a"), _arm(3000, who="a"))
+    trying.see("rival/k1", _arm(100, who="r"), _arm(40, ms=2000.0, who="r"))
+    assert trying.step() is Action.HOLD
+    assert trying.rollout.aside.keys() == {"rival/k1"}
+    trying.awaits_a_person()
+
+
+def test_where_the_main_user_alone_suffers_nothing_is_promoted_by_itself() -> None:
+    trying = Trying()
+    trying.see("acme/k1", _arm(9000, who="a"), _arm(9000, 9000, who="a"))
+    trying.see("rival/k2", _arm(200, who="r"), _arm(200, who="r"))
+    assert trying.step() is Action.HOLD
+    assert trying.rollout.aside.keys() == {"acme"}
+    assert trying.rollout.decided(1.0).action is Action.HOLD
+
+
+def test_an_early_bad_key_silences_no_other_of_its_tenant() -> None:
+    trying = Trying(owner="house")
+    for number in range(20):
+        trying.see(f"rival/k{number}", _arm(50, who=str(number)), _arm(50, who=str(number)))
+    trying.see("acme/one", _arm(50, who="x"), _arm(400, 400, who="x"))
+    assert trying.step() is Action.HOLD
+    trying.see("acme/two", new=_arm(50, who="y"))
+    aside = trying.rollout.aside.keys()
+    assert aside == {"acme"} or "acme/two" in str(trying.rollout.cells)
+
+
+def test_late_strangers_in_a_shared_cell_are_set_aside_for_good() -> None:
+    trying = Trying()
+    for number in range(60):
+        who = f"t{number}/k"
+        trying.see(who, _arm(40, who=who), _arm(40, who=who))
+    trying.see("zz/evil", _arm(10, who="z"), _arm(2000, 2000, who="z"))
+    assert trying.step() is Action.HOLD
+    assert is_aside(trying.rollout.aside, "zz/evil")
+    before = trying.rollout.whole
+    trying.see("zz/evil", new=_arm(2000, 2000, who="z"))
+    assert trying.rollout.whole == before
 
 
 def test_votes_of_invented_users_of_one_key_end_no_ab_test() -> None:

@@ -53,7 +53,7 @@ def served() -> Iterator[tuple[str, str]]:
         sock = socket.socket()
         sock.bind(("127.0.0.1", 0))
         http: Any = Connections(Bounds(per_address=10**6)).protocol
-        config = uvicorn.Config(admin.app, http=http, lifespan="off", log_config=None)
+        config = uvicorn.Config(admin.app, http=http, ws="none", lifespan="off", log_config=None)
         server = uvicorn.Server(config)
         stop.append(server)
         found.extend([f"http://127.0.0.1:{sock.getsockname()[1]}", admin.secrets["operator"]])

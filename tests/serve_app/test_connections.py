@@ -3,6 +3,7 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 import pytest
 import uvicorn
@@ -69,6 +70,7 @@ async def edge(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Edge]:
         http=kept.protocol,  # type: ignore[arg-type]
         lifespan="off",
         log_config=None,
+        ws="none",
     )
     server = uvicorn.Server(config)
     serving = asyncio.ensure_future(server.serve(sockets=[sock]))
@@ -175,3 +177,49 @@ def test_a_key_asks_so_often_and_others_as_often() -> None:
     for number in range(5000):
         rates.take(f"k{number}", 2.0)
     assert len(rates._left) == 4096
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        b"GET / HTTP/1.1\r\nx: " + b"a" * 1000,
+        b"GET /" + b"a" * 1000,
+    ],
+)
+async def test_a_header_that_never_ends_is_refused(edge: Edge, start: bytes) -> None:
+    """The parser tells of it at its end only."""
+    reader, writer = await edge.open()
+    writer.write(start)
+    with suppress(ConnectionError):
+        for _ in range(1000):
+            writer.write(b"a" * 65536)
+            await writer.drain()
+        # What was refused while more came is reset, and the answer may be lost with it.
+    with suppress(ConnectionError):
+        assert (await asyncio.wait_for(reader.read(), 10))[:13] in (b"", b"HTTP/1.1 431 ")
+    await until(lambda: not edge.kept._open)
+    writer.close()
+
+
+async def test_an_empty_line_keeps_no_connection_open(edge: Edge) -> None:
+    reader, writer = await edge.open()
+    writer.write(GET)
+    await asyncio.wait_for(reader.readuntil(b"\r\n\r\n0"), 5)
+    writer.write(b"\r\n")
+    assert await asyncio.wait_for(reader.read(), 10) == b""
+    writer.close()
+
+
+async def test_an_upgrade_leaves_no_count_behind(edge: Edge) -> None:
+    upgrade = (
+        b"GET / HTTP/1.1\r\nhost: t\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
+        b"sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\nsec-websocket-version: 13\r\n\r\n"
+    )
+    for _ in range(8):
+        reader, writer = await edge.open()
+        writer.write(upgrade)
+        await asyncio.wait_for(reader.read(64), 5)
+        writer.close()
+        await writer.wait_closed()
+    await until(lambda: not edge.kept._open)
+    assert edge.kept._of_address == {}

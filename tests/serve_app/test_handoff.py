@@ -280,3 +280,33 @@ def test_a_fair_queue_gives_each_tenant_its_turn_and_each_its_order() -> None:
     taken = [int(queue.pop().started) for _ in range(8)]
     assert taken == [0, 4, 7, 1, 5, 2, 3, 6]
     assert len(queue) == 0
+
+
+class Noting(Breaker):
+    """Notes what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__(BreakerConfig())
+        self.told: list[bool] = []
+
+    def record(self, ok: bool, now: float) -> None:
+        self.told.append(ok)
+        super().record(ok, now)
+
+
+async def test_what_only_waited_says_nothing_of_the_stage() -> None:
+    """A lane that is full of slow texts must not open the circuit for everybody."""
+    gate, breaker = asyncio.Event(), Noting()
+
+    async def call(step: Step, rows: list[Row], deadlines: list[float]) -> list[Any]:
+        await gate.wait()
+        return [DONE for _ in rows]
+
+    config = StageConfig(max_in_flight=1, max_batch=1, budget_ms=50)
+    hop = Handoff(POLICY, call, config, breaker=breaker)
+    envelopes = [_envelope() for _ in range(8)]
+    await asyncio.gather(*(hop(one) for one in envelopes))
+    assert breaker.told == [False], "the one that was sent"
+    assert [one.spans[-1].outcome for one in envelopes] == ["late"] + ["queue full"] * 7
+    assert [one.block.status for one in envelopes if one.block] == [503] + [429] * 7
+    gate.set()

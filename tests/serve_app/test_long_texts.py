@@ -10,12 +10,13 @@ import pytest
 
 from cluster.governance.findings import OutOfTime, Tick
 from cluster.governance.structured import mask_text
-from cluster.governance.vault import Vault, mask
+from cluster.governance.vault import TooManyValues, Vault, mask, placeholders
+from serve_app import long_texts
 from serve_app.config import GovernanceConfig, StageConfig
 from serve_app.handoff import Handoff, Lanes
 from serve_app.long_texts import Busy, LongTexts, is_long
 from serve_app.prompt_length import most_characters
-from serve_app.protocol import Envelope, Sampling
+from serve_app.protocol import Envelope, Generation, Sampling
 from serve_app.stages.data_prep import DataPrep
 from serve_app.stages.governance import Governance
 from serve_app.steps import DATA_PREP, MASK, run
@@ -43,6 +44,28 @@ def _envelope(text: str, tenant: str = "acme") -> Envelope:
 )
 def test_what_is_worked_on_at_once(text: str, expected: bool) -> None:
     assert is_long([text]) is expected
+
+
+def test_many_short_texts_are_a_long_one() -> None:
+    assert is_long(["1 2 3 4 5 6 7 8 9 " * 6] * 10)
+    assert not is_long(["rain boots in size 9"] * 40)
+
+
+@pytest.mark.parametrize("piece", ["\\", "\\u005b", "[", "{", '"', "\u0301", "1 ", "a@", "<|"])
+def test_no_text_of_the_largest_size_takes_a_step_that_nothing_ends(piece: str) -> None:
+    """What runs in one call of C can be ended by no tick: it has to be linear."""
+    text = piece * (200_000 // len(piece))
+    started = time.thread_time()
+
+    def tick() -> None:
+        if time.thread_time() - started > 0.5:
+            raise OutOfTime("enough")
+
+    try:
+        mask_text(text, Vault(placeholders([text]), tick))
+    except (OutOfTime, TooManyValues):
+        pass
+    assert time.thread_time() - started < 5
 
 
 async def test_the_event_loop_goes_on_while_a_long_text_is_masked() -> None:
@@ -93,6 +116,23 @@ def test_masking_looks_at_the_clock_while_it_works() -> None:
     assert mask("call 415-555-0132", Vault()) == "call [PHONE_1]"
 
 
+async def test_a_call_of_many_long_texts_is_answered() -> None:
+    stage = Governance()
+    texts = [_envelope("1234 5678 " * 30) for _ in range(32)]
+    done = await asyncio.gather(*(stage([one]) for one in texts))
+    assert [one.block for [one] in done] == [None] * 32
+
+
+async def test_an_answer_that_takes_too_long_to_mask_is_withheld() -> None:
+    envelope = _envelope("hi")
+    envelope.generation = Generation(GROUPS, "m@1", 1, 1, "stop", 0.0, 0.0, 1.0, 1.0, "r")
+    [done] = await Governance(GovernanceConfig(limit_s=0.02))([envelope])
+    assert done.block is None
+    assert done.answer == "[withheld: too many personal values]"
+    assert done.generation is not None
+    assert "١" not in done.generation.text
+
+
 async def test_tenants_take_turns() -> None:
     texts, done = LongTexts(5.0), list[str]()
     first = threading.Event()
@@ -113,7 +153,10 @@ async def test_tenants_take_turns() -> None:
     assert done.index("q") <= 2, done
 
 
-async def test_what_waits_is_bounded_by_tenant_and_by_time() -> None:
+async def test_what_waits_is_bounded_by_tenant_and_by_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(long_texts, "_WAITING", 8)
     texts, hold = LongTexts(5.0, patience_s=0.05), threading.Event()
 
     async def ask(tenant: str) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from cluster import router_artefact, storage
 from cluster.audit import ChainWriter, Head, read_traces, verify
-from cluster.errors import ArtifactError
+from cluster.errors import ArtifactError, ConflictError
 from cluster.registry.labels import LabelTask
 from cluster.registry.usage import TokenUse
 from cluster.router_artefact import RouterArtefact
@@ -260,7 +260,8 @@ class Registry:
         return len(tasks)
 
     async def tell_use(self, writer: str, head: Head, uses: list[TokenUse]) -> int:
-        assert writer in self.writers
+        if writer not in self.writers:
+            raise ConflictError("not registered")
         if self.back is not None:
             await self.back.wait()
         self.uses.extend(uses)
@@ -294,6 +295,18 @@ async def test_audit_writes_before_it_acknowledges_and_forwards_edge_cases(tmp_p
     [use] = registry.uses
     assert (use.writer, use.first, use.after, use.requests) == ("w", 0, 2, 2)
     assert (use.version, use.input_tokens, use.output_tokens) == ("care@1", 22, 14)
+
+
+async def test_a_registry_that_forgot_the_writer_is_told_of_it_again(tmp_path: Path) -> None:
+    registry = Registry()
+    stage = Audit(ChainWriter(tmp_path, "w"), registry)
+    for number in range(2):
+        envelope = _envelope("hi")
+        envelope.trace_id = f"tr-{number}"
+        await stage([envelope])
+        await until(lambda: registry.head == stage._writer.head)
+        registry.writers.clear()  # restored from an older copy
+    assert registry.head.entries == 2
 
 
 async def test_names_that_callers_choose_are_masked_in_the_record(tmp_path: Path) -> None:

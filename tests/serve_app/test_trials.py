@@ -189,6 +189,22 @@ async def test_what_both_versions_fail_on_is_no_evidence_against_either(
     assert _seen(world) == Evidence()
 
 
+async def test_what_a_split_of_users_fails_on_is_evidence_against_neither_version(
+    world: World, client: httpx.AsyncClient
+) -> None:
+    """Else a caller could make the live version look as bad as a candidate that is worse."""
+    _split(world, 50)
+
+    async def fail() -> None:
+        raise RuntimeError("this prompt")
+
+    world.engine.wait = fail
+    for number in range(20):
+        body = {**GOOD, "model": "inventory", "user": f"u{number}"}
+        assert (await client.post(CHAT, json=body)).status_code == 502
+    assert _seen(world) == Evidence()
+
+
 async def test_whoever_is_set_aside_gets_the_live_version(
     world: World, client: httpx.AsyncClient
 ) -> None:

@@ -1,7 +1,8 @@
 """The writers of the audit log, who bounded a key, and whose key an answer on trial was for.
 
-Writers that the meter has heard of are known as far as it has; what wrote nothing it heard of is
-not. Answers that were kept before are of no known key, so nothing is judged by them any more.
+Writers that the meter has heard of are known as far as it has; the control plane enters the others
+that there are when it first starts. Who bounded a key is not known: an operator is taken to have.
+Answers that were kept before are of no known key, so nothing is judged by them any more.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("api_keys") as table:
         table.add_column(sa.Column("held", sa.JSON(), nullable=True))
-    op.execute(sa.text("UPDATE api_keys SET held = '[]'"))
+    keys = sa.table("api_keys", sa.column("held", sa.JSON))
+    op.get_bind().execute(sa.update(keys).values(held=["models", "end", "limits"]))
     with op.batch_alter_table("api_keys") as table:
         table.alter_column("held", existing_type=sa.JSON(), nullable=False)
     _by_account()
@@ -47,8 +49,12 @@ def _by_account() -> None:
         "rollouts", sa.column("rollout_id", sa.Integer), sa.column("state", sa.JSON)
     )
     connection = op.get_bind()
+    found = connection.execute(sa.text("SELECT name, owner FROM adapters"))
+    owners = {str(name): str(owner) for name, owner in found}
     for number, state in connection.execute(sa.select(rollouts)).all():
         sides = {side: {"": groups} for side, groups in state.get("sides", {}).items()}
         cells = {phase: {"": seen} for phase, seen in state.get("evidence", {}).items()}
+        name = str(state.get("candidate", {}).get("name", ""))
+        more = {"sides": sides, "cells": cells, "owner": owners.get(name, "")}
         change = sa.update(rollouts).where(rollouts.c.rollout_id == number)
-        connection.execute(change.values(state={**state, "sides": sides, "cells": cells}))
+        connection.execute(change.values(state={**state, **more}))
