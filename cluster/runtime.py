@@ -135,6 +135,7 @@ def start(workdir: Path, *, num_cpus: int, token: str | None = None) -> LocalClu
     if running(workdir) is not None:
         raise ConflictError(f"a cluster from {workdir} is still up: stop it with ./scripts/down")
     workdir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    workdir.chmod(0o700)  # where it was there already
     token_path = workdir / "auth_token"
     token_path.touch(mode=0o600)
     token_path.write_text(token or secrets.token_hex(32), encoding="ascii")
