@@ -55,6 +55,8 @@ class Pending:
     outcome: str = "ok"
     ended: float = 0.0
     walking: bool = True
+    lane: Handoff | None = None
+    """Of `Lanes`: which one it is in."""
     sent: bool = False
     """Whether the stage was asked; what only waited says nothing of the stage."""
 
@@ -64,14 +66,12 @@ class FairQueue:
 
     def __init__(self) -> None:
         self._of: OrderedDict[str, deque[Pending]] = OrderedDict()
-        self._count = 0
-
-    def __len__(self) -> int:
-        return self._count
+        self.count = 0
+        """How many wait."""
 
     @property
     def first(self) -> Pending:
-        """What `pop` would give."""
+        """What `take` would give first."""
         return next(iter(self._of.values()))[0]
 
     def append(self, tenant: str, pending: Pending) -> None:
@@ -80,17 +80,21 @@ class FairQueue:
         if mine is None:
             mine = self._of[tenant] = deque()
         mine.append(pending)
-        self._count += 1
+        self.count += 1
 
-    def pop(self) -> Pending:
-        """Take the oldest of the tenant whose turn it is."""
-        tenant, mine = next(iter(self._of.items()))
-        found = mine.popleft()
-        self._count -= 1
-        if not mine:
-            del self._of[tenant]
-        elif len(self._of) > 1:
-            self._of.move_to_end(tenant)
+    def take(self, most: int) -> list[Pending]:
+        """Up to `most`: the oldest of each tenant whose turn it is, turn by turn."""
+        found = list[Pending]()
+        while self._of and len(found) < most:
+            tenant, mine = next(iter(self._of.items()))
+            # A tenant that waits alone has every turn.
+            turns = min(len(mine), most - len(found)) if len(self._of) == 1 else 1
+            found += [mine.popleft() for _ in range(turns)]
+            if not mine:
+                del self._of[tenant]
+            else:
+                self._of.move_to_end(tenant)
+        self.count -= len(found)
         return found
 
 
@@ -122,7 +126,7 @@ class Handoff:
     @property
     def full(self) -> bool:
         """Whether a request that came now would only lengthen a queue that is at its bound."""
-        return len(self._queue) >= self._config.max_queue
+        return self._queue.count >= self._config.max_queue
 
     async def __call__(self, envelope: Envelope) -> None:
         """Have the stage do its step on `envelope`, and add the span.
@@ -204,11 +208,10 @@ class Handoff:
             envelope.block = unavailable(stage) if outcome != "queue full" else overloaded()
 
     def _dispatch(self) -> None:
-        while self._queue and len(self._in_flight) < self._config.max_in_flight:
+        while self._queue.count and len(self._in_flight) < self._config.max_in_flight:
             if self._lingers():
                 break
-            size = min(len(self._queue), self._config.max_batch)
-            batch = [self._queue.pop() for _ in range(size)]
+            batch = self._queue.take(self._config.max_batch)
             waiting = [item for item in batch if item.answer and not item.answer.done()]
             for item in waiting:
                 item.sent = True
@@ -216,11 +219,11 @@ class Handoff:
                 task = apart(self._send(waiting))
                 self._in_flight.add(task)
                 task.add_done_callback(self._sent)
-        self._metrics.queued(len(self._queue))
+        self._metrics.queued(self._queue.count)
 
     def _lingers(self) -> bool:
         """Whether to wait for more of the crowd; a timer looks again when the wait is over."""
-        if len(self._queue) >= min(self._crowd.share, self._config.max_batch):
+        if self._queue.count >= min(self._crowd.share, self._config.max_batch):
             return False
         left = self._queue.first.started + self._config.linger_ms / 1000 - time.perf_counter()
         if left <= 0:
@@ -319,11 +322,15 @@ class Lanes:
 
     def start(self, envelope: Envelope) -> Pending:
         """See `Handoff`."""
-        return self._of(envelope).start(envelope)
+        lane = self._of(envelope)
+        pending = lane.start(envelope)
+        pending.lane = lane
+        return pending
 
     async def finish(self, envelope: Envelope, pending: Pending) -> None:
         """See `Handoff`."""
-        await self._of(envelope).finish(envelope, pending)
+        assert pending.lane is not None
+        await pending.lane.finish(envelope, pending)
 
     def abandon(self, pending: Pending) -> None:
         """See `Handoff`."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,7 +98,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def __init__(self, connections: Connections, **given: Any) -> None:
         super().__init__(**given)
-        self._all = connections
+        self._all, self._most = connections, connections.bounds.head_bytes
         self._phase, self._since = Phase.HEAD, time.monotonic()
         self._head = self._raw = 0
         self._waiting = 0
@@ -129,7 +128,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._phase == Phase.HEAD:
             # The parser tells of a header once it has ended, and keeps what comes until then.
             self._raw += len(data)
-            if self._raw > self._all.bounds.head_bytes + _READ:
+            if self._raw > self._most + _READ:
                 self._refuse(b"431 Request Header Fields Too Large", _TOO_LONG)
                 return
         super().data_received(data)
@@ -145,12 +144,12 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_url(self, url: bytes) -> None:
         """See `httptools`."""
-        if self._fits((url,)):
+        if self._fits(len(url)):
             super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """See `httptools`."""
-        if self._fits((name, value)):
+        if self._fits(len(name) + len(value)):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
@@ -192,13 +191,13 @@ class BoundedProtocol(HttpToolsProtocol):
     def _enter(self, phase: int) -> None:
         self._phase, self._since = phase, time.monotonic()
 
-    def _fits(self, parts: Iterable[bytes]) -> bool:
-        self._head += sum(map(len, parts))
-        if self._head > self._all.bounds.head_bytes and not self.transport.is_closing():
-            self._refuse(
-                b"431 Request Header Fields Too Large", b"address and headers are too long"
-            )
-        return self._head <= self._all.bounds.head_bytes
+    def _fits(self, size: int) -> bool:
+        self._head += size
+        if self._head <= self._most:
+            return True
+        if not self.transport.is_closing():
+            self._refuse(b"431 Request Header Fields Too Large", _TOO_LONG)
+        return False
 
     def _refuse(self, status: bytes, why: bytes) -> None:
         body = b'{"error":{"message":"%s","type":"invalid_request_error","code":null}}' % why

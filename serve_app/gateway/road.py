@@ -444,6 +444,8 @@ class Road:
         walk: _Walk,
     ) -> None:
         """Count an answer in the rollout of its adapter, and the candidate's failure before it."""
+        if not walk.counts and walk.failed is None:
+            return
         who = (notes.user(envelope), notes.account_of(envelope))
         if walk.failed is not None:
             self.trials.saw(walk.failed, None, *who)

@@ -66,7 +66,12 @@ class Audit:
     async def __call__(self, batch: list[Envelope]) -> list[Envelope]:
         """Record every envelope before any is acknowledged."""
         now, started = time.time(), time.perf_counter()
-        records = [await self._record(envelope, now) for envelope in batch]
+        records = [
+            await self._record(envelope, now)
+            if takes_long(envelope)
+            else _masked(trace_record(envelope, now), envelope)
+            for envelope in batch
+        ]
         for record in records:
             # The write itself is still to come; the gateway times it and tells the client.
             ms = round((time.perf_counter() - started) * 1000, 3)
@@ -77,8 +82,6 @@ class Audit:
 
     async def _record(self, envelope: Envelope, now: float) -> dict[str, Any]:
         found = trace_record(envelope, now)
-        if not takes_long(envelope):
-            return _masked(found, envelope)
         try:
             mask = partial(_masked, found, envelope)
             return await self._long.run(envelope.tenant, mask)
@@ -144,6 +147,8 @@ class Audit:
 
 def takes_long(envelope: Envelope) -> bool:
     """Whether what is masked here of an envelope is a long text."""
+    if not (envelope.attributes or envelope.metadata or envelope.warnings):
+        return False
     named = (text for field in _unmasked(envelope) for text in getattr(envelope, field).values())
     return is_long((*named, *envelope.warnings))
 

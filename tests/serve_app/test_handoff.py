@@ -277,9 +277,10 @@ def test_a_fair_queue_gives_each_tenant_its_turn_and_each_its_order() -> None:
     for tenant, item in zip("aaaabbac", items, strict=True):
         queue.append(tenant, item)
     assert queue.first is items[0]
-    taken = [int(queue.pop().started) for _ in range(8)]
+    taken = [int(one.started) for size in (2, 3, 10) for one in queue.take(size)]
     assert taken == [0, 4, 7, 1, 5, 2, 3, 6]
-    assert len(queue) == 0
+    assert queue.count == 0
+    assert queue.take(1) == []
 
 
 class Noting(Breaker):
