@@ -59,7 +59,7 @@ def share_ingress_port(port: int, protocol: Callable[..., Any]) -> None:
     port of its own, which needs a balancer in front, and bind it without `SO_REUSEADDR`, so that
     for a minute after a stop it would be "in use". Here the kernel spreads connections over the
     replicas. To be called in the gateway's process, before it listens. The port Serve knows of is
-    then nobody's.
+    then unused.
     """
     from ray.serve._private import http_util, replica
 

@@ -76,7 +76,7 @@ def _private_folder(workdir: Path) -> Path:
     Not in `workdir`: the path of a Unix socket has 107 bytes.
 
     Raises:
-        HeadraceError: somebody else made it.
+        HeadraceError: it belongs to another user, or is open to others.
     """
     name = hashlib.sha256(str(workdir.resolve()).encode()).hexdigest()[:8]
     folder = Path(tempfile.gettempdir())

@@ -1,6 +1,6 @@
 """Work on long texts, off the event loop: one thread, tenants in turn, and every piece has an end.
 
-A text of the largest size takes a stage seconds, in which an event loop would answer nobody. Such
+A text of the largest size takes a stage seconds, in which an event loop would serve no other. Such
 work waits here instead, behind its own tenant's and for at most a share of everyone else's. Owns
 the queue and the limit; what the work is, its stage knows.
 """
@@ -49,7 +49,7 @@ def is_long(texts: Iterable[str]) -> bool:
 
 
 def refusal(error: OutOfTime | Busy) -> Block:
-    """What a request is told whose text was not worked on."""
+    """The refusal of a request whose text was not worked on."""
     if isinstance(error, Busy):
         return Block(429, "overloaded", "too many long texts are waiting; try again shortly")
     return Block(400, "text_too_complex", str(error), "messages")

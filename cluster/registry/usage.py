@@ -94,8 +94,8 @@ class Tally:
 
 
 def tell(tx: Session, uses: Iterable[TokenUse]) -> int:
-    """Enter what was used; returns how many rows were new. Nothing of a writer that nobody
-    registered is.
+    """Enter what was used; returns how many rows were new. Writers that are not registered are left
+    out.
 
     A stretch that overlaps one that is there is left out as a whole: it was told before, or the log
     was read in between, and reading the log again finds what is missing.

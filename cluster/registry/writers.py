@@ -31,7 +31,7 @@ def advance(tx: Session, writer: str, head: Head, *, now: float) -> None:
     """Note the latest entry of a registered writer; an older one than is known changes nothing.
 
     Raises:
-        ConflictError: nobody registered the writer.
+        ConflictError: the writer is not registered.
     """
     row = tx.get(WriterRow, writer)
     if row is None:

@@ -22,7 +22,7 @@ from serve_app.bench.systems import System
 
 _HOSTILE = "hostile"
 _WARM_S, _AHEAD_S = 5.0, 1.0
-#: Below it nobody notices a factor.
+#: Milliseconds below which a factor goes unnoticed.
 _UNNOTICED_MS = 250.0
 #: One tenant may fill no more than a part of a gateway, as configured for production.
 _SETTINGS = ("gateway.max_tenant_share=0.5",)

@@ -444,7 +444,7 @@ def _bills(door: _Door) -> list[Route]:
             start = now - durations.seconds(query.get("since", "30d"))
         except ValueError as error:
             raise UserError(str(error)) from error
-        # A key that is limited to adapters is told of those alone.
+        # A key that is limited to adapters gets the bill of those alone.
         adapters = sorted(principal.models)
         return JSONResponse(await door.plane.bill(tenant, start, now + 1, None, adapters))
 

@@ -185,7 +185,7 @@ class BoundedProtocol(HttpToolsProtocol):
         return overdue(self._phase, self._since, self._unread, bounds, now)
 
     def abort(self) -> None:
-        """End it at once: whoever reads nothing would not read a farewell."""
+        """End it at once, without an answer: its client reads none."""
         self.transport.abort()
 
     def _enter(self, phase: int) -> None:

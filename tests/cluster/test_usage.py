@@ -137,7 +137,7 @@ def test_a_bill_is_priced_line_by_line(tx: Session) -> None:
     assert usage.bill(tx, "nobody", 0.0, 100.0, prices)["lines"] == []
 
 
-def test_what_nobody_registered_is_on_no_bill(tx: Session, tmp_path: Path) -> None:
+def test_an_unregistered_writer_is_on_no_bill(tx: Session, tmp_path: Path) -> None:
     forged = ChainWriter(tmp_path, "forged")
     forged.append([_trace(0)])
     forged.close()

@@ -1,4 +1,4 @@
-"""What is fuzzed: each target takes text that nobody checked and must keep its promise.
+"""What is fuzzed: each target takes unchecked text and must keep its promise.
 
 A promise that is broken raises `AssertionError`; any other exception but the target's own refusal
 is a finding as well.

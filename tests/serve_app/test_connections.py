@@ -109,7 +109,7 @@ async def test_a_body_that_trickles_in_is_not_waited_for(edge: Edge) -> None:
     assert await edge.said(POST % 100, *[b"x"] * 20, pause_s=0.05) == b""
 
 
-async def test_an_answer_that_nobody_reads_is_not_kept(edge: Edge) -> None:
+async def test_an_unread_answer_is_not_kept(edge: Edge) -> None:
     _reader, writer = await edge.open()
     writer.write(b"GET /endless HTTP/1.1\r\nhost: t\r\n\r\n")
     await asyncio.sleep(0.1)

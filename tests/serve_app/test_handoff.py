@@ -284,7 +284,7 @@ def test_a_fair_queue_gives_each_tenant_its_turn_and_each_its_order() -> None:
 
 
 class Noting(Breaker):
-    """Notes what it is told."""
+    """Records each outcome it is given."""
 
     def __init__(self) -> None:
         super().__init__(BreakerConfig())

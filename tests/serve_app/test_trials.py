@@ -168,7 +168,7 @@ async def test_what_a_candidate_fails_on_the_live_version_answers(
     ]
     seen = _seen(world)
     assert (seen.candidate.errors.n, seen.candidate.errors.mean) == (1, 1.0)
-    assert seen.baseline.errors.n == 0, "nobody drew the live version"
+    assert seen.baseline.errors.n == 0, "the live version was drawn for no user"
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -205,7 +205,7 @@ async def test_what_a_split_of_users_fails_on_is_evidence_against_neither_versio
     assert _seen(world) == Evidence()
 
 
-async def test_whoever_is_set_aside_gets_the_live_version(
+async def test_accounts_set_aside_get_the_live_version(
     world: World, client: httpx.AsyncClient
 ) -> None:
     body = {**GOOD, "model": "inventory"}
