@@ -171,8 +171,7 @@ def verify(
 
 def _verify_folder(directory: Path, heads: Mapping[str, Head] | None, faults: list[str]) -> int:
     """Add what is wrong to `faults`; returns how many entries there are."""
-    chains = {path.name for path in directory.glob("chain-*.jsonl")}
-    chains = {name.removeprefix("chain-") for name in chains}
+    chains = {path.name.removeprefix("chain-") for path in directory.glob("chain-*.jsonl")}
     contents = {path.name.removeprefix("traces-") for path in directory.glob("traces-*.jsonl")}
     faults += [f"{name}: a chain or its traces are missing" for name in sorted(chains ^ contents)]
     if heads is not None:

@@ -41,13 +41,8 @@ _AROUND = 32
 _IN_WORDS = " " * 512
 
 
-def most_read(
-    messages: Sequence[Mapping[str, object]], sampling: Sampling, window: int, more: int = 0
-) -> int:
-    """No prompt of these messages and tools has more tokens: each takes a byte at least.
-
-    `more` is what a stage may add to them, in tokens.
-    """
+def most_read(messages: Sequence[Mapping[str, object]], sampling: Sampling, window: int) -> int:
+    """No prompt of these messages and tools has more tokens: each takes a byte at least."""
     texts = [str(value) for message in messages for value in message.values()]
     if sum(map(len, texts)) >= window:
         return window
@@ -56,7 +51,7 @@ def most_read(
         len(unicodedata.normalize("NFC", text).encode("utf-8", "replace")) + _markers(text)
         for text in (*texts, sampling.tools + _IN_WORDS if sampling.tools else "")
     )
-    return min(window, written + more + _AROUND * (len(messages) + 1))
+    return min(window, written + _AROUND * (len(messages) + 1))
 
 
 def _markers(text: str) -> int:
@@ -163,8 +158,7 @@ class Budgets:
         adapter = "" if model == self._base else model and model.partition("@")[0]
         # Money at most: another adapter than the one named may answer.
         context, usual = self._stitched(None)[0], self._stitched(adapter)[1]
-        read, written = self._most(envelopes, context)
-        expected, _ = self._most(envelopes, usual)
+        read, expected, written = self._most(envelopes, context, usual)
         number, scopes, at = uuid.uuid4().hex, principal.limited, time.time()
 
         def settle(uses: tuple[Use, ...] | None) -> None:
@@ -227,25 +221,26 @@ class Budgets:
         free = replace(envelope, usage=Usage(envelope.model, 0, 0))
         (await self.reserve(principal, envelope.model, [free], asks=False)).close()
 
-    def _most(self, envelopes: Sequence[Envelope], context: int) -> tuple[int, int]:
-        """The most tokens that `envelopes` may read and write, each with `context`; a prompt is
-        read once for all its answers."""
-        read = written = 0
+    def _most(
+        self, envelopes: Sequence[Envelope], context: int, usual: int
+    ) -> tuple[int, int, int]:
+        """Tokens that `envelopes` may read with `context` at most, and with the `usual` one, and
+        the most that they may write; a prompt is read once for all its answers."""
+        read = expected = written = 0
         prompts: set[int] = set()
         for envelope in envelopes:
             if envelope.usage is not None:  # what an embedding costs is known before
                 read += envelope.usage.prompt_tokens
+                expected += envelope.usage.prompt_tokens
                 continue
             written += min(envelope.sampling.max_tokens, self._window)
             if id(envelope.counting) not in prompts:
                 prompts.add(id(envelope.counting))
-                read += most_read(
-                    envelope.messages,
-                    replace(envelope.sampling, tools=envelope.tools),
-                    self._window,
-                    context,
-                )
-        return read, written
+                sampling = replace(envelope.sampling, tools=envelope.tools)
+                own = most_read(envelope.messages, sampling, self._window)
+                read += min(self._window, own + context)
+                expected += min(self._window, own + usual)
+        return read, expected, written
 
     def _wake(self) -> None:
         if self._flushing is None or self._flushing.done():

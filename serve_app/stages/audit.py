@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 class Registry(Protocol):
-    """The part of the control plane that hears of what was recorded."""
+    """The part of the control plane that receives what was recorded."""
 
     async def register_writer(self, writer: str) -> None: ...
     async def enqueue_labels(self, tasks: list[LabelTask]) -> int: ...
@@ -198,7 +198,7 @@ async def _until_heard(
             await tell()
             return
         except Exception:  # the control plane restarts; what it missed is kept until it is back
-            logger.exception("the registry did not hear of what was recorded; trying again")
+            logger.exception("could not report to the registry what was recorded; trying again")
             await asyncio.sleep(1.0)
 
 

@@ -391,5 +391,4 @@ def test_the_most_that_is_read_counts_all_that_gets_into_the_prompt() -> None:
     # NFC makes two letters of one here, and a space goes into every chat marker.
     grows = [{"role": "user", "content": chr(0x958) * 100 + "<|x|>" * 100}]
     assert most_read(grows, Sampling(), 10**6) >= 100 * (6 + 6)
-    assert most_read(plain, Sampling(), 10**6, 700) == least + 700
     assert most_read(called, tools, 64) == 64

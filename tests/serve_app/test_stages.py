@@ -244,7 +244,7 @@ def test_sampling_is_uniform_and_repeats() -> None:
 
 @dataclass
 class Registry:
-    """Keeps what the audit stage tells; waits for `back` before it hears of use."""
+    """Stores what the audit stage reports; reports of use block until `back` is set."""
 
     tasks: list[LabelTask] = field(default_factory=list)
     uses: list[TokenUse] = field(default_factory=list)
