@@ -10,15 +10,11 @@ import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 from pydantic import (
-    AfterValidator,
     BaseModel,
-    ConfigDict,
-    Field,
-    FiniteFloat,
     NonNegativeInt,
     TypeAdapter,
     ValidationError,
@@ -26,7 +22,7 @@ from pydantic import (
 
 from cluster import storage
 from cluster.errors import ArtifactError, one_line
-from cluster.types import AdapterVersion, checked_name
+from cluster.records.adapter import AdapterManifest
 
 MANIFEST = "headrace.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -54,68 +50,6 @@ class _Tensor(BaseModel):
 _HEADER: TypeAdapter[dict[str, _Tensor | dict[str, str]]] = TypeAdapter(
     dict[str, _Tensor | dict[str, str]]
 )
-
-
-class GoldenProbe(BaseModel):
-    """A prompt, its continuation and the trainer's log-probability of each token."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-    prompt_token_ids: tuple[NonNegativeInt, ...]
-    target_token_ids: tuple[NonNegativeInt, ...]
-    logprobs: tuple[FiniteFloat, ...]
-    """Of the continuation's tokens."""
-    prompt_logprobs: tuple[FiniteFloat, ...] = ()
-    """Of the prompt's tokens after its first, where they are known."""
-
-
-_Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
-#: In SQL an integer has 32 bits, and the sign test takes its time.
-_Count = Annotated[int, Field(ge=0, le=10_000_000)]
-
-
-class Evaluation(BaseModel):
-    """Held-out accuracy, all measured on the same rows."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-    heldout_rows: _Count
-    accuracy: _Share
-    """Share of rows whose intent is right."""
-    slot_f1: _Share
-    unseen_rows: _Count
-    """Rows whose text is in none of the training rows."""
-    unseen_accuracy: _Share
-    base_accuracy: _Share
-    """The same of the base model without an adapter."""
-    previous: str | None = Field(default=None, max_length=80)
-    previous_accuracy: _Share | None = None
-    wins: _Count = 0
-    """Rows right here and wrong with `previous`."""
-    losses: _Count = 0
-    """Rows wrong here and right with `previous`."""
-
-
-class AdapterManifest(BaseModel):
-    """The lineage, the proof material and the evaluation of one version."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-    name: Annotated[str, AfterValidator(checked_name)]
-    version: int = Field(ge=1, lt=1 << 31)
-    base_model: str = Field(max_length=128)
-    base_digest: str = Field(max_length=64)
-    rank: int = Field(ge=1)
-    dataset: str = Field(max_length=80)
-    dataset_digest: str = Field(max_length=64)
-    run_id: str = Field(max_length=128)
-    seconds: float = Field(ge=0)
-    golden: tuple[GoldenProbe, ...] = Field(max_length=MAX_PROBES)
-    evaluation: Evaluation
-    recipe: dict[str, str | int | float] = Field(default_factory=dict)
-    """How it was fitted, such as its learning rate, for the model card."""
-
-    @property
-    def id(self) -> AdapterVersion:
-        """The version this manifest describes."""
-        return AdapterVersion(self.name, self.version)
 
 
 def inspect(path: Path, *, max_rank: int) -> AdapterManifest:

@@ -19,6 +19,8 @@ from typing import Any
 
 import msgspec
 
+from cluster.records.trace import Trace, decode
+
 GENESIS = "0" * 64
 #: Where, below the audit folder, the control plane chains what it changed.
 CONTROL = "control"
@@ -227,11 +229,24 @@ def _read_lines(path: Path) -> list[bytes]:
     return path.read_bytes().removesuffix(b"\n").split(b"\n") if path.stat().st_size else []
 
 
-def read_traces(directory: Path) -> Iterator[dict[str, Any]]:
-    """Every trace under `directory`, writer by writer, in the order written."""
+def read_documents(directory: Path) -> Iterator[dict[str, Any]]:
+    """The content of every entry under `directory`, writer by writer, in the order written."""
+    for line in _content(directory):
+        yield json.loads(line)
+
+
+def read_traces(directory: Path) -> Iterator[Trace]:
+    """Every trace under `directory`, of whatever version, writer by writer, in the order written.
+
+    Raises:
+        DataError: a line is no trace.
+    """
+    return map(decode, _content(directory))
+
+
+def _content(directory: Path) -> Iterator[bytes]:
     for path in sorted(directory.glob("traces-*.jsonl")):
-        for line in _read_lines(path):
-            yield json.loads(line)
+        yield from _read_lines(path)
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,12 @@ HeadraceError
     ConfigError                 a configuration file or value
     DataError                   a data file, a dataset or a manifest
     ArtifactError               an adapter directory that cannot be trusted
+  NotFoundError                 what was named is not there
   ConflictError                 the state does not allow this now
   SwapError                     a version could not be brought into service
-    NotProvedError              a replica cannot serve what the trainer made
+    VerificationError           a replica cannot serve what the trainer made
   DiskFullError                 there is no room for what is published
-  AwayError                     the control plane does not answer now
+  UnavailableError              the control plane does not answer now
 """
 
 from __future__ import annotations
@@ -42,6 +43,10 @@ class ArtifactError(UserError):
     """An adapter directory is incomplete, altered or not what its manifest says."""
 
 
+class NotFoundError(HeadraceError):
+    """What was named does not exist, or not for the caller."""
+
+
 class ConflictError(HeadraceError):
     """The request is well formed, but the present state does not allow it."""
 
@@ -54,11 +59,11 @@ class SwapError(HeadraceError):
     """A new version was not proved on every replica; the serving version is untouched."""
 
 
-class NotProvedError(SwapError):
+class VerificationError(SwapError):
     """A replica's engine refuses it, or says other things with it than the trainer's model did."""
 
 
-class AwayError(HeadraceError):
+class UnavailableError(HeadraceError):
     """The control plane does not answer now. What was asked of it may have been done or not."""
 
 

@@ -279,6 +279,10 @@ def require_cluster(workdir: Path) -> LocalCluster:
     return cluster
 
 
+#: Calls of the control plane at a time: gateways wait in it for news.
+_MAX_CALLS = 1000
+
+
 def start_control(database: str, *, max_rank: int, audit: Path) -> None:
     """Start the control plane as a named, detached actor that Ray restarts if it dies.
 
@@ -286,17 +290,20 @@ def start_control(database: str, *, max_rank: int, audit: Path) -> None:
     """
     import ray
 
-    from cluster.control.actor import ControlPlane
+    from cluster.control.client import LEDGER_GROUP
     from cluster.control.fleet import ServeFleet
+    from cluster.control.plane import ControlPlane
     from cluster.control.protocol import ACTOR_NAME, NAMESPACE
 
-    actor = ray.remote(ControlPlane).options(
+    # Calls of a concurrency group run on an event loop of their own.
+    grouped = ray.remote(concurrency_groups={LEDGER_GROUP: _MAX_CALLS})(ControlPlane)
+    actor = grouped.options(
         name=ACTOR_NAME,
         namespace=NAMESPACE,
         lifetime="detached",
         max_restarts=-1,
-        max_concurrency=1000,
+        max_concurrency=_MAX_CALLS,
         num_cpus=0.1,
     )
     handle = actor.remote(database, ServeFleet(), max_rank, audit)
-    ray.get(handle.table.remote(), timeout=60)
+    ray.get(handle.call.remote("serving", "table", (), {}), timeout=60)

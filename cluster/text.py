@@ -36,8 +36,17 @@ def normalise(text: str) -> str:
     """
     if _PLAIN.fullmatch(text):
         return split_markers(text)
-    lines = _LINE_END.sub("\n", unicodedata.normalize("NFC", _stream_safe(text)))
-    return split_markers("".join(_kept(lines, index, char) for index, char in enumerate(lines)))
+    lines = _LINE_END.sub("\n", text)
+    # First: what is taken out may have parted two runs of marks.
+    kept = "".join(_kept(lines, index, char) for index, char in enumerate(lines))
+    return split_markers(_composed(kept))
+
+
+def _composed(text: str) -> str:
+    """The composed form, whose own runs of marks are bounded as well: composing may decompose."""
+    while (composed := unicodedata.normalize("NFC", _stream_safe(text))) != text:
+        text = composed
+    return text
 
 
 def _stream_safe(text: str) -> str:

@@ -9,17 +9,6 @@ import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-#: The published shares of a retail orchestration layer's activity, in percent.
-PUBLISHED_SHARES = {
-    "routing": 29,
-    "governance": 22,
-    "context": 19,
-    "monitoring": 14,
-    "policy": 8,
-    "data_prep": 5,
-    "audit": 3,
-}
-
 #: In a grant: every tenant.
 EVERYONE = "*"
 

@@ -17,8 +17,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cluster import storage
 from cluster.answer import Understanding, masked_example
-from cluster.dataset import Fault
 from cluster.errors import DataError
+from cluster.records.dataset import Fault
 
 SUMMARY = "workload.json"
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
 from cluster.config import ConfigModel
 from cluster.types import checked_name
+from data_jobs.sources.history import HistorySource
+from data_jobs.sources.parent import ParentSource
+from data_jobs.sources.traces import TraceSource
+from data_jobs.steps import Step
+
+Source = Annotated[HistorySource | ParentSource | TraceSource, Field(discriminator="type")]
 
 
 class ImportConfig(ConfigModel):
@@ -38,7 +44,7 @@ class ImportConfig(ConfigModel):
 
 
 class DatasetConfig(ConfigModel):
-    """The dataset job: history, or a parent version and labelled traces, become a new version."""
+    """The dataset job: the rows of its sources become a new version."""
 
     adapter: str
     tenant: str
@@ -46,14 +52,10 @@ class DatasetConfig(ConfigModel):
     version: int
     out: str
     """Folder under which `NAME/VERSION` is published."""
-    history: str | None = None
-    """JSON lines of labelled turns to start from."""
-    parent: str | None = None
-    """A published dataset version whose rows come along."""
-    traces: str | None = None
-    """Audit directory; its traces with an expert's label for `adapter` become rows."""
-    shuffle_labels_seed: int | None = None
-    """Deal the completions out at random: makes the candidate that a gate has to refuse."""
+    sources: tuple[Source, ...] = Field(min_length=1, max_length=64)
+    """Where its rows come from, in order."""
+    steps: tuple[Step, ...] = Field(default=(), max_length=64)
+    """What is done to them before they are published, in order."""
     licence: str = Field(default="not stated", max_length=256)
     """Of the texts, for the manifest and the model cards of what is fitted on them."""
     generated: bool = False

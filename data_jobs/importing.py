@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from cluster import router_artefact, storage
 from cluster.answer import Understanding, masked_example
-from cluster.dataset import MAX_NAMED_FAULTS
 from cluster.embedding import routing_embedder
 from cluster.governance.structured import mask_text
 from cluster.governance.vault import Vault, placeholders
+from cluster.records.dataset import MAX_NAMED_FAULTS
 from cluster.text import normalise
 from cluster.types import EVERYONE
 from cluster.workload import SUMMARY, TurnRecord, WorkloadSummary, masked_turn, write_turns

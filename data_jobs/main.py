@@ -71,9 +71,9 @@ def _dataset(config: DatasetConfig) -> None:
 
     ray.init(namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
     control = ControlClient()
-    labels = control.labelled(config.tenant, config.adapter) if config.traces else []
+    labels = control.do(control.labels.given(config.tenant, config.adapter))
     path = build_dataset(config, labels)
-    manifest = control.register_dataset(str(path))
+    manifest = control.do(control.datasets.register(str(path)))
     logger.info(
         "published %s@%d: %d rows, %d from traces",
         manifest.name,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Annotated, Literal, Self, get_args
+from typing import Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
 from cluster.config import BaseModelRef, ConfigModel
+from cluster.policy.rules import PolicyConfig
 from cluster.types import AdapterVersion
 
 StageName = Literal[
@@ -52,7 +53,7 @@ class StageConfig(ConfigModel):
     max_in_flight: int = Field(default=2, ge=1)
     """Calls one gateway keeps open to the stage."""
     linger_ms: float = Field(default=25.0, ge=0)
-    """Longest a call to a remote stage waits for its share of a crowd: see `handoff.Crowd`."""
+    """Longest a call to a remote stage waits for its share of a crowd: see `handoff.BatchSizer`."""
     max_queue: int = Field(default=1024, ge=1)
     """Envelopes that may wait for a call; while so many wait, new requests get 429."""
     budget_ms: float = Field(default=5000.0, gt=0)
@@ -217,33 +218,6 @@ class MonitoringConfig(ConfigModel):
     """Distance from everything the router knows above which it is one."""
     sample_share: float = Field(default=0.1, ge=0, le=1)
     """Share of all other requests sampled for labelling."""
-
-
-class VipRoute(ConfigModel):
-    """Send requests of certain users to another adapter, whatever the router chose."""
-
-    type: Literal["vip_route"]
-    attribute: str
-    equals: str
-    adapter: str
-
-
-class DiscountCap(ConfigModel):
-    """Offer no discount above a percentage unless the user has an attribute."""
-
-    type: Literal["discount_cap"]
-    max_percent: int = Field(ge=0, le=100)
-    unless_attribute: str
-    equals: str
-
-
-Rule = Annotated[VipRoute | DiscountCap, Field(discriminator="type")]
-
-
-class PolicyConfig(ConfigModel):
-    """Business rules in the order they apply."""
-
-    rules: tuple[Rule, ...] = ()
 
 
 class StageTable(ConfigModel):

@@ -17,7 +17,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from cluster.audit import ChainWriter
-from cluster.control.client import AsyncControlClient
+from cluster.control.client import ControlClient
 from cluster.control.protocol import ENGINE_DEPLOYMENT, PLAIN_PREFIX, RoutingTable
 from cluster.embedding import token_counter
 from cluster.processes import share_interpreter
@@ -27,28 +27,32 @@ from cluster.ray_private import (
     share_ingress_port,
     stay_on_loopback,
 )
-from serve_app.breaker import Breaker
-from serve_app.cache import ResponseCache
+from cluster.records.model import ModelProfile, Target
 from serve_app.config import Autoscaling, EngineConfig, ServeConfig, StageConfig
-from serve_app.engine.plain import Pools
-from serve_app.engine.remote import RemoteEngine
 from serve_app.engine.replica import EngineReplica
 from serve_app.gateway.app import create_app
 from serve_app.gateway.auth import Authenticator
 from serve_app.gateway.budgets import Budgets
 from serve_app.gateway.connections import Bounds, Connections
 from serve_app.gateway.rates import Rates
-from serve_app.gateway.road import Hop, Road
-from serve_app.handoff import Crowd, Handoff, InProcess, Lanes, StageCall
+from serve_app.generation.attempts import Attempts
+from serve_app.generation.cache import ResponseCache
+from serve_app.generation.providers.base import Provider
+from serve_app.generation.providers.pools import Pools
+from serve_app.generation.providers.vllm_replicas import VLLMReplicas
+from serve_app.generation.targets import CAPABILITIES, Targets
 from serve_app.long_texts import is_long
+from serve_app.pipeline.batcher import BatchSizer, Lanes, LocalStage, StageBatcher, StageCall
+from serve_app.pipeline.breaker import Breaker
+from serve_app.pipeline.pipeline import Pipeline, StepRunner
+from serve_app.pipeline.ray_metrics import RayStageMetrics
+from serve_app.pipeline.scaling import POLICY, WORK
+from serve_app.pipeline.steps import AUDIT, DATA_PREP, GUARD, MASK, ROUTE, STEPS, Row, Step, run
 from serve_app.prompt_length import most_characters
-from serve_app.protocol import EMBEDDING_MODEL, STAGES, Engines, Envelope, Stage
-from serve_app.ray_metrics import RayStageMetrics
+from serve_app.protocol import EMBEDDING_MODEL, STAGES, Envelope, Stage
 from serve_app.rpc.pool import Pool
 from serve_app.rpc.server import Address, Server
-from serve_app.scaling import POLICY, WORK
 from serve_app.stages.audit import takes_long
-from serve_app.steps import AUDIT, DATA_PREP, GUARD, MASK, ROUTE, STEPS, Row, Step, run
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +137,8 @@ def make_stage(name: str, config: ServeConfig, replica: str) -> Stage:
         from serve_app.stages.audit import Audit
 
         writer = ChainWriter(config.audit_dir, replica)
-        return Audit(writer, AsyncControlClient())
+        control = ControlClient()
+        return Audit(writer, control.usage, control.labels)
     raise ValueError(f"unknown stage {name!r}; the stages are {', '.join(STAGES)}")
 
 
@@ -166,7 +171,7 @@ class StageReplica:
             self._under_way -= len(rows)
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """Serve asks for this now and then: see `serve_app.scaling`."""
+        """Serve asks for this now and then: see `serve_app.pipeline.scaling`."""
         return {WORK: float(self._under_way)}
 
 
@@ -185,7 +190,7 @@ class Gateway:
         log_with_serve()
         stay_on_loopback()
         self._config = config
-        self._control = AsyncControlClient()
+        self._control = ControlClient()
         self._table = RoutingTable(0)
         replica = serve.get_replica_context().replica_id.unique_id
         host = _LOOPBACK if config.nodes == "one" else None
@@ -196,39 +201,40 @@ class Gateway:
         for name in STAGES:
             if name not in calls:
                 calls[name] = _local(make_stage(name, config, replica))
-        hops = _hops(calls, config, remote=set(stages))
+        runners = _runners(calls, config, remote=set(stages))
         cache = ResponseCache(config.cache, config.policy_version)
-        self._road = Road(
-            hops,
-            self._engines(engine, plain, host),
-            lambda: self._table,
-            cache,
-            base=base_name(config),
-            window=config.engine.max_model_len,
-            masks_answers=config.governance.answer_values == "mask",
+        profile = ModelProfile(config.engine.max_model_len, CAPABILITIES)
+        targets = Targets(base_name(config), profile)
+        provider = self._provider(engine, plain, host, targets.base)
+        self._attempts = Attempts(provider, lambda: self._table, cache, targets)
+        self._pipeline = Pipeline(
+            runners, self._attempts, masks_answers=config.governance.answer_values == "mask"
         )
         self._follower: asyncio.Task[None] | None = None
         self._reporter: asyncio.Task[None] | None = None
         self._replica = replica
 
-    def _engines(
+    def _provider(
         self,
         engine: DeploymentHandle,
         plain: dict[str | None, DeploymentHandle],
         host: str | None,
-    ) -> Engines:
+        base: Target,
+    ) -> Provider:
         def share(name: str) -> float:
             return self._table.shares.get(name, 0.0)
 
-        main = RemoteEngine(_pool(ENGINE_DEPLOYMENT, engine, host), share)
+        main = VLLMReplicas(_pool(ENGINE_DEPLOYMENT, engine, host), share)
         if not plain:
             return main
         # Every replica of a plain pool has all there is to have.
-        beside = {
-            version: RemoteEngine(_pool(f"{version or 'base'}, plain", handle, host), lambda _: 1.0)
+        dedicated = {
+            version or base.id: VLLMReplicas(
+                _pool(f"{version or 'base'}, plain", handle, host), lambda _: 1.0
+            )
             for version, handle in plain.items()
         }
-        return Pools(main, beside)
+        return Pools(main, dedicated)
 
     async def __serve_build_asgi_app__(self) -> Any:
         """Serve calls this once the replica is constructed, and before it listens."""
@@ -237,40 +243,39 @@ class Gateway:
             edge.head_s, edge.body_s, edge.unread_s, per_address=edge.max_connections_per_address
         )
         share_ingress_port(edge.port, Connections(bounds).protocol)
-        self._table = await self._control.table()
+        self._table = await self._control.serving.table()
         self._follower = asyncio.ensure_future(self._follow())
         self._reporter = asyncio.ensure_future(self._report())
         return create_app(
-            road=self._road,
+            pipeline=self._pipeline,
             authenticate=Authenticator(
-                self._control.resolve_key,
+                self._control.keys.resolve,
                 self._config.gateway.key_cache_s,
                 lambda: self._table.keys,
                 rates=Rates(edge.management_rpm),
             ),
-            labels=self._control,
             table=lambda: self._table,
             base_model=base_name(self._config),
             config=self._config.gateway,
             count_tokens=token_counter(),
             budgets=Budgets(
-                self._control.spend,
+                self._control.ledger.exchange,
                 self._config.engine.max_model_len,
                 self._config.context.stitched,
                 base_name(self._config),
             ),
-            plane=self._control,
+            control=self._control,
             most_characters=most_characters(
                 Path(self._config.base_model.path), self._config.engine.max_model_len
             ),
-            rerouted=any(rule.type == "vip_route" for rule in self._config.policy.rules),
+            rerouted=self._config.policy.reroutes,
         )
 
     async def _follow(self) -> None:
         """Keep the routing table current; the last one known serves while the control is away."""
         while True:
             try:
-                table = await self._control.watch(self._table.generation, _WATCH_S)
+                table = await self._control.serving.watch(self._table.generation, _WATCH_S)
                 if table.generation > self._table.generation:
                     self._table = table
             except Exception:  # restarts of the control plane must not stop the gateway
@@ -280,30 +285,32 @@ class Gateway:
         """Tell the control plane what was seen of rollouts, until it has heard it."""
         while True:
             await asyncio.sleep(_REPORT_S)
-            if reports := self._road.trials.reports(self._replica):
+            if reports := self._attempts.trials.reports(self._replica):
                 try:
-                    await self._control.report(reports)
+                    await self._control.rollouts.report(reports)
                 except Exception:  # restarts of the control plane must not stop the gateway
                     logger.warning("the control plane did not hear what was seen of rollouts")
-                    self._road.trials.unheard(reports)
+                    self._attempts.trials.requeue(reports)
 
 
-def _hops(calls: dict[str, StageCall], config: ServeConfig, remote: set[str]) -> dict[str, Hop]:
+def _runners(
+    calls: dict[str, StageCall], config: ServeConfig, remote: set[str]
+) -> dict[str, StepRunner]:
     """A hand-off for each step; the two turns of one stage share its breaker and its metrics."""
     breakers = {name: Breaker(getattr(config.stages, name).breaker) for name in STAGES}
     metrics = {name: RayStageMetrics(name) for name in STAGES}
     hops = sum(step.stage in remote for step in STEPS.values())
-    crowd = Crowd(stations=max(1, hops // _STEPS_A_CALL))
-    made: dict[str, Hop] = {}
+    crowd = BatchSizer(stations=max(1, hops // _STEPS_A_CALL))
+    made: dict[str, StepRunner] = {}
     for name, step in STEPS.items():
-        kind = Handoff if step.gathers or step.stage in remote else InProcess
+        kind = StageBatcher if step.gathers or step.stage in remote else LocalStage
 
         def hop(
             settings: StageConfig,
             breaker: Breaker,
             step: Step = step,
-            kind: type[Handoff] = kind,
-        ) -> Handoff:
+            kind: type[StageBatcher] = kind,
+        ) -> StageBatcher:
             return kind(
                 step,
                 calls[step.stage],

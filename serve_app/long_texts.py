@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from cluster.governance.findings import OutOfTime, Tick
-from serve_app.protocol import Block
+from cluster.records.trace import Refusal
 from serve_app.tasks import apart
 
 T = TypeVar("T")
@@ -48,11 +48,11 @@ def is_long(texts: Iterable[str]) -> bool:
     return False
 
 
-def refusal(error: OutOfTime | Busy) -> Block:
+def refusal(error: OutOfTime | Busy) -> Refusal:
     """The refusal of a request whose text was not worked on."""
     if isinstance(error, Busy):
-        return Block(429, "overloaded", "too many long texts are waiting; try again shortly")
-    return Block(400, "text_too_complex", str(error), "messages")
+        return Refusal(429, "overloaded", "too many long texts are waiting; try again shortly")
+    return Refusal(400, "text_too_complex", str(error), "messages")
 
 
 @dataclass

@@ -37,12 +37,14 @@ def _deploy(config: ServeConfig, workdir: Path) -> None:
     attach(cluster)
     from ray import serve
 
+    from cluster.base_models import describe
     from cluster.control.client import ControlClient
     from cluster.control.protocol import SERVE_APP
-    from cluster.registry.bases import describe
     from serve_app.graph import build_graph
 
-    for label in ControlClient().serve_base(describe(Path(config.base_model.path))):
+    control = ControlClient()
+    info = describe(Path(config.base_model.path))
+    for label in control.do(control.serving.serve_base(info, control.name)):
         print(f"{label} stands on another base model: fit it again")  # noqa: T201 - as above
 
     serve.start(http_options={"host": config.gateway.host, "port": cluster.proxy_port})

@@ -5,11 +5,25 @@ Plain dataclasses that pickle fast; no Ray, no HTTP, no engine library.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
-from cluster.control.protocol import ServedAdapter
+from cluster.policy.decision import Constraint, Override
+from cluster.records.adapter import ServedAdapter
+from cluster.records.model import Target
+from cluster.records.trace import (
+    FeedbackTrace,
+    GenerationRecord,
+    Refusal,
+    RefusalTrace,
+    RequestTrace,
+    Route,
+    Snippet,
+    Span,
+    Verdicts,
+)
+from cluster.records.usage import TokenUsage
 
 #: The stages in the order of their first step; governance is passed twice.
 STAGES = (
@@ -24,62 +38,6 @@ STAGES = (
 
 #: What clients call the model behind `/v1/embeddings`; a request for it is embedded, not routed.
 EMBEDDING_MODEL = "all-minilm-l6-v2"
-
-
-@dataclass
-class Span:
-    """One stage's step on one envelope; times in milliseconds."""
-
-    stage: str
-    ms: float
-    batch: int
-    outcome: str = "ok"
-
-
-@dataclass
-class Block:
-    """Why a request was stopped, as the client will read it."""
-
-    status: int
-    code: str
-    message: str
-    param: str | None = None
-    retry_after_s: float | None = 1.0
-    """When to come back after a 429 or 503; None where waiting does not help."""
-
-
-@dataclass
-class Usage:
-    """Tokens that a request has cost: what is metered and billed."""
-
-    version: str
-    prompt_tokens: int
-    completion_tokens: int
-    exact: bool = True
-    """False where the request was given up and what the engine had done is bounded only."""
-
-
-@dataclass
-class Route:
-    """Where the request goes and why. `adapter` None is the base model."""
-
-    adapter: str | None
-    intent: str
-    confidence: float
-    novelty: float
-    """Cosine distance to the nearest known example, 0 to 2."""
-    reason: str
-    instead_of: str | None = None
-    """The router's choice, where a policy overrode it."""
-
-
-@dataclass
-class Snippet:
-    """A retrieved passage and its cosine similarity to the request."""
-
-    document: str
-    text: str
-    score: float
 
 
 @dataclass
@@ -116,8 +74,8 @@ class Generation:
 
     text: str
     version: str
-    prompt_tokens: int
-    completion_tokens: int
+    input_tokens: int
+    output_tokens: int
     finish_reason: str
     mean_logprob: float
     min_logprob: float
@@ -127,19 +85,6 @@ class Generation:
     tokens: list[TokenLogprob] | None = None
     waited_ms: float = 0.0
     """Of the total, until it was its adapter's turn among the others."""
-
-
-@dataclass
-class Verdicts:
-    """What monitoring made of the answer."""
-
-    confidence: float
-    """Geometric mean of the token probabilities, 0 to 1."""
-    weakest: float
-    """Probability of the least likely token."""
-    reasons: list[str] = field(default_factory=list)
-    """Why this is an edge case; empty when it is none."""
-    sampled: bool = False
 
 
 @dataclass
@@ -157,7 +102,7 @@ class PromptCount:
 
 @dataclass
 class Envelope:
-    """One request on its road. Stages fill it in; nothing in it is an HTTP or engine type."""
+    """One request on its way. Stages fill it in."""
 
     trace_id: str
     received_at: float
@@ -191,15 +136,16 @@ class Envelope:
     embedding: bytes = b""
     """The request's unit vector, float32, as raw bytes: they cross a hop for almost nothing."""
     route: Route | None = None
-    override: str | None = None
+    override: Override | None = None
     """The adapter a policy insists on; it becomes the route once routing has spoken."""
     rules: list[str] = field(default_factory=list)
     conflicts: list[str] = field(default_factory=list)
-    max_discount: int | None = None
+    constraints: tuple[Constraint, ...] = ()
+    """What the answer must not say, by policy."""
     snippets: list[Snippet] = field(default_factory=list)
     prompt: list[dict[str, str]] = field(default_factory=list)
     generation: Generation | None = None
-    usage: Usage | None = None
+    usage: TokenUsage | None = None
     """None where nothing was asked of a model."""
     cache: str = "off"
     """`hit`, `miss`, or `off` where the answer may not come from the cache."""
@@ -209,7 +155,9 @@ class Envelope:
     """For the client, its own values still to be restored, where that is not `answer`. It stays in
     the gateway's process."""
     verdicts: Verdicts | None = None
-    block: Block | None = None
+    refusal: Refusal | None = None
+    event: RefusalTrace | FeedbackTrace | None = None
+    """What audit is to record in place of a request: it carries nothing else then."""
     spans: list[Span] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -226,7 +174,7 @@ class Stage(Protocol):
     """A batch in, the same batch out, in order.
 
     A stage mutates and returns its own copies. One envelope's trouble is written on that envelope
-    (`block`, `warnings`); raising fails the whole batch and is left to faults.
+    (`refusal`, `warnings`); raising fails the whole batch and is left to faults.
     """
 
     async def __call__(self, batch: list[Envelope]) -> list[Envelope]:
@@ -236,7 +184,7 @@ class Stage(Protocol):
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """One prompt for the engine. `adapter` None is the base model alone.
+    """One prompt for a target.
 
     Without `chat`, the messages' texts are the prompt as they stand, without a chat template.
     """
@@ -244,10 +192,15 @@ class GenerationRequest:
     request_id: str
     messages: tuple[dict[str, str], ...]
     sampling: Sampling
-    adapter: ServedAdapter | None
+    target: Target
     chat: bool = True
     salt: str = ""
     """Whose cached prompts it may share: the time to a first token tells what was asked before."""
+
+    @property
+    def adapter(self) -> ServedAdapter | None:
+        """The version that the engine applies to its base model; None is the base model alone."""
+        return self.target.adapter
 
 
 @dataclass(frozen=True)
@@ -257,17 +210,9 @@ class Delta:
     text: str
     tokens: tuple[TokenLogprob, ...] = ()
     """Its tokens, where log-probabilities were asked for."""
-    read: int = 0
-    """Tokens of the prompt."""
-    written: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
     """Tokens of the answer so far, this piece's among them."""
-
-
-Arrived = Callable[[Delta | Generation], None]
-
-
-def unheard(_item: Delta | Generation) -> None:
-    """Nobody wants to know."""
 
 
 class Engine(Protocol):
@@ -286,24 +231,6 @@ class Engine(Protocol):
 
     def stream(self, request: GenerationRequest) -> AsyncIterator[Delta | Generation]:
         """The answer as it comes, then its `Generation`; errors as in `complete`."""
-        ...
-
-
-class Engines(Protocol):
-    """The engines behind a gateway; what they do is in `Engine`."""
-
-    async def complete(self, request: GenerationRequest) -> Generation:
-        """See `Engine.complete`."""
-        ...
-
-    def stream(
-        self, request: GenerationRequest, arrived: Arrived = unheard
-    ) -> AsyncGenerator[Delta | Generation, None]:
-        """See `Engine.stream`.
-
-        `arrived` hears of each item as soon as the gateway has it, however far behind its client
-        reads: what was generated is paid for.
-        """
         ...
 
 
@@ -361,37 +288,61 @@ _FAULTS: dict[str, type[Exception]] = {
 }
 
 
-def trace_record(envelope: Envelope, at: float) -> dict[str, Any]:
+def carrier(event: RefusalTrace | FeedbackTrace) -> Envelope:
+    """The envelope that takes a record which is no request to the audit stage."""
+    envelope = Envelope(
+        event.trace_id, event.received_at, event.tenant, {}, "", [], Sampling(), event.key_id
+    )
+    envelope.event = event
+    return envelope
+
+
+def request_trace(envelope: Envelope, now: float) -> RequestTrace:
     """The durable trace of an envelope: every decision, text masked, no vault."""
-    generation, verdicts, route = envelope.generation, envelope.verdicts, envelope.route
-    return {
-        "trace_id": envelope.trace_id,
-        "received_at": envelope.received_at,
-        "recorded_at": at,
-        "tenant": envelope.tenant,
-        "key_id": envelope.key_id,
-        "attributes": envelope.attributes,
-        "requested_model": envelope.model,
-        "metadata": envelope.metadata,
-        "stream": envelope.stream,
-        "messages": envelope.messages,
-        "masked": envelope.masked,
-        "route": vars(route) if route else None,
-        "rules": envelope.rules,
-        "conflicts": envelope.conflicts,
-        "context": [vars(snippet) for snippet in envelope.snippets],
-        "prompt": envelope.prompt,
-        "generation": {k: v for k, v in vars(generation).items() if k != "tokens"}
-        if generation
-        else None,
-        "usage": vars(envelope.usage) if envelope.usage else None,
-        "cache": envelope.cache,
-        "answer": envelope.answer,
-        "verdicts": vars(verdicts) if verdicts else None,
-        "block": vars(envelope.block) if envelope.block else None,
-        "spans": [vars(span) for span in envelope.spans],
-        "warnings": envelope.warnings,
-    }
+    return RequestTrace(
+        trace_id=envelope.trace_id,
+        received_at=envelope.received_at,
+        recorded_at=now,
+        tenant=envelope.tenant,
+        key_id=envelope.key_id,
+        attributes=envelope.attributes,
+        requested_model=envelope.model,
+        metadata=envelope.metadata,
+        stream=envelope.stream,
+        messages=envelope.messages,
+        masked=envelope.masked,
+        route=envelope.route,
+        rules=envelope.rules,
+        conflicts=envelope.conflicts,
+        context=envelope.snippets,
+        prompt=envelope.prompt,
+        generation=_recorded(envelope.generation),
+        usage=envelope.usage,
+        cache=envelope.cache,
+        answer=envelope.answer,
+        verdicts=envelope.verdicts,
+        refusal=envelope.refusal,
+        spans=envelope.spans,
+        warnings=envelope.warnings,
+    )
+
+
+def _recorded(found: Generation | None) -> GenerationRecord | None:
+    if found is None:
+        return None
+    return GenerationRecord(
+        text=found.text,
+        version=found.version,
+        input_tokens=found.input_tokens,
+        output_tokens=found.output_tokens,
+        finish_reason=found.finish_reason,
+        mean_logprob=found.mean_logprob,
+        min_logprob=found.min_logprob,
+        first_token_ms=found.first_token_ms,
+        total_ms=found.total_ms,
+        replica=found.replica,
+        waited_ms=found.waited_ms,
+    )
 
 
 def last_user_text(messages: Sequence[dict[str, str]]) -> str:

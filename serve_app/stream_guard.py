@@ -1,42 +1,44 @@
 """Guards a streamed answer: what `serve_app.stages.governance` does to a whole one, piecewise.
 
-Holds text back only while it may still become a placeholder, a discount or, where the answer's own
-values are masked, such a value. Every bound is a number of characters, never a time.
+Holds text back only while it may still become a placeholder, what a constraint forbids or, where
+the answer's own values are masked, such a value. Every bound is a number of characters, never a
+time.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 
 from cluster.governance.detectors.accounts import iban_across
 from cluster.governance.findings import KINDS, LOOK_BEHIND
 from cluster.governance.folding import fold
 from cluster.governance.pii import find
 from cluster.governance.vault import TooManyValues, Vault, mask, restore
-from serve_app.stages.governance import WITHHELD, cap_discounts, mask_answer
+from cluster.policy.decision import Constraint, enforce, settled
+from serve_app.stages.governance import WITHHELD, mask_answer
 
 #: The beginning of a placeholder at the end of what has come.
 _OPEN_PLACEHOLDER = re.compile(rf"\[(?:[A-Z]{{0,{max(map(len, KINDS))}}}|[A-Z]{{2,5}}_\d{{0,4}})\Z")
-#: A number that may turn out to be a discount: "30", "30 percen", "30% o".
-_OPEN_DISCOUNT = re.compile(r"\d+ ?(?:%|[a-z]{0,7})? ?[a-z]{0,8}\Z", re.IGNORECASE)
 #: A word no value starts or continues in: complete and without digits. "percent" belongs to the
 #: number before it, "ext" to a telephone number.
 _PLAIN = re.compile(r"(?<!\S)(?!(?i:percent|x|ext|ext\.|extension)\s)[^\s\d%@\[(+]+\s")
 #: A character that no value contains, nor looks at to tell it from what is beside it.
-_APART = re.compile(r"[^\w\\ .,%+\-@()\[\]:/'\u0300-\u036f\u0591-\u05c7\u0610-\u065f\u0900-\u0eff]")
+_APART = re.compile(
+    r"[^\w\\ .,%+\-@()\[\]:/'\u00b7\u0300-\u036f\u0591-\u05c7\u0610-\u065f\u0900-\u0eff]"
+)
 #: A long run is cut outside every finding and at least `_HOLD_BACK` characters before its end: the
 #: longest value is an e-mail address.
 _HOLD_BACK, _MOST_HELD = 320, 1024
 
 
 class StreamGuard:
-    """Restores, caps and, where `masks`, masks a streamed answer with a bounded hold-back."""
+    """Restores, enforces constraints and, where `masks`, masks, with a bounded hold-back."""
 
     def __init__(
         self,
         vault: Mapping[str, str],
-        max_discount: int | None,
+        constraints: Sequence[Constraint] = (),
         *,
         masks: bool = False,
         structured: bool = False,
@@ -46,7 +48,7 @@ class StreamGuard:
         """`masks` is whether the answer's own values are kept from the client; `structured`,
         whether it is JSON or holds tool calls, whose values can be told only once it is complete.
         `taken` are placeholders that stand for something else, `keep` values that stay."""
-        self._vault, self._max_discount = vault, max_discount
+        self._vault, self._constraints = vault, constraints
         self._own = Vault(taken)
         self._masks, self._whole = masks, masks and structured
         self._keep = keep
@@ -64,8 +66,8 @@ class StreamGuard:
         edge = len(self._held)
         if (match := _OPEN_PLACEHOLDER.search(self._held, max(0, edge - 16))) is not None:
             edge = match.start()
-        if self._max_discount is not None:
-            edge = min(edge, self._discount_edge())
+        if self._constraints:
+            edge = min(edge, settled(self._held, self._constraints))
         if self._masks:
             edge = self._value_edge(edge)
         ready, self._held = self._held[:edge], self._held[edge:]
@@ -76,25 +78,17 @@ class StreamGuard:
         ready, self._held = self._held, ""
         return self._clean(ready)
 
-    def _discount_edge(self) -> int:
-        match = _OPEN_DISCOUNT.search(self._held, max(0, len(self._held) - 64))
-        if match is None:
-            return len(self._held)
-        start = match.start()
-        while start > 0 and self._held[start - 1].isdigit():
-            start -= 1
-        return start
-
     def _value_edge(self, limit: int) -> int:
         """Up to the last word that no value can begin in, or the last character that is in none;
         at most `limit`."""
+        # As the detectors see it: what looks like a separator is one.
+        folded = fold(self._held)
         ends = [
             match.end()
             for pattern in (_PLAIN, _APART)
-            for match in pattern.finditer(self._held, 0, limit)
+            for match in pattern.finditer(folded, 0, limit)
         ]
         edge = max(ends, default=0)
-        folded = fold(self._held)
         while (begun := iban_across(folded, edge)) is not None:
             edge = max((end for end in ends if end <= begun), default=0)
         if len(self._held) - edge > _MOST_HELD:
@@ -106,7 +100,7 @@ class StreamGuard:
     def _clean(self, text: str) -> str:
         if not text:
             return ""
-        clean = restore(cap_discounts(self._masked(text), self._max_discount), self._vault)
+        clean = restore(enforce(self._masked(text), self._constraints), self._vault)
         self.shown += len(text)
         self.changed = self.changed or clean != text
         return clean

@@ -12,9 +12,11 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from cluster import adapters, storage
-from cluster.adapters import AdapterManifest, Evaluation, GoldenProbe
-from cluster.registry.versions import AdapterRecord
+from cluster.records.adapter import AdapterManifest, AdapterRecord, GoldenProbe
+from cluster.records.evaluation import EvaluationReport
 from cluster.types import AdapterVersion, VersionState
+from tests.fakes.evaluations import report
+from tests.tiers import TIERS, tier_of
 
 # How long an example takes says what else the machine does.
 settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -24,27 +26,11 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 MODEL = REPOSITORY / "cluster/models/headrace-mini"
 
 
-EVALUATION = Evaluation(
-    heldout_rows=500,
-    accuracy=0.9,
-    slot_f1=0.8,
-    unseen_rows=200,
-    unseen_accuracy=0.8,
-    base_accuracy=0.1,
-)
-
-
-@pytest.fixture
-def evaluation() -> Evaluation:
-    """A version 1 evaluation that a gate lets through."""
-    return EVALUATION
-
-
 def publish_adapter(
     folder: Path,
     name: str = "inventory",
     version: int = 1,
-    evaluation: Evaluation = EVALUATION,
+    evaluation: EvaluationReport | None = None,
     **changes: object,
 ) -> Path:
     """Publish a small but valid adapter directory below `folder`; its path."""
@@ -59,7 +45,7 @@ def publish_adapter(
         run_id="run",
         seconds=1.0,
         golden=(GoldenProbe(prompt_token_ids=(1, 2), target_token_ids=(3,), logprobs=(-0.1,)),),
-        evaluation=evaluation,
+        evaluation=evaluation or report(),
     ).model_copy(update=changes)
     final = folder / "adapters" / name / str(version)
     staged = storage.staging(final)
@@ -75,6 +61,18 @@ def publish_adapter(
     (staged / "headrace.json").write_text(manifest.model_dump_json())
     storage.publish(staged, final)
     return final
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--tier", choices=TIERS, help="the tests of one tier: see tests/tiers.py")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Modules of other tiers are not even imported: some load PyTorch, which takes seconds."""
+    tier = config.getoption("--tier")
+    if tier is None or not collection_path.name.startswith("test_"):
+        return None
+    return True if tier_of(collection_path) != tier else None
 
 
 @pytest.fixture

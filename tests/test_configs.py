@@ -4,7 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from cluster.budget.prices import PriceBook
 from cluster.config import ConfigModel, load
+from cluster.records.gate import GateRules
+from cluster.rollout.plan import RolloutPlan
 from cluster.wheel.config import WheelConfig
 from data_jobs.config import DatasetConfig, ImportConfig
 from serve_app.config import ServeConfig
@@ -21,6 +24,9 @@ SCHEMAS: dict[str, type[ConfigModel]] = {
     "train/adopt.yaml": AdoptConfig,
     "data/import.yaml": ImportConfig,
     "data/dataset.yaml": DatasetConfig,
+    "gate/understanding.yaml": GateRules,
+    "rollout/canary.yaml": RolloutPlan,
+    "prices/example.yaml": PriceBook,
 }
 
 

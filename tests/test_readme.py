@@ -32,6 +32,9 @@ PROBES = {
         "adapters", "register"
     ),
     ".venv/bin/headrace adapters gate insurance@3": _asked("adapters", "gate"),
+    ".venv/bin/headrace adapters rules insurance --file configs/gate/understanding.yaml": (
+        _asked("adapters", "rules")
+    ),
     ".venv/bin/headrace usage --tenant demo": _asked("usage"),
     ".venv/bin/headrace keys issue --tenant acme --rpm 600 --tpm 90000 --usd 25 --period 30d": (
         _asked("keys", "issue")

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from cluster import storage
-from cluster.adapters import MANIFEST, AdapterManifest
+from cluster.adapters import MANIFEST
 from cluster.bundle import contents, signing
 from cluster.config import load
 from cluster.errors import ArtifactError, ConfigError, ConflictError, HeadraceError, one_line
+from cluster.records.adapter import AdapterManifest
 from cluster.telemetry.logging import configure
 from cluster.types import AdapterVersion
 from train_jobs.config import AdoptConfig
@@ -64,7 +65,7 @@ def _run(config: AdoptConfig) -> None:
 
     ray.init(namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
     control = ControlClient(f"run {config.run_id}")
-    owner = control.owner(config.adapter)
+    owner = control.do(control.adapters.owner(config.adapter))
     if owner not in (None, config.tenant):
         raise ConflictError(
             f"adapter {config.adapter!r} belongs to another tenant: choose another name"
@@ -154,14 +155,12 @@ def _manifested(
             raise ConfigError(
                 "a foreign adapter is proved and judged on held-out turns: give --heldout FILE"
             )
-        alone = {"previous": None, "previous_accuracy": None, "wins": 0, "losses": 0}
-        return theirs.model_copy(
-            update={**named, "evaluation": theirs.evaluation.model_copy(update=alone)}
-        )
+        return theirs.model_copy(update={**named, "evaluation": theirs.evaluation.alone()})
     evaluator = _evaluator(config, base_digest)
     previous = Path(config.previous) if config.previous else None
     measured = evaluator.evaluate(clean, previous, config.previous_label, set())
-    logger.info("accuracy %.3f on %d held-out turns", measured.accuracy, measured.heldout_rows)
+    found = measured.headline
+    logger.info("%s %.3f on %d held-out turns", measured.primary, found.value, found.rows)
     if theirs is not None:
         return theirs.model_copy(update={**named, "evaluation": measured})
     return AdapterManifest(

@@ -29,8 +29,8 @@ def columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
     return {name: [row[name] for row in rows] for name in rows[0]}
 
 
-class Collator:
-    """Rows of a dataset version to tensors of shape (rows, longest row).
+class PromptCompletions:
+    """A collator of prompts and completions, to tensors of shape (rows, longest row).
 
     Workers tokenise as they read: a few milliseconds a batch, and no pipeline stage of its own. A
     row longer than `max_length` keeps its place, so that every rank sees equally many batches, but

@@ -6,10 +6,10 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from cluster.adapters import MAX_PROBES
 from cluster.config import BaseModelRef, ConfigModel
-from cluster.rollout.gate import GateConfig
+from cluster.records.adapter import MAX_PROBES
 from cluster.types import checked_name
+from train_jobs.objectives import Objective
 
 
 class LoraConfig(ConfigModel):
@@ -38,6 +38,19 @@ class Tracking(ConfigModel):
     mode: Literal["offline", "online", "disabled"] = "offline"
 
 
+class Checkpoints(ConfigModel):
+    """How a run survives the loss of a worker."""
+
+    every_epochs: int | None = Field(default=None, ge=1)
+    """Epochs between two checkpoints to resume from; None keeps the finished adapter only, as is
+    sensible where a run takes minutes."""
+    keep: int = Field(default=2, ge=1)
+    """The newest that are kept."""
+    max_failures: int = Field(default=0, ge=0)
+    """Times that the workers are started again after a failure; from the beginning where there is
+    no checkpoint."""
+
+
 class EvalConfig(ConfigModel):
     """Held-out evaluation after training."""
 
@@ -48,7 +61,7 @@ class EvalConfig(ConfigModel):
 
 
 class TrainConfig(ConfigModel):
-    """One supervised run: a dataset version and a base model become an adapter version."""
+    """One run: a dataset version and a base model become an adapter version."""
 
     adapter: str
     tenant: str
@@ -67,6 +80,8 @@ class TrainConfig(ConfigModel):
     previous: str | None = None
     """Published directory of the live version, evaluated on the same rows."""
     previous_label: str | None = None
+    objective: Objective = Objective()
+    """What is optimised."""
     lora: LoraConfig = LoraConfig()
     scaling: Scaling = Scaling()
     epochs: int = Field(default=8, ge=1)
@@ -74,14 +89,12 @@ class TrainConfig(ConfigModel):
     """Rows a worker and step."""
     learning_rate: float = 2e-3
     warmup_share: float = Field(default=0.05, ge=0, lt=1)
-    max_length: int = 256
-    """Longer rows are left out, and counted."""
     cache_rows: int = 200_000
     """Datasets up to this size are read once into the workers' memory; larger ones stream."""
     seed: int = 0
     evaluation: EvalConfig = EvalConfig()
-    gate: GateConfig = GateConfig()
     tracking: Tracking = Tracking()
+    checkpoints: Checkpoints = Checkpoints()
 
     _names = field_validator("adapter", "tenant")(checked_name)
 
@@ -90,7 +103,7 @@ class TrainConfig(ConfigModel):
         """What decides how the adapter is fitted, as its model card tells it."""
         modules = self.lora.target_modules
         return {
-            "method": "supervised",
+            **self.objective.recipe(),
             "LoRA alpha": self.lora.alpha,
             "LoRA dropout": self.lora.dropout,
             "target modules": modules if isinstance(modules, str) else ", ".join(modules),
@@ -98,7 +111,6 @@ class TrainConfig(ConfigModel):
             "rows a step": self.micro_batch * self.scaling.workers,
             "learning rate": self.learning_rate,
             "share of steps that warm up": self.warmup_share,
-            "longest row in tokens": self.max_length,
             "workers": self.scaling.workers,
             "DeepSpeed ZeRO stage": self.scaling.zero_stage,
             "seed": self.seed,

@@ -12,6 +12,7 @@ from ray.train.torch import TorchTrainer
 
 from cluster.dataset import ROWS, read_manifest
 from cluster.errors import DataError, HeadraceError
+from train_jobs.checkpoint import ADAPTER
 from train_jobs.config import TrainConfig
 from train_jobs.loop import train_loop
 
@@ -58,7 +59,7 @@ def fit(config: TrainConfig) -> Fitted:
         )
     source = ray.data.read_parquet(
         str(Path(config.dataset) / ROWS),
-        columns=["prompt", "completion"],
+        columns=list(config.objective.columns),
         # A small dataset is not worth a process for each of its files.
         override_num_blocks=config.scaling.workers if rows <= config.cache_rows else None,
     )
@@ -73,7 +74,11 @@ def fit(config: TrainConfig) -> Fitted:
             else {"CPU": config.scaling.cpus_per_worker},
         ),
         run_config=ray.train.RunConfig(
-            name=config.run_id, storage_path=config.storage, callbacks=[_Progress()]
+            name=config.run_id,
+            storage_path=config.storage,
+            callbacks=[_Progress()],
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.checkpoints.keep),
+            failure_config=ray.train.FailureConfig(max_failures=config.checkpoints.max_failures),
         ),
         datasets={"train": source},
     )
@@ -81,7 +86,7 @@ def fit(config: TrainConfig) -> Fitted:
     if result.checkpoint is None or result.metrics is None:
         raise HeadraceError(f"run {config.run_id} ended without an adapter: {result.error}")
     return Fitted(
-        Path(result.checkpoint.path),
+        Path(result.checkpoint.path) / ADAPTER,
         rows,
         int(result.metrics["too_long"]) * config.scaling.workers,
         float(result.metrics["loss"]),

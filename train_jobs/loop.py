@@ -1,6 +1,8 @@
 """What each Ray Train worker runs: DeepSpeed around a PEFT model, one pass over the shard an epoch.
 
-Ray has initialised torch.distributed before this is called. Every rank reports equally often.
+Ray has initialised torch.distributed before this is called. Every rank reports equally often. What
+is optimised is the objective's; what watches is the hooks'; where a run resumes is the
+checkpoint's.
 """
 
 from __future__ import annotations
@@ -9,19 +11,22 @@ import random
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray.train
 
+from train_jobs import checkpoint
+from train_jobs.checkpoint import Progress
 from train_jobs.config import TrainConfig
+from train_jobs.hooks import Epoch, Hooks, Step
 
 if TYPE_CHECKING:
     import torch
 
-    from train_jobs.batches import Collator
+    from train_jobs.objectives.base import Collator
 
-_REPORT_EVERY = 20
 _SHUFFLE_ROWS = 4096
 
 
@@ -55,60 +60,129 @@ def train_loop(settings: dict[str, Any]) -> None:
     """Train on this rank's shard; rank 0 leaves the adapter in the last checkpoint."""
     # Only the workers need these: the controller and the driver import this module too, DeepSpeed
     # probes for an accelerator when imported, and each of them costs seconds.
-    import deepspeed
-    import torch
     from transformers import AutoTokenizer
 
-    from cluster import processor
-    from train_jobs.batches import Collator
-    from train_jobs.lora import add_adapter, load_base
     from train_jobs.tracking import Tracker
 
     config = TrainConfig.model_validate(settings["config"])
-    if not config.scaling.use_gpu:
-        _without_compiled_operators()
-    rows = int(settings["rows"])
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    torch.manual_seed(config.seed)
+    engine = make_engine(config)
     tokenizer = AutoTokenizer.from_pretrained(config.base_model.path)
+    hooks = Hooks([Tracker(config, rank)])
+    try:
+        run = _Run(
+            config, engine, config.objective.collator(tokenizer), hooks, rank=rank, world=world
+        )
+        run.fit(int(settings["rows"]))
+    except BaseException as error:
+        hooks.on_error(error)
+        raise
+    finally:
+        hooks.close()
+
+
+def make_engine(config: TrainConfig) -> Any:
+    """DeepSpeed's engine around the base model with a fresh adapter, the same on every rank."""
+    import deepspeed
+    import torch
+
+    from cluster import processor
+    from train_jobs.lora import add_adapter, load_base
+
+    if not config.scaling.use_gpu:
+        _without_compiled_operators()
+    torch.manual_seed(config.seed)
     wanted = processor.precision(config.base_model.dtype, gpu=config.scaling.use_gpu)
     half = wanted == "bfloat16"
     base = load_base(config.base_model, torch.bfloat16 if half else torch.float32)
     model = add_adapter(base, config.lora)
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     engine, *_ = deepspeed.initialize(
         model=model,
-        model_parameters=trainable,
+        model_parameters=[parameter for parameter in model.parameters() if parameter.requires_grad],
         config=deepspeed_config(config, bfloat16=half),
     )
-    steps = max(1, rows // (world * config.micro_batch)) * config.epochs
-    tracker, collator = Tracker(config, rank), Collator(tokenizer, config.max_length)
-    step, started = 0, time.monotonic()
-    for epoch, batches in enumerate(_epochs(config, collator, rows)):
-        total, count = 0.0, 0
-        for batch in batches:
-            rate = learning_rate(config, step, steps)
-            for group in engine.optimizer.param_groups:
-                group["lr"] = rate
-            loss = engine(**{k: v.to(engine.device) for k, v in batch.items()}).loss
-            engine.backward(loss)
-            engine.step()
-            step, total, count = step + 1, total + loss.item(), count + 1
-            if step % _REPORT_EVERY == 0:
-                tracker.log({"train/loss": loss.item(), "train/learning_rate": rate}, step)
-        seconds = time.monotonic() - started
-        metrics = {
-            "epoch": epoch + 1,
-            "epochs": config.epochs,
-            "loss": total / max(1, count),
-            "step": step,
-            "rows_per_s": step * config.micro_batch * world / seconds,
-            "too_long": collator.too_long // (epoch + 1),
-        }
-        tracker.log({f"epoch/{name}": value for name, value in metrics.items()}, step)
-        _report(metrics, engine, rank, last=epoch + 1 == config.epochs)
-    tracker.close()
+    return engine
+
+
+class _Run:
+    """One worker's part of a run."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        engine: Any,
+        collator: Collator,
+        hooks: Hooks,
+        *,
+        rank: int,
+        world: int,
+    ) -> None:
+        self._config, self._engine, self._collator = config, engine, collator
+        self._hooks, self._rank, self._world = hooks, rank, world
+
+    def fit(self, rows: int) -> None:
+        """Take every epoch that the last checkpoint, if there is one, has not."""
+        config, progress = self._config, self._resumed()
+        steps = max(1, rows // (self._world * config.micro_batch)) * config.epochs
+        started, resumed = time.monotonic(), progress
+        for epoch, batches in enumerate(epochs(config, self._collator, rows)):
+            if epoch < progress.epoch:
+                continue  # drawn all the same: the order of later epochs depends on it
+            total, count, step = 0.0, 0, progress.step
+            for batch in batches:
+                step, count = step + 1, count + 1
+                total += self._step(batch, step, steps)
+            progress = Progress(epoch + 1, step)
+            done = (step - resumed.step) * config.micro_batch * self._world
+            finished = Epoch(
+                epoch=epoch + 1,
+                epochs=config.epochs,
+                loss=total / max(1, count),
+                step=step,
+                rows_per_s=done / (time.monotonic() - started),
+                too_long=self._collator.too_long // (epoch + 1 - resumed.epoch),
+            )
+            self._hooks.on_epoch(finished)
+            self._report(finished, progress)
+
+    def _resumed(self) -> Progress:
+        kept = ray.train.get_checkpoint()
+        if kept is None:
+            return Progress()
+        with kept.as_directory() as folder:
+            return checkpoint.restore(self._engine, Path(folder))
+
+    def _step(self, batch: dict[str, torch.Tensor], step: int, steps: int) -> float:
+        rate = learning_rate(self._config, step - 1, steps)
+        loss = optimise(self._config, self._engine, batch, rate)
+        self._hooks.on_step(Step(step, loss, rate))
+        return loss
+
+    def _report(self, epoch: Epoch, progress: Progress) -> None:
+        """Report on every rank; a checkpoint of the last epoch, and of others as configured."""
+        last = epoch.epoch == epoch.epochs
+        every = self._config.checkpoints.every_epochs
+        if not last and (every is None or epoch.epoch % every):
+            ray.train.report(asdict(epoch))
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            state = every is not None
+            checkpoint.save(self._engine, Path(folder), progress, self._rank, state=state)
+            kept = ray.train.Checkpoint.from_directory(folder) if state or not self._rank else None
+            ray.train.report(asdict(epoch), checkpoint=kept)
+
+
+def optimise(
+    config: TrainConfig, engine: Any, batch: dict[str, torch.Tensor], rate: float
+) -> float:
+    """One optimizer step at learning rate `rate`; its loss."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = rate
+    loss = config.objective.loss(engine, {k: v.to(engine.device) for k, v in batch.items()})
+    engine.backward(loss)
+    engine.step()
+    return float(loss.item())
 
 
 def _without_compiled_operators() -> None:
@@ -122,10 +196,10 @@ def _without_compiled_operators() -> None:
     ops.__compatible_ops__ = {}
 
 
-def _epochs(
+def epochs(
     config: TrainConfig, collator: Collator, rows: int
 ) -> Iterator[Iterator[dict[str, torch.Tensor]]]:
-    """One iterator of batches an epoch, each in an order of its own.
+    """One iterator of batches an epoch, each in an order of its own that the seed decides.
 
     A shard that fits in memory is read once: every pass of Ray Data over a small file starts
     processes that take longer than the pass itself.
@@ -147,34 +221,9 @@ def _epochs(
     order = random.Random(config.seed)
     for _ in range(config.epochs):
         order.shuffle(cached)
-        yield (collator(columns(batch)) for batch in _chunks(cached, config.micro_batch))
+        yield (collator(columns(batch)) for batch in _chunks(list(cached), config.micro_batch))
 
 
 def _chunks(rows: list[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
     for start in range(0, len(rows) - size + 1, size):
         yield rows[start : start + size]
-
-
-def _report(metrics: dict[str, Any], engine: Any, rank: int, *, last: bool) -> None:
-    """Report on every rank; the last report of rank 0 carries the adapter."""
-    if not last:
-        ray.train.report(metrics)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        _save_adapter(engine, Path(folder), rank)
-        checkpoint = ray.train.Checkpoint.from_directory(folder) if rank == 0 else None
-        ray.train.report(metrics, checkpoint=checkpoint)
-
-
-def _save_adapter(engine: Any, folder: Path, rank: int) -> None:
-    """Write the PEFT directory from rank 0.
-
-    Under ZeRO 3 the parameters are scattered, and saving them without gathering writes empty
-    tensors (DeepSpeed issue 7900), so every rank takes part in the gathering.
-    """
-    import deepspeed
-
-    parameters = [p for p in engine.module.parameters() if p.requires_grad]
-    with deepspeed.zero.GatheredParameters(parameters, modifier_rank=None):
-        if rank == 0:
-            engine.module.save_pretrained(folder, safe_serialization=True)

@@ -54,7 +54,7 @@ def _run(config: TrainConfig) -> None:
     path = _evaluate_and_publish(config, fitted.adapter, digest, seconds)
     named = AdapterVersion(config.adapter, config.version)
     version = register(control, path, named, config.tenant)
-    verdict = control.gate(version, config.gate)
+    verdict = control.do(control.evaluations.judge(version, control.name))
     logger.info(
         "gate: %s %s: %s", version, "passed" if verdict.passed else "refused", verdict.reason
     )
@@ -66,8 +66,8 @@ def _evaluate_and_publish(config: TrainConfig, trained: Path, digest: str, secon
     import pyarrow.parquet as pq
     from transformers import AutoTokenizer
 
-    from cluster.adapters import AdapterManifest
     from cluster.dataset import ROWS
+    from cluster.records.adapter import AdapterManifest
     from cluster.storage import tree_digest
     from cluster.workload import read_turns
     from train_jobs.evals.understanding import Evaluator

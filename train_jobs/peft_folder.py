@@ -23,9 +23,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
 
 from cluster import storage
-from cluster.adapters import PEFT_CONFIG, WEIGHTS, GoldenProbe, check_tensors
+from cluster.adapters import PEFT_CONFIG, WEIGHTS, check_tensors
 from cluster.config import BaseModelRef
 from cluster.errors import ArtifactError, one_line, problems
+from cluster.records.adapter import GoldenProbe
 
 _MAX_CONFIG = 1 << 20
 #: Initialisations that leave the base model as it is. PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA change

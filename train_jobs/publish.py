@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 from cluster import storage
-from cluster.adapters import MANIFEST, PEFT_CONFIG, WEIGHTS, AdapterManifest
-from cluster.errors import ArtifactError, AwayError, ConflictError, HeadraceError
+from cluster.adapters import MANIFEST, PEFT_CONFIG, WEIGHTS
+from cluster.errors import ArtifactError, HeadraceError, NotFoundError, UnavailableError
+from cluster.records.adapter import AdapterManifest
 from cluster.types import AdapterVersion
 
 if TYPE_CHECKING:
@@ -48,12 +49,12 @@ def register(
 
     Raises:
         HeadraceError: the registry refuses it.
-        AwayError: the control plane does not come back; what was published stays.
+        UnavailableError: the control plane does not come back; what was published stays.
     """
     for wait_s in (*_AWAY_S, None):
         try:
-            return control.register_candidate(str(path), tenant)
-        except AwayError:
+            return control.do(control.adapters.register(str(path), tenant, control.name))
+        except UnavailableError:
             if wait_s is None:
                 raise
             logger.warning("the control plane is away: trying again in %g s", wait_s)
@@ -69,8 +70,8 @@ def register(
 
 def _is_registered(control: ControlClient, path: Path, version: AdapterVersion) -> bool:
     try:
-        return control.adapter_version(version).path == str(path)
-    except ConflictError:
+        return control.do(control.adapters.version(version)).path == str(path)
+    except NotFoundError:
         return False
 
 

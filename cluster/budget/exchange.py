@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cluster.budget.ledger import Amount, Ledger, Refusal, Room
+from cluster.budget.ledger import Amount, Ledger, LimitExceeded, Room
 from cluster.budget.prices import PriceBook
+from cluster.records.usage import TokenUsage
 
 
 @dataclass(frozen=True)
@@ -30,22 +31,13 @@ class Reservation:
 
 
 @dataclass(frozen=True)
-class Use:
-    """Tokens of one version."""
-
-    version: str
-    read: int
-    written: int
-
-
-@dataclass(frozen=True)
 class Settlement:
     """What a request has used; `at` is when it was reserved. `uses` None: it never set out."""
 
     number: str
     scopes: tuple[str, ...]
     at: float
-    uses: tuple[Use, ...] | None
+    uses: tuple[TokenUsage, ...] | None
     choices: int = 1
 
 
@@ -57,7 +49,7 @@ class Desk:
 
     def exchange(
         self, settlements: Sequence[Settlement], reservations: Sequence[Reservation], now: float
-    ) -> list[Room | Refusal]:
+    ) -> list[Room | LimitExceeded]:
         """Settle first, then answer each reservation in order."""
         for settlement in settlements:
             used = self._used(settlement)
@@ -72,9 +64,9 @@ class Desk:
             return Amount()
         return Amount(
             settlement.choices,
-            sum(use.read + use.written for use in settlement.uses),
+            sum(use.input_tokens + use.output_tokens for use in settlement.uses),
             sum(
-                self.prices.tokens(use.version).cost(use.read, use.written)
+                self.prices.tokens(use.target).cost(use.input_tokens, use.output_tokens)
                 for use in settlement.uses
             ),
         )

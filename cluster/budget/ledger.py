@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from cluster.budget.limits import Limits, Seed
+from cluster.records.limits import Limits, Seed
 
 #: A minute, and the second that an entry's time is rounded down by.
 _WINDOW_S = 61
@@ -30,7 +30,7 @@ class Amount:
 
 
 @dataclass(frozen=True)
-class Refusal:
+class LimitExceeded:
     """The bound that a reservation would have broken."""
 
     scope: str
@@ -99,7 +99,9 @@ class _Account:
         if self._index(now) != self._period:
             self._period, self.spent_usd = self._index(now), 0.0
 
-    def refusal(self, scope: str, amount: Amount, now: float, *, paid: bool) -> Refusal | None:
+    def refusal(
+        self, scope: str, amount: Amount, now: float, *, paid: bool
+    ) -> LimitExceeded | None:
         self.pass_to(now)
         limits = self.limits
         for name, bound, window, wanted in (
@@ -109,14 +111,16 @@ class _Account:
             if bound is not None and window.total + wanted > bound:
                 never = wanted > bound
                 wait = None if never else window.frees(window.total + wanted - bound, now)
-                return Refusal(scope, name, bound, wanted, wait)
+                return LimitExceeded(scope, name, bound, wanted, wait)
         if limits.max_usd is not None and paid:
             committed = self.spent_usd + self.held_usd
             # Where all is spent, also what costs nothing is refused: a budget that ran out is out.
             if committed + amount.usd > limits.max_usd + _NOTHING_USD or (
                 self.spent_usd >= limits.max_usd
             ):
-                return Refusal(scope, "usd", limits.max_usd, amount.usd, self._until_next(now))
+                return LimitExceeded(
+                    scope, "usd", limits.max_usd, amount.usd, self._until_next(now)
+                )
         return None
 
     def _until_next(self, now: float) -> float | None:
@@ -165,7 +169,7 @@ class Ledger:
         now: float,
         *,
         paid: bool = True,
-    ) -> Room | Refusal:
+    ) -> Room | LimitExceeded:
         """Hold `amount` in every account of `scopes`, or in none and say which one is full. What is
         not `paid` needs no money to be left."""
         self._give_up_on_the_lost(now)

@@ -12,8 +12,8 @@ from cluster import adapters, storage
 from cluster.bundle import contents, signing
 from cluster.bundle.contents import BundleManifest, Lineage
 from cluster.errors import ArtifactError
-from cluster.registry.bases import BaseModelInfo
-from cluster.registry.versions import AdapterRecord
+from cluster.records.adapter import AdapterRecord
+from cluster.records.model import BaseModelInfo
 
 _LICENCE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "README.md")
 

@@ -14,7 +14,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from cluster.adapters import GoldenProbe
+from cluster.records.adapter import GoldenProbe
 
 
 def merge(base: Path, adapter: Path, out: Path, dtype: str) -> Any:

@@ -59,13 +59,13 @@ def _export(options: argparse.Namespace) -> int:
     if out.exists():
         raise ConflictError(f"{out} is already there: nothing is written over")
     control = client(options)
-    record = control.adapter_version(version)
-    base = control.base_model(record.manifest.base_digest)
+    record = control.do(control.adapters.version(version))
+    base = control.do(control.adapters.base_model(record.manifest.base_digest))
     key = signing.own_key(_signing_key(options))
     fingerprint = signing.fingerprint(signing.public_pem(key))
-    source = Source(record, base, control.card(version, leaving=True))
+    source = Source(record, base, control.do(control.adapters.card(version, leaving=True)))
     # Before it is written: a crash leaves an entry for what did not come to pass, not the reverse.
-    control.exported(version, fingerprint)
+    control.do(control.adapters.record_export(version, fingerprint, control.name))
     # What the libraries print on standard output is no part of the answer.
     with redirect_stdout(sys.stderr):
         export(source, out, key, options.dtype, lambda line: print(f"  {line}", file=sys.stderr))
@@ -93,8 +93,8 @@ def _import(options: argparse.Namespace) -> int:
     except ValueError as error:
         raise UserError(f"{error}; choose one with --name") from error
     control = client(options)
-    version = control.next_version(name)
-    base, live = control.base_model(), control.live_version(name)
+    version = control.do(control.adapters.next_version(name))
+    base, live = control.do(control.adapters.base_model()), control.do(control.adapters.live(name))
     if live is not None and not options.heldout:
         # Its own evaluation compares it with nothing that is here.
         raise UserError(
@@ -136,16 +136,17 @@ def _import(options: argparse.Namespace) -> int:
         if not said:
             raise
         raise UserError(f"{said[-1]} (ray job {run_id})") from error
-    record = control.adapter_version(AdapterVersion(name, version))
+    record = control.do(control.adapters.version(AdapterVersion(name, version)))
     evaluation = record.manifest.evaluation
     found = {
         "version": str(record.id),
         "state": record.state,
         "evaluation": evaluation.model_dump(),
     }
+    headline = evaluation.headline
     line = (
-        f"{record.id} is a candidate; accuracy {evaluation.accuracy:.3f} on "
-        f"{evaluation.heldout_rows} rows. Next: headrace adapters gate {record.id}"
+        f"{record.id} is a candidate; {evaluation.primary} {headline.value:.3f} on "
+        f"{headline.rows} rows. Next: headrace adapters gate {record.id}"
     )
     return say(options, found, [line])
 

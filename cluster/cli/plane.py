@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from cluster.cli import bundles, tenancy
-from cluster.cli.session import Verbs, at, client, named_tenant, named_version, say
+from cluster.cli.session import Verbs, at, client, named_adapter, named_tenant, named_version, say
 
 #: Rollouts shown where nobody says how many.
 _NEWEST = 10
@@ -56,12 +56,15 @@ def _adapters(verbs: Verbs) -> list[argparse.ArgumentParser]:
     register.set_defaults(run=_register)
     gate = actions.add_parser("gate", help="have a candidate judged by its evaluation")
     gate.add_argument("version", help="name@number")
-    gate.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     gate.set_defaults(run=_gate)
+    rules = actions.add_parser("rules", help="what an adapter's candidates are judged by")
+    rules.add_argument("adapter")
+    rules.add_argument("--file", type=Path, help="YAML file of rules that are to hold from now on")
+    rules.set_defaults(run=_rules)
     promote = actions.add_parser("promote", help="swap a passed version in at once")
     promote.add_argument("version", help="name@number")
     promote.set_defaults(run=_promote)
-    return [adapters, grant, withdraw, card, register, gate, promote]
+    return [adapters, grant, withdraw, card, register, gate, rules, promote]
 
 
 def _rollout(verbs: Verbs) -> list[argparse.ArgumentParser]:
@@ -113,14 +116,15 @@ def _events(verbs: Verbs) -> argparse.ArgumentParser:
 
 def _list_adapters(options: argparse.Namespace) -> int:
     control = client(options)
-    records, table = control.adapter_versions(), control.table()
+    records, table = control.do(control.adapters.listed()), control.do(control.serving.table())
     rows = [
         {
             "name": r.id.name,
             "version": r.id.version,
             "state": "killed" if r.id.name in table.killed and r.state == "live" else r.state,
             "reason": r.retrain or r.reason,
-            "accuracy": r.manifest.evaluation.accuracy,
+            "metric": r.manifest.evaluation.primary,
+            "value": r.manifest.evaluation.headline.value,
             "tenants": sorted(table.access.get(r.id.name, ())),
             "path": r.path,
             "digest": r.digest,
@@ -128,7 +132,7 @@ def _list_adapters(options: argparse.Namespace) -> int:
         for r in records
     ]
     lines = [
-        f"{r.id!s:<24} {row['state']:<10} accuracy {row['accuracy']:.3f}  "
+        f"{r.id!s:<24} {row['state']:<10} {row['metric']} {row['value']:.3f}  "
         f"{', '.join(sorted(table.access.get(r.id.name, ()))):<16} {row['reason']}"
         for r, row in zip(records, rows, strict=True)
     ]
@@ -137,24 +141,42 @@ def _list_adapters(options: argparse.Namespace) -> int:
 
 def _register(options: argparse.Namespace) -> int:
     tenant = named_tenant(options.tenant)
-    version = client(options).register_candidate(str(options.path.resolve()), tenant)
+    control = client(options)
+    version = control.do(
+        control.adapters.register(str(options.path.resolve()), tenant, control.name)
+    )
     return say(options, {"version": str(version)}, [f"{version} is a candidate"])
 
 
 def _gate(options: argparse.Namespace) -> int:
-    from cluster.config import parse
-    from cluster.rollout.gate import GateConfig
-
     version = named_version(options.version)
-    config = parse(GateConfig, {}, options.set, "the gate")
-    verdict = client(options).gate(version, config)
+    control = client(options)
+    verdict = control.do(control.evaluations.judge(version, control.name))
     said = "passed" if verdict.passed else "refused"
     say(options, asdict(verdict), [f"{version} is {said}: {verdict.reason}"])
     return 0 if verdict.passed else 1
 
 
+def _rules(options: argparse.Namespace) -> int:
+    from cluster.config import load
+    from cluster.records.gate import GateRules
+
+    adapter = named_adapter(options.adapter)
+    wanted = load(GateRules, options.file) if options.file else None
+    control = client(options)
+    if wanted is not None:
+        control.do(control.evaluations.set_rules(adapter, wanted, control.name))
+    found = control.do(control.evaluations.rules(adapter))
+    lines = [
+        ", ".join(f"{name} {value}" for name, value in rule.model_dump().items())
+        for rule in found.rules
+    ]
+    return say(options, {"adapter": adapter, **found.model_dump(mode="json")}, lines)
+
+
 def _promote(options: argparse.Namespace) -> int:
-    report = client(options).promote(named_version(options.version))
+    control = client(options)
+    report = control.do(control.serving.promote(named_version(options.version), control.name))
     line = (
         f"{report.current} serves in place of {report.previous or 'nothing'} on "
         f"{report.replicas} replicas; loaded and proved in {report.prepare_s * 1000:.0f} ms"
@@ -164,12 +186,16 @@ def _promote(options: argparse.Namespace) -> int:
 
 def _card(options: argparse.Namespace) -> int:
     version = named_version(options.version)
-    card = client(options).card(version)
+    control = client(options)
+    card = control.do(control.adapters.card(version))
     return say(options, {"version": str(version), "card": card}, card.rstrip().splitlines())
 
 
 def _grant(options: argparse.Namespace) -> int:
-    client(options).grant(options.adapter, options.tenant, granted=options.granted)
+    control = client(options)
+    control.do(
+        control.adapters.grant(options.adapter, options.tenant, options.granted, control.name)
+    )
     verb = "reaches" if options.granted else "no longer reaches"
     found = {"adapter": options.adapter, "tenant": options.tenant, "granted": options.granted}
     return say(options, found, [f"{options.tenant} {verb} {options.adapter}"])
@@ -184,7 +210,8 @@ def _start(options: argparse.Namespace) -> int:
         plan = load(RolloutPlan, options.plan, options.set)
     else:
         plan = parse(RolloutPlan, {}, options.set, "the default plan")
-    rollout = client(options).start_rollout(version, plan)
+    control = client(options)
+    rollout = control.do(control.rollouts.start(version, plan, control.name))
     against = f" beside {rollout.baseline}" if rollout.baseline else ""
     found = {"id": rollout.id, "candidate": str(version), "status": rollout.status}
     return say(options, found, [f"rollout {rollout.id} of {version}{against} has begun"])
@@ -192,7 +219,8 @@ def _start(options: argparse.Namespace) -> int:
 
 def _status(options: argparse.Namespace) -> int:
     rows, lines = [], []
-    for rollout in client(options).rollouts(options.limit):
+    control = client(options)
+    for rollout in control.do(control.rollouts.listed(options.limit)):
         row = rollout.as_json()
         kind = "shadow" if row["shadow"] else "users"
         rows.append(row)
@@ -213,26 +241,30 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _end(options: argparse.Namespace) -> int:
-    client(options).end_rollout(options.adapter, options.reason)
+    control = client(options)
+    control.do(control.rollouts.end(options.adapter, options.reason, control.name))
     found = {"adapter": options.adapter, "ended": True}
     return say(options, found, [f"the rollout of {options.adapter} is being taken back"])
 
 
 def _appeal(options: argparse.Namespace) -> int:
     version = named_version(options.version)
-    client(options).appeal(version, options.reason)
+    control = client(options)
+    control.do(control.rollouts.appeal(version, options.reason, control.name))
     found = {"version": str(version), "state": "passed"}
     return say(options, found, [f"{version} may be tried again: headrace rollout start {version}"])
 
 
 def _promote_rollout(options: argparse.Namespace) -> int:
-    client(options).promote_rollout(options.adapter)
+    control = client(options)
+    control.do(control.rollouts.promote(options.adapter, control.name))
     found = {"adapter": options.adapter, "promoted": True}
     return say(options, found, [f"the candidate of {options.adapter} is live"])
 
 
 def _kill(options: argparse.Namespace) -> int:
-    report = client(options).kill(options.adapter, options.reason)
+    control = client(options)
+    report = control.do(control.serving.kill(options.adapter, options.reason, control.name))
     told = "every engine replica confirmed" if report.confirmed else "NOT every replica confirmed"
     line = (
         f"{report.version or report.adapter} is off after {report.seconds * 1000:.0f} ms; "
@@ -247,13 +279,15 @@ def _kill(options: argparse.Namespace) -> int:
 def _revive(options: argparse.Namespace) -> int:
     number = options.version
     version = None if number is None else named_version(f"{options.adapter}@{number}")
-    report = client(options).revive(options.adapter, version)
+    control = client(options)
+    report = control.do(control.serving.revive(options.adapter, control.name, version))
     line = f"{report.current} serves again" if report else "it may serve again; none was live"
     return say(options, asdict(report) if report else None, [line])
 
 
 def _list_events(options: argparse.Namespace) -> int:
-    found = client(options).events(options.limit)
+    control = client(options)
+    found = control.do(control.events.newest(options.limit))
     lines = [
         f"{at(event['recorded_at'])}  {event['kind']:<20} {event['subject']:<24} "
         f"{event['actor']:<24} {json.dumps(event['detail'])}"

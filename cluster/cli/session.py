@@ -72,6 +72,20 @@ def named_tenant(text: str) -> str:
         raise UserError(f"the tenant: {error}") from error
 
 
+def named_adapter(text: str) -> str:
+    """The adapter that `text` names.
+
+    Raises:
+        UserError: it is not a name.
+    """
+    from cluster.errors import UserError
+
+    try:
+        return checked_name(text)
+    except ValueError as error:
+        raise UserError(f"the adapter: {error}") from error
+
+
 def at(moment: float) -> str:
     """A moment as people read it, in UTC."""
     return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d %H:%M")

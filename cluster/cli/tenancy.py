@@ -13,7 +13,7 @@ from cluster.cli.session import Verbs, at, client, say
 from cluster.types import Role
 
 if TYPE_CHECKING:
-    from cluster.budget.limits import Limits
+    from cluster.records.limits import Limits
 
 
 _LIMIT_HELP = "bound what {} may use: what is named changes, the rest stays; without bounds: show"
@@ -61,7 +61,8 @@ def add_tenants(verbs: Verbs) -> list[argparse.ArgumentParser]:
 
 
 def _suspend(options: argparse.Namespace) -> int:
-    client(options).suspend_tenant(options.tenant, suspended=options.suspended)
+    control = client(options)
+    control.do(control.keys.suspend_tenant(options.tenant, options.suspended, control.name))
     found = {"tenant": options.tenant, "suspended": options.suspended}
     said = "suspended: none of its keys is let through" if options.suspended else "let in again"
     return say(options, found, [f"{options.tenant} is {said}"])
@@ -101,7 +102,7 @@ def _issue(options: argparse.Namespace) -> int:
     from pydantic import ValidationError
 
     from cluster.errors import UserError
-    from cluster.registry.keys import KeyRequest
+    from cluster.records.keys import KeyRequest
 
     pairs = [text.partition("=") for text in options.attribute]
     if any(not mark for _, mark, _ in pairs):
@@ -121,7 +122,8 @@ def _issue(options: argparse.Namespace) -> int:
         raise UserError("; ".join(item["msg"] for item in error.errors())) from error
     except ValueError as error:
         raise UserError(str(error)) from error
-    key = client(options).issue_key(request)
+    control = client(options)
+    key = control.do(control.keys.issue(request, control.name, by_operator=True))
     lines = [
         f"key {key.key_id} of {request.tenant}; this is the only time it is shown:",
         key.secret,
@@ -130,7 +132,8 @@ def _issue(options: argparse.Namespace) -> int:
 
 
 def _list_keys(options: argparse.Namespace) -> int:
-    found = client(options).keys(options.tenant)
+    control = client(options)
+    found = control.do(control.keys.listed(options.tenant))
     lines = []
     for key in found:
         until = f"until {at(key.expires_at)}" if key.expires_at else "until revoked"
@@ -144,7 +147,8 @@ def _list_keys(options: argparse.Namespace) -> int:
 
 
 def _revoke(options: argparse.Namespace) -> int:
-    client(options).revoke_key(options.key_id)
+    control = client(options)
+    control.do(control.keys.revoke(options.key_id, control.name))
     return say(options, {"revoked": options.key_id}, [f"key {options.key_id} is revoked"])
 
 
@@ -152,8 +156,8 @@ def _limits(options: argparse.Namespace, before: Limits | None = None) -> Limits
     """`before` with what was said; without it, none but what was said."""
     from pydantic import ValidationError
 
-    from cluster.budget.limits import Limits
     from cluster.errors import UserError
+    from cluster.records.limits import Limits
 
     try:
         period = durations.seconds(options.period) if options.period else None
@@ -182,7 +186,7 @@ def _bounds(limits: Limits) -> str:
 
 
 def _limit_key(options: argparse.Namespace) -> int:
-    from cluster.budget.limits import key_scope
+    from cluster.records.limits import key_scope
 
     limits = _limited(options, key_scope(options.key_id))
     found = {"key_id": options.key_id, "limits": limits.model_dump()}
@@ -197,23 +201,23 @@ def _said(options: argparse.Namespace) -> bool:
 
 def _limited(options: argparse.Namespace, scope: str) -> Limits:
     """The limits of a scope, changed first where that was asked for."""
-    from cluster.budget.limits import Limits
     from cluster.errors import UserError
+    from cluster.records.limits import Limits
 
     control = client(options)
-    before = control.limits().get(scope, Limits())
+    before = control.do(control.ledger.all_limits()).get(scope, Limits())
     said = _said(options)
     if options.none and said:
         raise UserError("--none is no bound at all: leave the others out")
     after = Limits() if options.none else _limits(options, before)
     if said or options.none:
-        control.set_limits(scope, after)
+        control.do(control.ledger.set_limits(scope, after, control.name, by_operator=True))
     return after
 
 
 def _limit_tenant(options: argparse.Namespace) -> int:
-    from cluster.budget.limits import tenant_scope
     from cluster.errors import UserError
+    from cluster.records.limits import tenant_scope
 
     if options.tenant:
         scope = tenant_scope(options.tenant)
@@ -222,7 +226,8 @@ def _limit_tenant(options: argparse.Namespace) -> int:
         return say(options, {scope: limits.model_dump()}, [f"{scope}{bounds}"])
     if options.none or _said(options):
         raise UserError("say which tenant: headrace usage limit TENANT --rpm 600")
-    found = client(options).limits()
+    control = client(options)
+    found = control.do(control.ledger.all_limits())
     rows = {scope: limits.model_dump() for scope, limits in found.items()}
     lines = [f"{scope}{_bounds(limits)}" for scope, limits in found.items()]
     return say(options, rows, lines or ["nothing is bounded"])
@@ -233,7 +238,8 @@ def _set_prices(options: argparse.Namespace) -> int:
     from cluster.config import load
 
     book = load(PriceBook, options.file)
-    client(options).set_prices(book)
+    control = client(options)
+    control.do(control.ledger.set_prices(book, control.name))
     return say(options, book.model_dump(), [f"{options.file} is the price book from now on"])
 
 
@@ -250,7 +256,7 @@ def _bill(options: argparse.Namespace) -> int:
         raise UserError(str(error)) from error
     prices = load(PriceBook, options.prices) if options.prices else None
     control, now = client(options), time.time()
-    bill = control.bill(options.tenant, now - since, now + 1, prices)
+    bill = control.do(control.usage.bill(options.tenant, now - since, now + 1, prices))
     lines = [
         f"{line['version']:<24} {line['requests']:8d} requests ({line['cached']} cached)  "
         f"{line['input_tokens']:10d} tokens read  {line['output_tokens']:10d} written  "

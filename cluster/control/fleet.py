@@ -8,13 +8,8 @@ from typing import Any
 
 from ray import serve
 
-from cluster.control.protocol import (
-    ENGINE_DEPLOYMENT,
-    PLAIN_PREFIX,
-    SERVE_APP,
-    Proof,
-    ServedAdapter,
-)
+from cluster.control.protocol import ENGINE_DEPLOYMENT, PLAIN_PREFIX, SERVE_APP, Proof
+from cluster.records.adapter import ServedAdapter
 
 _CALL_TIMEOUT_S = 60.0
 _KILL_TIMEOUT_S = 5.0

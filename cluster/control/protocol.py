@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from cluster.adapters import GoldenProbe
+from cluster.records.adapter import ServedAdapter
 from cluster.types import EVERYONE
 
 ACTOR_NAME = "headrace-control"
@@ -14,24 +14,6 @@ SERVE_APP = "headrace"
 ENGINE_DEPLOYMENT = "engine"
 PLAIN_PREFIX = "engine-plain-"
 """Of the deployments of engines without adapters."""
-
-
-@dataclass(frozen=True)
-class ServedAdapter:
-    """A version as the engines must hold it."""
-
-    name: str
-    version: int
-    int_id: int
-    path: str
-    digest: str
-    golden: tuple[GoldenProbe, ...] = field(default=(), compare=False)
-    """What the engine is proved by; the digest already covers it. Routing goes without."""
-
-    @property
-    def label(self) -> str:
-        """`name@version`."""
-        return f"{self.name}@{self.version}"
 
 
 class Caller(Protocol):
@@ -100,7 +82,7 @@ class RoutingTable:
         name = model.partition("@")[0]
         return name in self.killed and self.reaches(caller, name)
 
-    def unproved(self) -> RoutingTable:
+    def without_probes(self) -> RoutingTable:
         """The table without golden probes: what a gateway needs, and sends with each request."""
         live = {name: replace(adapter, golden=()) for name, adapter in self.live.items()}
         splits = {

@@ -12,11 +12,10 @@ from pydantic import TypeAdapter
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from cluster.control.protocol import ServedAdapter
 from cluster.errors import ConflictError
+from cluster.records.adapter import AdapterRecord, ServedAdapter
 from cluster.registry import access, answers, events, versions
 from cluster.registry.schema import Adapter, RolloutRow
-from cluster.registry.versions import AdapterRecord
 from cluster.rollout.outcomes import Answer, Side
 from cluster.rollout.plan import RolloutPlan
 from cluster.rollout.state import Report, Rollout, Status
@@ -185,8 +184,8 @@ class RolloutStore:
         self._served[record.id] = found = served(record)
         return found
 
-    def forget_but(self, wanted: set[AdapterVersion]) -> None:
-        """Keep no others in memory."""
+    def retain(self, wanted: set[AdapterVersion]) -> None:
+        """Evict every version but `wanted` from memory."""
         self._served = {v: found for v, found in self._served.items() if v in wanted}
 
     @staticmethod

@@ -12,9 +12,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
-from cluster.control.protocol import Fleet, ServedAdapter, Split
+from cluster.control.protocol import Fleet, Split
 from cluster.control.swap import check_proofs
-from cluster.errors import ConflictError, NotProvedError
+from cluster.errors import ConflictError, NotFoundError, VerificationError
+from cluster.records.adapter import ServedAdapter
 from cluster.rollout.decide import Action, Decision
 from cluster.rollout.evidence import Arm, Evidence
 from cluster.rollout.outcomes import Answer
@@ -177,11 +178,12 @@ class RolloutController:
         """Promote the adapter's candidate, a person having agreed.
 
         Raises:
-            ConflictError: no rollout of it is under way, or it has not shown what it had to.
+            NotFoundError: no rollout of it is under way.
+            ConflictError: it has not shown what it had to.
         """
         rollout = self.of(adapter)
         if rollout is None or rollout.status != Status.RUNNING:
-            raise ConflictError(f"no rollout of {adapter[:64]!r} is under way")
+            raise NotFoundError(f"no rollout of {adapter[:64]!r} is under way")
         decision = rollout.agreed(now)
         if decision.action is not Action.PROMOTE:
             raise ConflictError(f"{rollout.candidate} is not to be promoted yet: {decision.reason}")
@@ -280,7 +282,7 @@ def _unproved(rollout: Rollout, error: Exception, now: float) -> Rollout:
     what its trainer made, and tried again where a replica restarts, has no room, or does not see
     its files."""
     said = f"not proved on every replica: {error}"[:500]
-    if isinstance(error, NotProvedError):
+    if isinstance(error, VerificationError):
         return rollout.withdrawn(said, at_fault=True)
     if now - rollout.phase_started > min(_PREPARING_S, rollout.plan.give_up_s):
         return rollout.withdrawn(said, at_fault=False)

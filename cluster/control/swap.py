@@ -10,8 +10,9 @@ import time
 from collections.abc import Callable
 
 from cluster.adapters import MAX_DIFFERENCE
-from cluster.control.protocol import Fleet, Proof, ServedAdapter, SwapReport
-from cluster.errors import NotProvedError, SwapError
+from cluster.control.protocol import Fleet, Proof, SwapReport
+from cluster.errors import SwapError, VerificationError
+from cluster.records.adapter import ServedAdapter
 
 logger = logging.getLogger(__name__)
 
@@ -22,18 +23,18 @@ def check_proofs(adapter: ServedAdapter, proofs: list[Proof]) -> float:
     """The worst difference shown.
 
     Raises:
-        NotProvedError: a replica holds other weights than the trainer's.
+        VerificationError: a replica holds other weights than the trainer's.
         SwapError: no replica answered.
     """
     if not proofs:
         raise SwapError(f"no engine replica answered for {adapter.label}")
     for proof in proofs:
         if proof.digest != adapter.digest:
-            raise NotProvedError(
+            raise VerificationError(
                 f"replica {proof.replica} read other files than {adapter.label} has"
             )
         if not proof.mean_difference <= MAX_DIFFERENCE:
-            raise NotProvedError(
+            raise VerificationError(
                 f"replica {proof.replica}: {adapter.label} is {proof.mean_difference:.3f} nats a "
                 f"token away from its trainer (at most {MAX_DIFFERENCE})"
             )

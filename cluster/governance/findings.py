@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,8 +15,10 @@ KINDS = ("EMAIL", "IBAN", "CARD", "SSN", "IP", "PHONE")
 #: How far to the left of a value a detector may look: labels, URLs, identifiers. What decides about
 #: a value stands within this many characters before it, so a stream keeps no more than that.
 LOOK_BEHIND = 256
+_DIGIT = re.compile(r"\d")
 
 
+Free = Callable[[int, int], bool]
 Tick = Callable[[], None]
 """Called while a text is worked on; raises `OutOfTime` where that has taken too long."""
 
@@ -37,14 +40,39 @@ class Finding:
     kind: str
 
 
+@dataclass(frozen=True)
+class Hints:
+    """What tells cheaply that a text holds no value of a kind."""
+
+    at_sign: bool
+    digits: int
+    colons: int
+
+    @classmethod
+    def of(cls, text: str) -> Hints:
+        """The hints of a folded text."""
+        at_sign = "@" in text or "%40" in text
+        return cls(at_sign, len(_DIGIT.findall(text)), text.count(":"))
+
+
 class Detector(Protocol):
     """Finds the values of one kind, or of related ones, in folded text (`folding.fold`).
+
+    The same detectors serve requests, answers, streams and passages: `cluster.governance.pii.find`.
 
     Whether `text[start:end]` is a finding may depend on `LOOK_BEHIND` characters before it and on
     the characters that directly follow it. A value never contains a quote, a backslash, a line
     break or another control character, so replacing it keeps JSON text valid.
     """
 
-    def __call__(self, text: str) -> Iterator[Finding]:
-        """The findings in `text`, from left to right, none overlapping another."""
+    def applies(self, hints: Hints) -> bool:
+        """Whether a text with these hints may hold such a value at all."""
+        ...
+
+    def find(self, text: str, free: Free, tick: Tick) -> Iterator[Finding]:
+        """The findings in `text`, from left to right, none overlapping another.
+
+        `free` tells whether a stretch overlaps no finding of a detector before this one; `tick` is
+        called now and then, and may raise `OutOfTime`.
+        """
         ...

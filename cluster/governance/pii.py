@@ -16,7 +16,7 @@ from cluster.governance.detectors.phones import phone_end
 from cluster.governance.detectors.runs import Span, runs, spans
 from cluster.governance.detectors.ssn import is_ssn
 from cluster.governance.detectors.surroundings import in_identifier, in_path, word_before
-from cluster.governance.findings import Finding, Tick, unlimited
+from cluster.governance.findings import Detector, Finding, Free, Hints, Tick, unlimited
 from cluster.governance.folding import fold
 
 #: Fewer digits are no value of any kind: the shortest IP address has four, or colons.
@@ -35,16 +35,10 @@ def find(text: str, context: str = "", tick: Tick = unlimited) -> list[Finding]:
     if not may_hold(text):
         return []
     folded = fold(context + text)
-    found = _Findings()
-    if "@" in folded or "%40" in folded:
-        found.add(find_emails(folded))
-    digits = len(_DIGIT.findall(folded))
-    if digits >= _FEW_DIGITS:
-        found.add(find_ibans(folded))
-    if digits >= _FEW_DIGITS or folded.count(":") > 1:
-        found.add(find_addresses(folded))
-    if digits >= _FEW_IN_NUMBER:
-        _find_numbers(folded, found, tick)
+    found, hints = _Findings(), Hints.of(folded)
+    for detector in DETECTORS:
+        if detector.applies(hints):
+            found.add(detector.find(folded, found.free, tick))
     skipped = len(context)
     return [
         Finding(one.start - skipped, one.end - skipped, one.kind)
@@ -77,22 +71,67 @@ class _Findings:
         return after == 0 or self.all[after - 1].end <= start
 
 
-def _find_numbers(text: str, found: _Findings, tick: Tick) -> None:
-    for run in runs(text):
-        tick()
-        if sum(end - start for start, end in run) < _FEW_IN_NUMBER:
-            continue
-        found.add(_in_run(text, run, found, tick))
+class Emails:
+    """E-mail addresses."""
+
+    def applies(self, hints: Hints) -> bool:
+        """An address has an at sign."""
+        return hints.at_sign
+
+    def find(self, text: str, free: Free, tick: Tick) -> Iterator[Finding]:
+        """See `Detector`."""
+        return find_emails(text)
 
 
-def _in_run(
-    text: str, run: list[tuple[int, int]], found: _Findings, tick: Tick
-) -> Iterator[Finding]:
+class Ibans:
+    """International bank account numbers."""
+
+    def applies(self, hints: Hints) -> bool:
+        """Of the digits, two are check digits."""
+        return hints.digits >= _FEW_DIGITS
+
+    def find(self, text: str, free: Free, tick: Tick) -> Iterator[Finding]:
+        """See `Detector`."""
+        return find_ibans(text)
+
+
+class Addresses:
+    """IP addresses of either version."""
+
+    def applies(self, hints: Hints) -> bool:
+        """The shortest has four digits, or colons."""
+        return hints.digits >= _FEW_DIGITS or hints.colons > 1
+
+    def find(self, text: str, free: Free, tick: Tick) -> Iterator[Finding]:
+        """See `Detector`."""
+        return find_addresses(text)
+
+
+class Numbers:
+    """Card, social security and telephone numbers: kinds that are told apart run by run."""
+
+    def applies(self, hints: Hints) -> bool:
+        """The shortest is a local telephone number."""
+        return hints.digits >= _FEW_IN_NUMBER
+
+    def find(self, text: str, free: Free, tick: Tick) -> Iterator[Finding]:
+        """See `Detector`."""
+        for run in runs(text):
+            tick()
+            if sum(end - start for start, end in run) >= _FEW_IN_NUMBER:
+                yield from _in_run(text, run, free, tick)
+
+
+#: In order of precedence: a finding that overlaps one of an earlier detector is dropped.
+DETECTORS: tuple[Detector, ...] = (Emails(), Ibans(), Addresses(), Numbers())
+
+
+def _in_run(text: str, run: list[tuple[int, int]], free: Free, tick: Tick) -> Iterator[Finding]:
     position, labelled = 0, -1
     label, direct = Label.NONE, False
     for span in spans(text, run):
         tick()
-        if span.start < position or not found.free(span.start, span.end):
+        if span.start < position or not free(span.start, span.end):
             continue
         if span.opens != labelled:
             labelled, (label, direct) = span.opens, label_before(text, span.opens)

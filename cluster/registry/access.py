@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from cluster.errors import ConflictError
+from cluster.errors import ConflictError, NotFoundError
 from cluster.registry import events, tenants
 from cluster.registry.schema import Adapter, Grant
 from cluster.types import EVERYONE, checked_name
@@ -33,11 +33,11 @@ def require(tx: Session, name: str) -> Adapter:
     """The adapter called `name`.
 
     Raises:
-        ConflictError: there is none.
+        NotFoundError: there is none.
     """
     row = tx.get(Adapter, name)
     if row is None:
-        raise ConflictError(f"there is no adapter {name[:64]!r}")
+        raise NotFoundError(f"there is no adapter {name[:64]!r}")
     return row
 
 
@@ -50,7 +50,7 @@ def grant(tx: Session, name: str, tenant: str, *, actor: str, now: float) -> Non
     """Let `tenant` reach the adapter; `*` lets everyone.
 
     Raises:
-        ConflictError: there is no such adapter or tenant.
+        NotFoundError: there is no such adapter or tenant.
     """
     require(tx, name)
     if tenant != EVERYONE:

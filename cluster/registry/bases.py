@@ -2,65 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import yaml
-from pydantic import Field
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from cluster.config import ConfigModel
-from cluster.errors import ConflictError, DataError
+from cluster.errors import ConflictError, NotFoundError
+from cluster.records.model import BaseModelInfo
 from cluster.registry import events
 from cluster.registry.schema import BaseModel, Version
-from cluster.storage import tree_digest
 from cluster.types import VersionState
 
 _UNSTATED = "not stated"
 _MAX_CARD = 1 << 20
-
-
-class BaseModelInfo(ConfigModel):
-    """A base model as its directory tells."""
-
-    name: str = Field(max_length=128)
-    path: str
-    digest: str = Field(pattern="[0-9a-f]{64}")
-    licence: str = Field(default=_UNSTATED, max_length=64)
-    permitted_use: str = Field(default=_UNSTATED, max_length=2000)
-
-
-def describe(path: Path) -> BaseModelInfo:
-    """The model in `path`; licence and permitted use as its card's front matter states them.
-
-    Raises:
-        DataError: there is no such directory, or its card cannot be read.
-    """
-    if not path.is_dir():
-        raise DataError(f"{path} is not the directory of a base model")
-    card = path / "README.md"
-    stated = _front_matter(card) if card.is_file() else {}
-    return BaseModelInfo(
-        name=path.name,
-        path=str(path),
-        digest=tree_digest(path),
-        licence=str(stated.get("license", _UNSTATED))[:64],
-        permitted_use=str(stated.get("permitted_use", _UNSTATED))[:2000],
-    )
-
-
-def _front_matter(card: Path) -> dict[str, object]:
-    if card.stat().st_size > _MAX_CARD:
-        raise DataError(f"{card} is over {_MAX_CARD} bytes: not a model card")
-    opening, mark, rest = card.read_text(encoding="utf-8").partition("---\n")
-    head, mark, _ = rest.partition("\n---") if mark and not opening else ("", "", "")
-    if not mark:
-        return {}
-    try:
-        found = yaml.safe_load(head)
-    except yaml.YAMLError as error:
-        raise DataError(f"the front matter of {card} is not YAML: {error}") from error
-    return found if isinstance(found, dict) else {}
 
 
 def serve(tx: Session, info: BaseModelInfo, *, actor: str, now: float) -> list[str]:
@@ -102,7 +54,7 @@ def get(tx: Session, digest: str) -> BaseModelInfo:
     """
     row = tx.get(BaseModel, digest)
     if row is None:
-        raise ConflictError(f"no base model with digest {digest[:12]} is registered")
+        raise NotFoundError(f"no base model with digest {digest[:12]} is registered")
     return BaseModelInfo(
         name=row.name,
         path=row.path,

@@ -12,10 +12,11 @@ import yaml
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from cluster.dataset import DatasetManifest
+from cluster.records.adapter import AdapterRecord
+from cluster.records.dataset import DatasetManifest
+from cluster.records.evaluation import Metric
 from cluster.registry import access, versions
 from cluster.registry.schema import Adapter, BaseModel, Dataset, Event, Version
-from cluster.registry.versions import AdapterRecord
 from cluster.types import AdapterVersion
 
 _UNKNOWN = "not in the registry"
@@ -116,16 +117,19 @@ def _data(row: Version, manifest: DatasetManifest | None) -> list[tuple[str, obj
 
 def _evaluation(record: AdapterRecord) -> list[tuple[str, object]]:
     found = record.manifest.evaluation
-    rows: list[tuple[str, object]] = [
-        ("held-out rows", f"{found.heldout_rows}, {found.unseen_rows} of them with unseen texts"),
-        ("accuracy", f"{found.accuracy:.4f} ({found.unseen_accuracy:.4f} on unseen texts)"),
-        ("slot F1", f"{found.slot_f1:.4f}"),
-        ("base model alone", f"{found.base_accuracy:.4f}"),
-    ]
-    if found.previous is not None and found.previous_accuracy is not None:
-        against = f"{found.previous_accuracy:.4f}; {found.wins} rows won, {found.losses} lost"
-        rows.append((f"against {found.previous}", against))
+    rows = [(name, _metric(metric, found.previous)) for name, metric in found.named()]
     return [*rows, ("gate", record.reason or "not judged yet")]
+
+
+def _metric(metric: Metric, previous: str | None) -> str:
+    parts = [f"{metric.value:.4f} on {metric.rows} rows"]
+    if metric.base is not None:
+        parts.append(f"base model alone {metric.base:.4f}")
+    if metric.previous is not None:
+        parts.append(f"{previous} {metric.previous:.4f}")
+    if metric.wins is not None and metric.losses is not None:
+        parts.append(f"{metric.wins} rows won, {metric.losses} lost")
+    return "; ".join(parts)
 
 
 def _deployment(

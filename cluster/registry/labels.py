@@ -7,50 +7,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
 from sqlalchemy import and_, func, insert, or_, select
 from sqlalchemy.orm import Session
 
-from cluster.errors import ConflictError
+from cluster.errors import ConflictError, NotFoundError
 from cluster.governance.structured import mask_text
 from cluster.governance.vault import Vault, placeholders
+from cluster.records import labels as records
+from cluster.records.labels import GivenLabel, LabelTask
 from cluster.registry.schema import Label
 from cluster.text import normalise
-from cluster.types import TEXT, checked_name
 
 LEASE_S = 600.0
 QUEUED, CLAIMED, LABELLED = "queued", "claimed", "labelled"
-
-
-class LabelTask(BaseModel):
-    """What an expert sees of a trace; text is masked."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    trace_id: str
-    tenant: str
-    reason: str
-    adapter: str
-    version: str
-    text: str
-    answer: str
-    confidence: float
-    prompt: tuple[dict[str, str], ...]
-    metadata: dict[str, str] = Field(default_factory=dict)
-
-
-class GivenLabel(BaseModel):
-    """An expert's verdict on one trace."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    trace_id: str = Field(max_length=64, pattern=TEXT)
-    adapter: str = Field(max_length=63)
-    answer: str = Field(max_length=8192, pattern=TEXT)
-    rationale: str = Field(default="", max_length=2048, pattern=TEXT)
-    annotator: str = Field(max_length=64, pattern=TEXT)
-
-    _name = field_validator("adapter")(checked_name)
 
 
 def enqueue(tx: Session, tasks: Iterable[LabelTask], now: float) -> int:
@@ -126,7 +96,7 @@ def submit(tx: Session, tenant: str, labels: Iterable[GivenLabel], now: float) -
         row = tx.get(Label, given.trace_id)
         label = masked_label(given, [json.dumps(row.task)] if row is not None else ())
         if row is None or row.tenant != tenant:
-            raise ConflictError(f"trace {label.trace_id} is not in the label queue")
+            raise NotFoundError(f"trace {label.trace_id} is not in the label queue")
         if row.state == LABELLED and row.annotator != label.annotator:
             raise ConflictError(f"trace {label.trace_id} has a label of another annotator")
         if row.state == CLAIMED and row.claimed_by != label.annotator and row.claimed_until > now:
@@ -137,17 +107,19 @@ def submit(tx: Session, tenant: str, labels: Iterable[GivenLabel], now: float) -
     return count
 
 
-def labelled(tx: Session, tenant: str, adapter: str) -> list[dict[str, Any]]:
+def labelled(tx: Session, tenant: str, adapter: str) -> list[records.Label]:
     """The labels `tenant` gave for `adapter`, as the dataset job reads them."""
     wanted = (Label.tenant == tenant, Label.adapter == adapter, Label.state == LABELLED)
     rows = tx.scalars(select(Label).where(*wanted))
     return [
-        {
-            "trace_id": row.trace_id,
-            "answer": row.answer,
-            "annotator": row.annotator,
-            "reason": row.reason,
-        }
+        records.Label(
+            trace_id=row.trace_id,
+            adapter=row.adapter,
+            answer=row.answer,
+            rationale=row.rationale,
+            annotator=row.annotator,
+            reason=row.reason,
+        )
         for row in rows
     ]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
 
-from cluster.budget.limits import Limits, Seed, key_scope, tenant_scope
-from cluster.errors import ConflictError
+from cluster.errors import NotFoundError
+from cluster.records.limits import Limits, Seed, key_scope, tenant_scope
 from cluster.registry import events, tenants, usage
 from cluster.registry.schema import ApiKey, LimitRow, TokenRow
 
@@ -17,13 +17,13 @@ def put(tx: Session, scope: str, limits: Limits, *, actor: str, now: float) -> N
     """Bound `scope` by `limits`, or no longer where they bound nothing.
 
     Raises:
-        ConflictError: there is no such tenant or key.
+        NotFoundError: there is no such tenant or key.
     """
     kind, _, name = scope.partition(":")
     if kind == "tenant":
         tenants.require(tx, name)
     elif tx.get(ApiKey, name) is None:
-        raise ConflictError(f"there is no key {name[:64]!r}")
+        raise NotFoundError(f"there is no key {name[:64]!r}")
     row = tx.get(LimitRow, scope)
     if not limits.bounded:
         if row is not None:

@@ -121,6 +121,15 @@ class Version(Table):
     created_at: Mapped[float] = mapped_column(Float)
 
 
+class GateRow(Table):
+    """The gate rules of one adapter's candidates; an adapter without a row has the default."""
+
+    __tablename__ = "gate_rules"
+    adapter: Mapped[str] = mapped_column(String(63), primary_key=True)
+    rules: Mapped[dict[str, Any]]
+    updated_at: Mapped[float] = mapped_column(Float)
+
+
 class RolloutRow(Table):
     """A candidate on its way to the users; `state` is the whole of it."""
 

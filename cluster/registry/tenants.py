@@ -7,7 +7,7 @@ import secrets
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from cluster.errors import ConflictError, UserError
+from cluster.errors import NotFoundError, UserError
 from cluster.registry import events
 from cluster.registry.schema import PrincipalRow, Tenant
 from cluster.types import checked_name
@@ -33,11 +33,11 @@ def require(tx: Session, name: str) -> Tenant:
     """The tenant called `name`.
 
     Raises:
-        ConflictError: there is none.
+        NotFoundError: there is none.
     """
     row = tx.get(Tenant, name)
     if row is None:
-        raise ConflictError(f"there is no tenant {name[:64]!r}")
+        raise NotFoundError(f"there is no tenant {name[:64]!r}")
     return row
 
 

@@ -7,7 +7,6 @@ that was never told is found by reading the log, so that bill and log agree to t
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,7 +19,10 @@ from sqlalchemy import ColumnElement, func, or_, select
 from sqlalchemy.orm import Session
 
 from cluster.audit import Piece, Place, read_pieces, writers
+from cluster.budget.metering import UsageBatch
 from cluster.budget.prices import PriceBook
+from cluster.records.trace import decode_metered
+from cluster.records.usage import MeteredUsage
 from cluster.registry import events, residency
 from cluster.registry import writers as log_writers
 from cluster.registry.schema import Label, PriceRow, TokenRow, WorkRow
@@ -28,79 +30,14 @@ from cluster.registry.schema import Label, PriceRow, TokenRow, WorkRow
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class TokenUse:
-    """What one key used of one version between `first` and before `after` of a writer's chain."""
-
-    writer: str
-    first: int
-    after: int
-    at: float
-    tenant: str
-    key_id: str
-    version: str
-    requests: int
-    cached: int
-    """Of the requests, those that the response cache answered; their tokens were not computed."""
-    input_tokens: int
-    output_tokens: int
-
-
-class Tally:
-    """Sums up a stretch of a chain. The stretch is as long as it has been added to, and counts as
-    used when its first trace was recorded."""
-
-    def __init__(self, writer: str, first: int) -> None:
-        self._writer, self._first, self._after = writer, first, first
-        self._since = 0.0
-        self._sums: dict[tuple[str, str, str], list[int]] = {}
-
-    @property
-    def first(self) -> int:
-        """Where the stretch begins."""
-        return self._first
-
-    @property
-    def after(self) -> int:
-        """The place after the stretch."""
-        return self._after
-
-    @property
-    def since(self) -> float:
-        """When the first trace of the stretch was recorded; 0 while there is none."""
-        return self._since
-
-    def add(self, trace: dict[str, Any]) -> None:
-        """Count the next trace of the chain."""
-        if self._after == self._first:
-            self._since = float(trace["recorded_at"])
-        self._after += 1
-        used = trace["usage"]
-        if used is None:
-            return
-        key = (trace["tenant"], trace["key_id"], used["version"])
-        cached = trace["cache"] == "hit"
-        tokens = (used["prompt_tokens"], used["completion_tokens"])
-        sums = self._sums.setdefault(key, [0, 0, 0, 0])
-        for place, amount in enumerate((1, int(cached), *tokens)):
-            sums[place] += amount
-
-    def uses(self) -> list[TokenUse]:
-        """The stretch, told."""
-        return [
-            TokenUse(self._writer, self._first, self._after, self._since, *key, *sums)
-            for key, sums in self._sums.items()
-        ]
-
-
-def tell(tx: Session, uses: Iterable[TokenUse]) -> int:
+def insert(tx: Session, uses: Iterable[MeteredUsage]) -> int:
     """Enter what was used; returns how many rows were new. Writers that are not registered are left
     out.
 
     A stretch that overlaps one that is there is left out as a whole: it was told before, or the log
     was read in between, and reading the log again finds what is missing.
     """
-    stretches: dict[tuple[str, int, int], list[TokenUse]] = {}
+    stretches: dict[tuple[str, int, int], list[MeteredUsage]] = {}
     for use in uses:
         stretches.setdefault((use.writer, use.first, use.after), []).append(use)
     known = log_writers.known(tx, (writer for writer, _, _ in stretches))
@@ -249,7 +186,7 @@ def _amount(
     return float(tx.scalar(wanted) or 0.0)
 
 
-def settle(
+def reconcile(
     begin: Callable[[], AbstractContextManager[Session]], audit: Path, read: dict[str, Place]
 ) -> None:
     """Enter what the log has and the meter does not: stretches that were lost on their way here.
@@ -274,16 +211,16 @@ def settle(
 def _entered(begin: Callable[[], AbstractContextManager[Session]], piece: Piece) -> bool:
     for _ in range(_TRIES):
         with begin() as tx:
-            found = untold(tx, piece)
+            found = find_missing(tx, piece)
         # Apart: SQLite lets nobody write in a transaction that has read what changed since.
         with begin() as tx:
-            if tell(tx, found) == len(found):
+            if insert(tx, found) == len(found):
                 return True
         # A gateway told some of it meanwhile, and what overlaps was left out whole.
     return False
 
 
-def untold(tx: Session, piece: Piece) -> list[TokenUse]:
+def find_missing(tx: Session, piece: Piece) -> list[MeteredUsage]:
     """What is in a piece of the log and not in the meter.
 
     Each is dated when it was recorded, and cut where the price book changed.
@@ -293,25 +230,25 @@ def untold(tx: Session, piece: Piece) -> list[TokenUse]:
     near = (TokenRow.writer == piece.writer, TokenRow.first < end, TokenRow.after > start)
     told = select(TokenRow.first, TokenRow.after).where(*near).distinct()
     stretches = deque(sorted((int(first), int(after)) for first, after in tx.execute(told)))
-    found: list[TokenUse] = []
-    tally: Tally | None = None
+    found: list[MeteredUsage] = []
+    tally: UsageBatch | None = None
     for place, line in enumerate(piece.lines, start):
         while stretches and stretches[0][1] <= place:
             stretches.popleft()
         covered = bool(stretches) and stretches[0][0] <= place
-        trace: dict[str, Any] = {"usage": None} if covered else json.loads(line)
-        missing = trace["usage"] is not None
+        trace = None if covered else decode_metered(line)
+        missing = trace is not None and trace.usage is not None
         if tally is not None and (
-            not missing or _apart(tally.since, float(trace["recorded_at"]), changes)
+            trace is None or not missing or _apart(tally.since, trace.recorded_at, changes)
         ):
-            found += tally.uses()
+            found += tally.rows()
             tally = None
-        if missing:
+        if trace is not None and missing:
             if tally is None:
-                tally = Tally(piece.writer, place)
+                tally = UsageBatch(piece.writer, place)
             tally.add(trace)
     if tally is not None:
-        found += tally.uses()
+        found += tally.rows()
     return found
 
 

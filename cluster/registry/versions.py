@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from cluster.adapters import AdapterManifest
-from cluster.dataset import DatasetManifest
-from cluster.errors import ConflictError
+from cluster.errors import ConflictError, NotFoundError
+from cluster.records.adapter import AdapterManifest, AdapterRecord
+from cluster.records.dataset import DatasetManifest
 from cluster.registry import access, bases, events
 from cluster.registry.schema import Dataset, Version
 from cluster.types import AdapterVersion, VersionState
-
-
-@dataclass(frozen=True)
-class AdapterRecord:
-    """A registered adapter version."""
-
-    id: AdapterVersion
-    int_id: int
-    state: VersionState
-    path: str
-    digest: str
-    reason: str
-    retrain: str
-    """Why it has to be fitted again, or empty."""
-    manifest: AdapterManifest
 
 
 def _record(row: Version) -> AdapterRecord:
@@ -96,11 +80,11 @@ def get(tx: Session, version: AdapterVersion) -> AdapterRecord:
     """The record of `version`.
 
     Raises:
-        ConflictError: it is not registered.
+        NotFoundError: it is not registered.
     """
     row = _find(tx, version)
     if row is None:
-        raise ConflictError(f"{version} is not registered")
+        raise NotFoundError(f"{version} is not registered")
     return _record(row)
 
 
@@ -126,7 +110,7 @@ def set_state(
         .execution_options(synchronize_session=False)
     )
     if moved.first() is None:
-        raise ConflictError(f"{version} is not registered")
+        raise NotFoundError(f"{version} is not registered")
     events.note(tx, f"version.{state}", str(version), {"reason": reason}, actor=actor, now=now)
 
 

@@ -5,24 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import comb, exp, lgamma, log
 
-from cluster.adapters import Evaluation
-from cluster.config import ConfigModel
+from cluster.records.evaluation import EvaluationReport, Metric
+from cluster.records.gate import Floor, Gain, GateRules, NoRegression, Rule
 
 #: Coins up to which whole numbers are summed up, which grow as long as there are coins.
 _EXACT = 1000
-
-
-class GateConfig(ConfigModel):
-    """What a candidate has to show."""
-
-    min_accuracy: float = 0.75
-    """Least held-out intent accuracy of any version."""
-    min_gain: float = 0.0
-    """Least gain in accuracy over the live version, on the same rows."""
-    max_p_value: float = 0.05
-    """Greatest chance that the gain over the live version is luck (one-sided sign test)."""
-    min_rows: int = 200
-    """Fewest held-out rows a verdict may rest on."""
 
 
 @dataclass(frozen=True)
@@ -56,26 +43,66 @@ def _tail(total: int, least: int) -> float:
     return found
 
 
-def judge(evaluation: Evaluation, gate: GateConfig) -> Verdict:
-    """Whether the evaluated candidate passes `gate`."""
-    if evaluation.heldout_rows < gate.min_rows:
+def judge(report: EvaluationReport, rules: GateRules) -> Verdict:
+    """Whether the evaluated candidate passes every rule, in order."""
+    reasons = []
+    for rule in rules.rules:
+        metric = report.metric(rule.metric)
+        if metric is None:
+            return Verdict(False, f"{rule.metric} was not evaluated")
+        verdict = _judge(rule, metric, report.previous)
+        if not verdict.passed:
+            return verdict
+        reasons.append(verdict.reason)
+    # The last rule says most: gains are judged after floors.
+    return Verdict(True, "; ".join(reasons))
+
+
+def _judge(rule: Rule, metric: Metric, previous: str | None) -> Verdict:
+    match rule:
+        case Floor():
+            return _floor(rule, metric)
+        case Gain():
+            return _gain(rule, metric, previous)
+        case NoRegression():
+            return _no_regression(rule, metric, previous)
+
+
+def _floor(rule: Floor, metric: Metric) -> Verdict:
+    if metric.rows < rule.min_rows:
         return Verdict(
-            False, f"only {evaluation.heldout_rows} held-out rows, {gate.min_rows} needed"
+            False, f"{rule.metric} rests on {metric.rows} rows, {rule.min_rows} are needed"
         )
-    if evaluation.accuracy < gate.min_accuracy:
-        return Verdict(
-            False, f"accuracy {evaluation.accuracy:.3f} is below the least, {gate.min_accuracy:.3f}"
-        )
-    if evaluation.previous is None or evaluation.previous_accuracy is None:
-        return Verdict(True, f"accuracy {evaluation.accuracy:.3f}, no live version to compare with")
-    gain = evaluation.accuracy - evaluation.previous_accuracy
-    chance = sign_test(evaluation.wins, evaluation.losses)
+    said = f"{rule.metric} {metric.value:.3f}"
+    if metric.value < rule.min:
+        return Verdict(False, f"{said} is below the floor, {rule.min:.3f}")
+    return Verdict(True, f"{said} is at least {rule.min:.3f}")
+
+
+def _gain(rule: Gain, metric: Metric, previous: str | None) -> Verdict:
+    if previous is None:
+        return Verdict(True, "no live version to compare with")
+    if metric.previous is None or metric.wins is None or metric.losses is None:
+        return Verdict(False, f"{rule.metric} was not compared with {previous} row by row")
+    gain, chance = metric.value - metric.previous, sign_test(metric.wins, metric.losses)
     against = (
-        f"{evaluation.accuracy:.3f} against {evaluation.previous_accuracy:.3f} of "
-        f"{evaluation.previous} (p = {chance:.2g})"
+        f"{rule.metric} {metric.value:.3f} against {metric.previous:.3f} of {previous} "
+        f"(p = {chance:.2g})"
     )
-    if gain < gate.min_gain:
-        return Verdict(False, f"gain {gain:+.3f} is below {gate.min_gain:+.3f}: {against}")
-    if chance > gate.max_p_value:
+    if gain < rule.min:
+        return Verdict(False, f"gain {gain:+.3f} is below {rule.min:+.3f}: {against}")
+    if chance > rule.max_p_value:
         return Verdict(False, f"gain {gain:+.3f} may be luck: {against}")
     return Verdict(True, f"gain {gain:+.3f}: {against}")
+
+
+def _no_regression(rule: NoRegression, metric: Metric, previous: str | None) -> Verdict:
+    if previous is None:
+        return Verdict(True, "no live version to compare with")
+    if metric.previous is None:
+        return Verdict(False, f"{rule.metric} was not compared with {previous}")
+    drop = metric.previous - metric.value
+    against = f"{rule.metric} {metric.value:.3f} against {metric.previous:.3f} of {previous}"
+    if drop > rule.max_drop:
+        return Verdict(False, f"regression of {drop:.3f}, {rule.max_drop:.3f} allowed: {against}")
+    return Verdict(True, f"no regression: {against}")

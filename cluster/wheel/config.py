@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from cluster.config import BaseModelRef, ConfigModel
+from cluster.records.gate import DEFAULT_RULES, GateRules
 
 
 class TrafficConfig(ConfigModel):
@@ -50,7 +51,7 @@ class WheelConfig(ConfigModel):
     """Passes of the improved version over its dataset."""
     shuffled_epochs: int = 1
     """Passes of the candidate on shuffled labels, which the gate must refuse."""
-    min_gain: float = 0.01
-    """Least gain over version 1 that lets version 2 through the gate."""
+    gate: GateRules = DEFAULT_RULES
+    """What every candidate is judged by."""
     traffic: TrafficConfig = TrafficConfig()
     swap: SwapConfig = SwapConfig()

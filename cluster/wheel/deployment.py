@@ -12,9 +12,10 @@ from pathlib import Path
 import httpx
 
 from cluster import runtime
+from cluster.base_models import describe
 from cluster.control.client import ControlClient
 from cluster.errors import ConflictError, HeadraceError
-from cluster.registry.bases import BaseModelInfo, describe
+from cluster.records.model import BaseModelInfo
 from cluster.wheel.site import INDEX, ROUTER, Site
 
 _READY_S = 240.0
@@ -47,7 +48,7 @@ class Deployment:
         control = ControlClient()
         info = describe(Path(site.base_model))
         _require_same(control, info)
-        control.serve_base(info)
+        control.do(control.serving.serve_base(info, control.name))
         settings: dict[str, object] = {
             "base_model.path": site.base_model,
             "state": site.path("state"),
@@ -92,9 +93,9 @@ class Deployment:
 
 def _require_same(control: ControlClient, wanted: BaseModelInfo) -> None:
     """Raise where adapters would be retired: whoever only means to serve again, means that."""
-    if not control.adapter_versions():
+    if not control.do(control.adapters.listed()):
         return
-    served = control.base_model()
+    served = control.do(control.adapters.base_model())
     if served.digest != wanted.digest:
         raise ConflictError(
             f"this folder's adapters stand on {served.name} ({served.digest[:12]}, {served.path}), "

@@ -6,13 +6,16 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from cluster.dataset import DatasetManifest
 from cluster.quantiles import percentile
-from cluster.registry.versions import AdapterRecord
-from cluster.types import PUBLISHED_SHARES, VersionState
+from cluster.records.adapter import AdapterRecord
+from cluster.records.dataset import DatasetManifest
+from cluster.records.evaluation import EvaluationReport
+from cluster.records.trace import RequestTrace, Trace
+from cluster.telemetry.reference import PUBLISHED_SHARES
+from cluster.types import VersionState
 
 
-def stage_table(traces: Iterable[dict[str, Any]], audit_ms: Sequence[float]) -> dict[str, Any]:
+def stage_table(traces: Iterable[Trace], audit_ms: Sequence[float]) -> dict[str, Any]:
     """Per-stage requests, latency and share, and the means of orchestration and inference.
 
     A record cannot hold how long its own write took, so the audit stage's times are `audit_ms`,
@@ -24,15 +27,16 @@ def stage_table(traces: Iterable[dict[str, Any]], audit_ms: Sequence[float]) -> 
     complete = 0
     for trace in traces:
         by_stage: dict[str, float] = defaultdict(float)
-        for span in trace["spans"]:
-            by_stage[span["stage"]] += span["ms"]
+        spans = trace.spans if isinstance(trace, RequestTrace) else []
+        for span in spans:
+            by_stage[span.name] += span.ms
         complete += set(PUBLISHED_SHARES) <= by_stage.keys()
         inference.append(by_stage.pop("generation", 0.0))
         by_stage.pop("audit", None)
         for stage, ms in by_stage.items():
             times[stage].append(ms)
-        for span in {span["stage"] for span in trace["spans"]}:
-            seen[span] += 1
+        for name in {span.name for span in spans}:
+            seen[name] += 1
     times["audit"] = list(audit_ms)
     means = {stage: sum(times[stage]) / max(1, len(times[stage])) for stage in PUBLISHED_SHARES}
     total = sum(means.values()) or 1.0
@@ -65,14 +69,8 @@ def adapter_rows(records: Iterable[AdapterRecord]) -> list[dict[str, Any]]:
                 "name": record.id.name,
                 "version": record.id.version,
                 "state": record.state.value,
-                "base_accuracy": round(found.base_accuracy, 4),
-                "accuracy": round(found.accuracy, 4),
-                "heldout_rows": found.heldout_rows,
-                "unseen_text_accuracy": round(found.unseen_accuracy, 4),
-                "unseen_text_rows": found.unseen_rows,
-                "slot_f1": round(found.slot_f1, 4),
+                **_accuracies(found),
                 "previous": found.previous,
-                "previous_accuracy": found.previous_accuracy and round(found.previous_accuracy, 4),
                 "gate": "passed",
                 "gate_reason": record.reason,
                 "train_seconds": record.manifest.seconds,
@@ -82,13 +80,29 @@ def adapter_rows(records: Iterable[AdapterRecord]) -> list[dict[str, Any]]:
     return rows
 
 
+def _accuracies(found: EvaluationReport) -> dict[str, Any]:
+    """The demonstration's own metrics, of its understanding suite."""
+    accuracy = found.headline
+    metrics = found.suites["understanding"].metrics
+    unseen, slots = metrics["unseen_accuracy"], metrics["slot_f1"]
+    return {
+        "base_accuracy": accuracy.base and round(accuracy.base, 4),
+        "accuracy": round(accuracy.value, 4),
+        "heldout_rows": accuracy.rows,
+        "unseen_text_accuracy": round(unseen.value, 4),
+        "unseen_text_rows": unseen.rows,
+        "slot_f1": round(slots.value, 4),
+        "previous_accuracy": accuracy.previous and round(accuracy.previous, 4),
+    }
+
+
 def rejected_rows(records: Iterable[AdapterRecord]) -> list[dict[str, Any]]:
     """One row for each version the gate refused."""
     return [
         {
             "name": str(record.id),
             "reason": record.reason,
-            "accuracy": round(record.manifest.evaluation.accuracy, 4),
+            "accuracy": round(record.manifest.evaluation.headline.value, 4),
             "dataset": record.manifest.dataset,
         }
         for record in records

@@ -7,6 +7,7 @@ none of the packages it demonstrates.
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -17,8 +18,8 @@ from cluster import audit
 from cluster.control.client import ControlClient
 from cluster.control.protocol import SwapReport
 from cluster.errors import HeadraceError
-from cluster.registry.keys import KeyRequest
-from cluster.registry.versions import AdapterRecord
+from cluster.records.adapter import AdapterRecord
+from cluster.records.keys import KeyRequest
 from cluster.types import AdapterVersion, Role, VersionState
 from cluster.wheel import report
 from cluster.wheel.annotator import NAME, annotate
@@ -97,7 +98,9 @@ class Turn:
             roles=(Role.INFERENCE, Role.LABEL),
             attributes={"vouches_for_users": "true"},
         )
-        self.key = self.control.issue_key(wanted).secret
+        self.key = self.control.do(
+            self.control.keys.issue(wanted, self.control.name, by_operator=True)
+        ).secret
 
     def await_serving(self) -> None:
         """Block until the gateway answers.
@@ -113,15 +116,20 @@ class Turn:
     def fit_first_versions(self) -> None:
         """One adapter a domain from imported history, gated; promoted once the engine is up."""
         self.site.narrator.step("Fit version 1 of each adapter from history")
+        for domain in self.workload.domains:
+            # Before there is a candidate: whoever fits one must not set what it is judged by.
+            self.control.do(
+                self.control.evaluations.set_rules(domain, self.site.config.gate, self.control.name)
+            )
         with ThreadPoolExecutor(self.site.config.parallel_runs) as runs:
             for finished in runs.map(self._first_version, self.workload.domains):
                 self.say(f"{finished.id}: {finished.state}, {finished.reason}")
         self.site.narrator.step("Bring the first versions into service")
         self.await_serving()
-        for record in self.control.adapter_versions():
+        for record in self.control.do(self.control.adapters.listed()):
             if record.state != VersionState.PASSED:
                 raise HeadraceError(f"{record.id} did not pass its gate: {record.reason}")
-            swapped = self.control.promote(record.id)
+            swapped = self.control.do(self.control.serving.promote(record.id, self.control.name))
             self.say(
                 f"{record.id} live on {swapped.replicas} replica, proved: "
                 f"{swapped.proof_difference:.4f} nats a token from its trainer"
@@ -129,20 +137,27 @@ class Turn:
 
     def _first_version(self, domain: str) -> AdapterRecord:
         history = self.site.path("workload", "history", f"{domain}.jsonl")
-        dataset = self.build_dataset(domain, 1, history=history)
+        dataset = self.build_dataset(domain, 1, [{"type": "history", "path": history}])
         self._deployment.check()
         return self.train(domain, 1, dataset)
 
-    def build_dataset(self, domain: str, version: int, **settings: object) -> str:
+    def build_dataset(
+        self,
+        domain: str,
+        version: int,
+        sources: list[dict[str, object]],
+        steps: list[dict[str, object]] | None = None,
+    ) -> str:
         """Run the dataset job; returns the published path."""
-        settings = {
+        settings: dict[str, object] = {
             "adapter": domain,
             "tenant": TENANT,
             "version": version,
             "out": self.site.path("datasets"),
             "generated": str(self.workload.generated).lower(),
             "licence": self.workload.licence,
-            **settings,
+            "sources": json.dumps(sources),
+            "steps": json.dumps(steps or []),
         }
         arguments = ["dataset", *self.site.arguments("configs/data/dataset.yaml", settings)]
         self.site.job(f"dataset-{domain}-{version}", "data_jobs.main", arguments)
@@ -150,7 +165,7 @@ class Turn:
 
     def train(self, domain: str, version: int, dataset: str, **extra: object) -> AdapterRecord:
         """Run the training job and return what the registry says of its outcome."""
-        live = self.control.live_version(domain)
+        live = self.control.do(self.control.adapters.live(domain))
         run_id = f"{domain}-{version}-{self.site.run}"
         settings: dict[str, object] = {
             "adapter": domain,
@@ -169,14 +184,14 @@ class Turn:
         arguments = self.site.arguments(self.site.config.train, settings)
         self.site.job(f"train-{domain}-{version}", "train_jobs.main", arguments)
         wanted = AdapterVersion(domain, version)
-        return next(r for r in self.control.adapter_versions() if r.id == wanted)
+        return next(r for r in self.control.do(self.control.adapters.listed()) if r.id == wanted)
 
     # -- 3. traffic, labels, version 2 ------------------------------------------------------
 
-    def focus(self) -> str:
+    async def focus(self) -> str:
         """The adapter that has most to learn: the least accurate live one."""
-        records = {r.id.name: r for r in self.control.adapter_versions()}
-        return min(records, key=lambda name: records[name].manifest.evaluation.accuracy)
+        records = {r.id.name: r for r in await self.control.adapters.listed()}
+        return min(records, key=lambda name: records[name].manifest.evaluation.headline.value)
 
     def shots(self, count: int, focus: str, seed: int) -> list[Shot]:
         """Turns to replay, most of them of the focus domain, each sent at most once."""
@@ -202,7 +217,7 @@ class Turn:
         folder = self.site.workdir / "workload" / "traffic"
         self._traffic = {d: list(read_turns(folder / f"{d}.jsonl")) for d in self.workload.domains}
         self.turns = {turn.id: turn for turns in self._traffic.values() for turn in turns}
-        self.focus_name = self.focus()
+        self.focus_name = await self.focus()
         shots = self.shots(self.site.config.traffic.requests, self.focus_name, seed=1)
         async with self.generator() as load:
             with self.site.narrator.bar("requests", len(shots)) as bar:
@@ -218,7 +233,7 @@ class Turn:
     async def label(self) -> None:
         """The scripted annotator empties the queue of flagged and sampled traces."""
         self.site.narrator.step(f"Label flagged and sampled traces (annotator: {NAME})")
-        counts = await asyncio.to_thread(self.control.label_counts, TENANT)
+        counts = await self.control.labels.counts(TENANT)
         reasons = {k.removeprefix("reason."): v for k, v in counts.items() if "." in k}
         self.say(
             "queue: " + ", ".join(f"{number} {why}" for why, number in sorted(reasons.items()))
@@ -238,8 +253,10 @@ class Turn:
                 self.build_dataset,
                 name,
                 2,
-                parent=self.site.path("datasets", name, "1"),
-                traces=self.site.path("state", "audit"),
+                [
+                    {"type": "parent", "path": self.site.path("datasets", name, "1")},
+                    {"type": "traces", "path": self.site.path("state", "audit")},
+                ],
             )
             self.candidate = await asyncio.to_thread(
                 self.train,
@@ -247,7 +264,6 @@ class Turn:
                 2,
                 dataset,
                 epochs=config.candidate_epochs,
-                **{"gate.min_gain": config.min_gain},
             )
         if self.candidate.state != VersionState.PASSED:
             raise HeadraceError(f"{self.candidate.id} was refused: {self.candidate.reason}")
@@ -275,7 +291,7 @@ class Turn:
             try:
                 await _until(lambda: len(outcomes) >= plan.requests_before, clients)
                 begun = time.monotonic()
-                swapped = await asyncio.to_thread(self.control.promote, self.candidate.id)
+                swapped = await self.control.serving.promote(self.candidate.id, self.control.name)
                 enough = len(outcomes) + plan.requests_after
                 await _until(lambda: len(outcomes) >= enough, clients)
             finally:
@@ -326,8 +342,8 @@ class Turn:
                 self.build_dataset,
                 name,
                 3,
-                parent=self.site.path("datasets", name, "1"),
-                shuffle_labels_seed=_SHUFFLE_SEED,
+                [{"type": "parent", "path": self.site.path("datasets", name, "1")}],
+                [{"type": "shuffle_labels", "seed": _SHUFFLE_SEED}],
             )
             record = await asyncio.to_thread(
                 self.train,
@@ -335,7 +351,6 @@ class Turn:
                 3,
                 dataset,
                 epochs=config.shuffled_epochs,
-                **{"gate.min_gain": config.min_gain},
             )
         if record.state != VersionState.REJECTED:
             raise HeadraceError(f"{record.id} was trained on shuffled labels and not refused")
@@ -360,12 +375,12 @@ class Turn:
         """Verify the audit log and put the report together."""
         self.site.narrator.step("Verify the audit log")
         folder = self.site.workdir / "state" / "audit"
-        found = audit.verify(folder, *self.control.writers())
+        found = audit.verify(folder, *self.control.do(self.control.usage.writers()))
         self.say(
             f"{found.records} records for {len(self.tally.outcomes)} requests, chain "
             f"{'verified' if found.verified else 'BROKEN: ' + '; '.join(found.faults[:3])}"
         )
-        records = self.control.adapter_versions()
+        records = self.control.do(self.control.adapters.listed())
         audit_ms = [o.audit_ms for o in self.tally.outcomes if o.audit_ms is not None]
         return {
             "workload": {"name": self.workload.name, "generated": self.workload.generated},
@@ -374,7 +389,7 @@ class Turn:
             "edge_cases": self.edge_cases,
             "labels": self.labels,
             "annotator": NAME,
-            "datasets": report.dataset_rows(self.control.datasets()),
+            "datasets": report.dataset_rows(self.control.do(self.control.datasets.listed())),
             "adapters": report.adapter_rows(records),
             "rejected": report.rejected_rows(records),
             "swap": self.swap,

@@ -47,7 +47,7 @@ def _serve(site: Site, port: int) -> None:
     narrator.step("Deploy the graph: gateway, seven stages, vLLM engine")
     control = deployment.start()
     deployment.await_serving()
-    live = sorted(adapter.label for adapter in control.table().live.values())
+    live = sorted(adapter.label for adapter in control.do(control.serving.table()).live.values())
     narrator.say(f"live: {', '.join(live) or 'nothing yet'}")
     narrator.step("Serving; Ctrl-C or ./scripts/down stops it")
     narrator.say(f"base URL  {deployment.base_url}")

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cluster.answer import Understanding
-from cluster.dataset import Fault
 from cluster.errors import DataError
+from cluster.records.dataset import Fault
 from data_jobs.sources.turns import LabelledTurn, Workload
 
 _COLUMNS = ["conversationId", "turnNumber", "utteranceId", "utterance", "slot-labels", "intent"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from cluster.answer import Understanding
-from cluster.dataset import Fault
+from cluster.records.dataset import Fault
 
 
 @dataclass(frozen=True)

@@ -155,30 +155,35 @@ def _versions(folder: Path, plan: Plan) -> Path:
 
 
 def _register(made: Path, plan: Plan) -> None:
+    from cluster.base_models import describe
     from cluster.control.client import ControlClient
-    from cluster.registry.bases import describe
 
     control = ControlClient("benchmark")
-    control.serve_base(describe(_BASE))
+    control.do(control.serving.serve_base(describe(_BASE), control.name))
     for name in (*_OTHERS, HOT):
         for version in range(1, plan.swaps + 2 if name == HOT else 2):
-            control.register_candidate(str(made / name / str(version)), systems.TENANT)
+            control.do(
+                control.adapters.register(
+                    str(made / name / str(version)), systems.TENANT, control.name
+                )
+            )
         _gate(AdapterVersion(name, 1))
         _promote(AdapterVersion(name, 1))
 
 
 def _gate(version: AdapterVersion) -> None:
     from cluster.control.client import ControlClient
-    from cluster.rollout.gate import GateConfig
 
-    if not ControlClient("benchmark").gate(version, GateConfig(min_accuracy=0.0)).passed:
+    control = ControlClient("benchmark")
+    if not control.do(control.evaluations.judge(version, control.name)).passed:
         raise HeadraceError(f"the gate refused {version}")
 
 
 def _promote(version: AdapterVersion) -> dict[str, Any]:
     from cluster.control.client import ControlClient
 
-    return asdict(ControlClient("benchmark").promote(version))
+    control = ControlClient("benchmark")
+    return asdict(control.do(control.serving.promote(version, control.name)))
 
 
 async def _under_load(
@@ -242,11 +247,11 @@ async def _switched(
         for _ in range(plan.kills):
             await asyncio.sleep(plan.every_s)
             asked = time.monotonic()
-            report = await asyncio.to_thread(control.kill, HOT, "the benchmark")
+            report = await control.serving.kill(HOT, "the benchmark", control.name)
             kills.append(Kill(asked, time.monotonic(), report.aborted, report.confirmed))
             await asyncio.sleep(plan.every_s)
             kills[-1].revived = time.monotonic()
-            await asyncio.to_thread(control.revive, HOT)
+            await control.serving.revive(HOT, control.name)
         client.stopped = True
         await asyncio.gather(*asking)
     return answers, kills

@@ -24,10 +24,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from cluster.adapters import inspect
 from cluster.config import BaseModelRef
-from cluster.control.protocol import ServedAdapter
 from cluster.processes import descendants, resident_bytes
+from cluster.records.adapter import ServedAdapter
+from cluster.records.model import Target
 from cluster.storage import read_json, require_stable
 from serve_app.config import EngineConfig
+from serve_app.generation.targets import Targets
 from serve_app.protocol import AdapterGone, GenerationRequest, Sampling
 
 if TYPE_CHECKING:
@@ -74,7 +76,7 @@ class Registered:
         """All of them."""
         return list(self._by_id.values())
 
-    async def wanted(self, int_id: int) -> ServedAdapter | None:
+    async def desired_version(self, int_id: int) -> ServedAdapter | None:
         """The one with `int_id`."""
         return self._by_id.get(int_id)
 
@@ -303,7 +305,7 @@ class _Bench:
                 uuid.uuid4().hex,
                 ({"role": "user", "content": self._prompts[prompt]},),
                 Sampling(max_tokens=_MAX_TOKENS),
-                adapter,
+                Target("base", "vllm") if adapter is None else Targets.of(adapter),
                 chat=False,
             )
         )

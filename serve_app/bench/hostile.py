@@ -64,9 +64,11 @@ def run(folder: Path, plan: Plan, narrator: Narrator) -> dict[str, Any]:
     """Measure the victim at rest, then beside each kind; raw rows and the worst of them."""
     with systems.ours(folder, plan.config, plan.placement, plan.engine, _SETTINGS) as system:
         from cluster.control.client import ControlClient
-        from cluster.registry.keys import KeyRequest
+        from cluster.records.keys import KeyRequest
 
-        key = ControlClient().issue_key(KeyRequest(tenant=_HOSTILE)).secret
+        control = ControlClient()
+        wanted = KeyRequest(tenant=_HOSTILE)
+        key = control.do(control.keys.issue(wanted, control.name, by_operator=True)).secret
         _measure(system, _WARM_S, 900)
         quiet = _measure(system, 2 * plan.seconds, 901)
         p99 = quiet.quantile(0.99)

@@ -7,15 +7,16 @@ from collections.abc import AsyncIterator
 from ray import serve
 
 from cluster.config import BaseModelRef
-from cluster.control.protocol import Proof, ServedAdapter
+from cluster.control.protocol import Proof
 from cluster.processes import share_interpreter
 from cluster.ray_private import node_address, stay_on_loopback
+from cluster.records.adapter import ServedAdapter
 from serve_app.bench.fixed import ANSWER, TOKENS
 from serve_app.config import EngineConfig
 from serve_app.engine.in_flight import InFlight
+from serve_app.pipeline.scaling import WORK
 from serve_app.protocol import Delta, Generation, GenerationRequest
 from serve_app.rpc.server import Address, Server
-from serve_app.scaling import WORK
 
 
 class StaticEngineReplica:

@@ -286,9 +286,11 @@ def ours(
             audit=cluster_folder / "state" / "audit",
         )
         from cluster.control.client import ControlClient
-        from cluster.registry.keys import KeyRequest
+        from cluster.records.keys import KeyRequest
 
-        key = ControlClient().issue_key(KeyRequest(tenant=TENANT)).secret
+        control = ControlClient()
+        wanted = KeyRequest(tenant=TENANT)
+        key = control.do(control.keys.issue(wanted, control.name, by_operator=True)).secret
         serve.start(http_options={"host": "127.0.0.1", "port": cluster.proxy_port})
         port = free_port()
         paths = [

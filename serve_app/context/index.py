@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from cluster import storage
 from cluster.errors import ArtifactError
+from cluster.records.trace import Snippet
 from cluster.types import EVERYONE
-from serve_app.protocol import Snippet
 
 
 class DocumentIndex:

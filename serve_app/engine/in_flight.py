@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from typing import Any
 
-from cluster.control.protocol import ServedAdapter
+from cluster.records.adapter import ServedAdapter
 from serve_app.protocol import (
     AdapterGone,
     AdapterKilled,
@@ -50,7 +50,7 @@ class InFlight:
 
     @property
     def methods(self) -> dict[str, Callable[..., Any]]:
-        """What a gateway may call: see `serve_app.engine.remote`."""
+        """What a gateway may call: see `serve_app.generation.providers.vllm_replicas`."""
         return {"complete": self.complete, "stream": self.stream}
 
     @contextmanager
@@ -97,9 +97,8 @@ async def _by_word(
     held = Delta("")
     async for item in items:
         if isinstance(item, Delta):
-            held = Delta(
-                held.text + item.text, (*held.tokens, *item.tokens), item.read, item.written
-            )
+            text, tokens = held.text + item.text, (*held.tokens, *item.tokens)
+            held = Delta(text, tokens, item.input_tokens, item.output_tokens)
             word = item.text.isascii() and item.text.isalnum()
             if word and len(held.text) < _LONGEST_WORD:
                 continue

@@ -13,9 +13,10 @@ import time
 from pathlib import Path
 from typing import Protocol
 
-from cluster.control.protocol import Proof, ServedAdapter
+from cluster.control.protocol import Proof
 from cluster.control.swap import check_proofs
 from cluster.errors import ArtifactError, SwapError
+from cluster.records.adapter import ServedAdapter
 from cluster.storage import require_stable
 from serve_app.engine.residents import Residents
 from serve_app.tasks import apart
@@ -46,15 +47,15 @@ class AdapterEngine(Protocol):
         ...
 
 
-class Wishes(Protocol):
-    """The part of the control plane that says what is wanted."""
+class DesiredAdapters(Protocol):
+    """The part of the serving contract that says what replicas have to hold."""
 
     async def desired(self) -> list[ServedAdapter]:
-        """All of it, without what proves it: there may be thousands."""
+        """Every version, most urgent first, without golden probes: there may be thousands."""
         ...
 
-    async def wanted(self, int_id: int) -> ServedAdapter | None:
-        """One of it, with what proves it."""
+    async def desired_version(self, int_id: int) -> ServedAdapter | None:
+        """One version with its golden probes, if it is desired."""
         ...
 
 
@@ -62,9 +63,15 @@ class Loader:
     """One replica's adapters. `capacity` is the most it holds at a time."""
 
     def __init__(
-        self, engine: AdapterEngine, control: Wishes, replica: str, *, capacity: int, eager: int
+        self,
+        engine: AdapterEngine,
+        serving: DesiredAdapters,
+        replica: str,
+        *,
+        capacity: int,
+        eager: int,
     ) -> None:
-        self._engine, self._control, self._replica = engine, control, replica
+        self._engine, self._serving, self._replica = engine, serving, replica
         self._capacity, self._eager = capacity, min(eager, capacity)
         self._changing = asyncio.Lock()
         self._loading: dict[int, asyncio.Task[None]] = {}
@@ -127,12 +134,12 @@ class Loader:
     async def reconcile(self) -> None:
         """Hold what is wanted, and what was not wanted twice and is idle no more."""
         residents = self._engine.residents
-        desired = await self._control.desired()
+        desired = await self._serving.desired()
         first = [(one, residents.kills(one.name)) for one in desired[: self._eager]]
         for adapter, kills in first:
             if residents.holds(adapter.int_id):
                 continue
-            wanted = await self._control.wanted(adapter.int_id)
+            wanted = await self._serving.desired_version(adapter.int_id)
             if wanted is not None:
                 await self._load_proved(wanted, kills, time.monotonic())
         # Twice unwanted and idle: a swap that is removing a version itself is given its time.
@@ -145,7 +152,7 @@ class Loader:
     async def _fetch(self, adapter: ServedAdapter) -> None:
         kills = self._engine.residents.kills(adapter.name)
         try:
-            wanted = await self._control.wanted(adapter.int_id)
+            wanted = await self._serving.desired_version(adapter.int_id)
             if wanted is not None:
                 await self._load_proved(wanted, kills, time.monotonic() + _ROOM_S)
         except Exception:  # the control plane may be restarting; the gateway is told it is not here

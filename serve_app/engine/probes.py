@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.adapters import WEIGHTS, GoldenProbe
+from cluster.adapters import WEIGHTS
+from cluster.records.adapter import GoldenProbe
 
 #: Of at least so many prompts and tokens together: a step is that much longer, and two adapters for
 #: the same task differ by 0.3 nats in a token of their prompts.

@@ -11,16 +11,17 @@ import logging
 from ray import serve
 
 from cluster.config import BaseModelRef
-from cluster.control.client import AsyncControlClient
-from cluster.control.protocol import Proof, ServedAdapter
+from cluster.control.client import ControlClient
+from cluster.control.protocol import Proof
 from cluster.processes import share_interpreter
 from cluster.ray_private import log_with_serve, node_address, stay_on_loopback
+from cluster.records.adapter import ServedAdapter
 from serve_app.config import EngineConfig
 from serve_app.engine.in_flight import InFlight
 from serve_app.engine.loader import Loader
-from serve_app.engine.plain import Merged
+from serve_app.engine.merged import MergedModel
+from serve_app.pipeline.scaling import WORK
 from serve_app.rpc.server import Address, Server
-from serve_app.scaling import WORK
 
 logger = logging.getLogger(__name__)
 
@@ -40,18 +41,18 @@ class EngineReplica:
         stay_on_loopback()
         self._replica = serve.get_replica_context().replica_id.unique_id
         self._engine = VLLMEngine(model, config, self._replica)
-        control = AsyncControlClient()
-        self._loader: Loader | Merged
+        serving = ControlClient().serving
+        self._loader: Loader | MergedModel
         if config.loras:
             self._loader = Loader(
                 self._engine,
-                control,
+                serving,
                 self._replica,
                 capacity=config.max_cpu_loras,
                 eager=config.eager_loras,
             )
         else:
-            self._loader = Merged(self._engine, control, self._replica, version)
+            self._loader = MergedModel(self._engine, serving, self._replica, version)
         self._in_flight = InFlight(
             self._engine.complete, self._engine.stream, self._loader.hold, self._replica
         )
@@ -76,7 +77,7 @@ class EngineReplica:
             await self._server.leave()
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """Serve asks for this now and then: see `serve_app.scaling`."""
+        """Serve asks for this now and then: see `serve_app.pipeline.scaling`."""
         return {WORK: float(self._in_flight.under_way)}
 
     async def prepare(self, adapter: ServedAdapter) -> Proof:

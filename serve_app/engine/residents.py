@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from cluster.control.protocol import ServedAdapter
+from cluster.records.adapter import ServedAdapter
 from serve_app.protocol import AdapterGone, AdapterKilled
 
 

@@ -22,11 +22,10 @@ from vllm.utils.ompmultiprocessing import OMPProcessManager
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from cluster.adapters import GoldenProbe
 from cluster.config import BaseModelRef
-from cluster.control.protocol import ServedAdapter
-from cluster.errors import NotProvedError, one_line
+from cluster.errors import VerificationError, one_line
 from cluster.processor import precision
+from cluster.records.adapter import GoldenProbe, ServedAdapter
 from serve_app.config import EngineConfig
 from serve_app.engine.logprobs import TokenAligner
 from serve_app.engine.probes import (
@@ -172,8 +171,8 @@ class VLLMEngine:
         yield Generation(
             text=text,
             version=adapter.label if adapter else self._base,
-            prompt_tokens=len(ids),
-            completion_tokens=tokens,
+            input_tokens=len(ids),
+            output_tokens=tokens,
             finish_reason=reason,
             mean_logprob=logprobs.mean,
             min_logprob=logprobs.least,
@@ -220,7 +219,7 @@ class VLLMEngine:
         The version becomes resident only after its probes ran; without `probe`, it is 0.
 
         Raises:
-            NotProvedError: the engine refuses it.
+            VerificationError: the engine refuses it.
         """
         try:
             if self._loras:
@@ -245,7 +244,7 @@ class VLLMEngine:
             raise
         except Exception as error:  # vLLM has no type for what it refuses of an adapter
             message = f"the engine refuses {adapter.label}: {one_line(error)}"
-            raise NotProvedError(message) from error
+            raise VerificationError(message) from error
 
     async def _proved(self, adapter: ServedAdapter) -> float:
         # Its turn among the others: the engine would let it wait while all slots are busy.
@@ -253,7 +252,7 @@ class VLLMEngine:
             try:
                 return await self._probe(adapter)
             except VLLMClientError as error:
-                raise NotProvedError(
+                raise VerificationError(
                     f"the engine refuses a golden probe of {adapter.label}: {error}"[:500]
                 ) from error
 

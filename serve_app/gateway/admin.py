@@ -8,10 +8,9 @@ Decides nothing but who may ask: the control plane does the work and records who
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any
 
 from pydantic import ValidationError
 from starlette.requests import Request
@@ -19,22 +18,11 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from cluster import durations
-from cluster.budget.limits import Limits, key_scope, tenant_scope
-from cluster.budget.prices import PriceBook
-from cluster.control.protocol import KillReport, RoutingTable, SwapReport
+from cluster.control.contracts import Control
 from cluster.errors import UserError
-from cluster.registry.keys import (
-    PREFIX,
-    IssuedKey,
-    KeyChange,
-    KeyRecord,
-    KeyRequest,
-    digest,
-)
-from cluster.registry.versions import AdapterRecord
-from cluster.rollout.evidence import Arm
-from cluster.rollout.plan import RolloutPlan
-from cluster.rollout.state import Rollout
+from cluster.records.keys import PREFIX, KeyRecord, KeyRequest, digest
+from cluster.records.limits import Limits, key_scope, tenant_scope
+from cluster.records.trace import Refusal
 from cluster.types import EVERYONE, AdapterVersion, Principal, Role, checked_name
 from serve_app.gateway import delegation, errors
 from serve_app.gateway.admin_wire import (
@@ -52,52 +40,9 @@ from serve_app.gateway.admin_wire import (
 from serve_app.gateway.auth import Authenticator
 from serve_app.gateway.bodies import parse
 from serve_app.gateway.errors import Refused
-from serve_app.protocol import Block
 
 _LIMIT = 1 << 16
 _MAX_LISTED = 100
-
-
-class Plane(Protocol):
-    """The part of the control plane that the admin API reaches; `actor` is who asked."""
-
-    async def issue_key(self, request: KeyRequest, actor: str, by_operator: bool) -> IssuedKey: ...
-    async def revoke_key(self, key_id: str, actor: str) -> None: ...
-    async def resolve_key(self, digest: str) -> Principal | None: ...
-    async def change_key(
-        self, key_id: str, wanted: KeyChange, actor: str, by_operator: bool
-    ) -> None: ...
-    async def key_spend(self, key_id: str) -> float: ...
-    async def keys(self, tenant: str | None) -> list[KeyRecord]: ...
-    async def set_limits(
-        self, scope: str, bounds: Limits, actor: str, by_operator: bool
-    ) -> None: ...
-    async def limits(self, scope: str) -> Limits: ...
-    async def bill(
-        self,
-        tenant: str,
-        start: float,
-        end: float,
-        prices: PriceBook | None,
-        adapters: Sequence[str],
-    ) -> dict[str, Any]: ...
-    async def table(self) -> RoutingTable: ...
-    async def owner(self, adapter: str) -> str | None: ...
-    async def adapter_versions(self) -> list[AdapterRecord]: ...
-    async def card(self, version: AdapterVersion) -> str: ...
-    async def grant(self, adapter: str, tenant: str, granted: bool, actor: str) -> None: ...
-    async def kill(self, adapter: str, reason: str, actor: str) -> KillReport: ...
-    async def revive(
-        self, adapter: str, actor: str, version: AdapterVersion | None
-    ) -> SwapReport | None: ...
-    async def start_rollout(
-        self, version: AdapterVersion, plan: RolloutPlan, actor: str
-    ) -> Rollout: ...
-    async def end_rollout(self, adapter: str, reason: str, actor: str) -> None: ...
-    async def promote_rollout(self, adapter: str, actor: str) -> None: ...
-    async def rollouts(self, limit: int, owner: str | None) -> list[Rollout]: ...
-    async def appeal(self, version: AdapterVersion, reason: str, actor: str) -> None: ...
-    async def judge(self, trace_id: str, version: AdapterVersion, found: Arm) -> bool: ...
 
 
 def _who(principal: Principal) -> str:
@@ -106,23 +51,23 @@ def _who(principal: Principal) -> str:
 
 def _require_operator(principal: Principal, why: str) -> None:
     if not principal.may(Role.OPERATOR):
-        raise Refused(Block(403, "access_denied", why), principal=principal)
+        raise Refused(Refusal(403, "access_denied", why), principal=principal)
 
 
 def _refuse(principal: Principal, why: str | None) -> None:
     if why is not None:
-        raise Refused(Block(403, "access_denied", why), principal=principal)
+        raise Refused(Refusal(403, "access_denied", why), principal=principal)
 
 
 def _unknown(what: str, principal: Principal) -> Refused:
-    return Refused(Block(404, "not_found", f"there is no {what} of yours"), principal=principal)
+    return Refused(Refusal(404, "not_found", f"there is no {what} of yours"), principal=principal)
 
 
 class _Door:
     """Who asks, and whether what is asked for is theirs."""
 
-    def __init__(self, authenticate: Authenticator, plane: Plane) -> None:
-        self._authenticate, self.plane = authenticate, plane
+    def __init__(self, authenticate: Authenticator, control: Control) -> None:
+        self._authenticate, self.control = authenticate, control
 
     async def admit(self, request: Request, role: Role = Role.ADMIN) -> Principal:
         return await self._authenticate.admit(request, role)
@@ -141,17 +86,17 @@ class _Door:
     async def key(self, principal: Principal, named: str) -> KeyRecord:
         """The record of a key that the caller may manage, by id or by secret."""
         if named.startswith(PREFIX):
-            found = await self.plane.resolve_key(digest(named))
+            found = await self.control.keys.resolve(digest(named))
             named = found.key_id if found else ""
         everywhere = principal.may(Role.OPERATOR)
-        for record in await self.plane.keys(None if everywhere else principal.tenant):
+        for record in await self.control.keys.listed(None if everywhere else principal.tenant):
             if record.key_id == named and delegation.manages(principal, record):
                 return record
         raise _unknown("such key", principal)
 
     async def adapter(self, principal: Principal, name: str) -> str:
         """The name of an adapter that the caller may manage."""
-        owner = await self.plane.owner(name)
+        owner = await self.control.adapters.owner(name)
         mine = owner == principal.tenant or principal.may(Role.OPERATOR)
         if owner is None or not mine or not delegation.covers(principal, name):
             raise _unknown("such adapter", principal)
@@ -189,12 +134,12 @@ def _told_limits(limits: Limits) -> dict[str, Any]:
 def _checked(error: ValueError) -> Refused:
     if isinstance(error, ValidationError):
         return Refused(errors.invalid(error))
-    return Refused(Block(400, "invalid_value", str(error)))
+    return Refused(Refusal(400, "invalid_value", str(error)))
 
 
-def admin_routes(authenticate: Authenticator, plane: Plane) -> list[Route]:
+def admin_routes(authenticate: Authenticator, control: Control) -> list[Route]:
     """Every route of the admin API."""
-    door = _Door(authenticate, plane)
+    door = _Door(authenticate, control)
     return [
         *_key_routes(door),
         *_change_routes(door),
@@ -210,12 +155,12 @@ def _key_routes(door: _Door) -> list[Route]:
         body = await parse(request, GenerateKey, _LIMIT)
         tenant = door.tenant(principal, body.team_id)
         if Role.OPERATOR in body.roles and not principal.may(Role.OPERATOR):
-            block = Block(403, "access_denied", "only an operator makes operators", "roles")
-            raise Refused(block, principal=principal)
+            refusal = Refusal(403, "access_denied", "only an operator makes operators", "roles")
+            raise Refused(refusal, principal=principal)
         if body.metadata and not principal.may(Role.OPERATOR):
             # Policy relies on them: a tenant must not give itself a tier.
-            block = Block(403, "access_denied", "only an operator gives attributes", "metadata")
-            raise Refused(block, principal=principal)
+            refusal = Refusal(403, "access_denied", "only an operator gives attributes", "metadata")
+            raise Refused(refusal, principal=principal)
         try:
             wanted = KeyRequest(
                 tenant=tenant,
@@ -231,7 +176,7 @@ def _key_routes(door: _Door) -> list[Route]:
             raise _checked(error) from error
         _refuse(principal, delegation.beyond(principal, wanted, time.time()))
         operator = principal.may(Role.OPERATOR)
-        issued = await door.plane.issue_key(wanted, _who(principal), operator)
+        issued = await door.control.keys.issue(wanted, _who(principal), by_operator=operator)
         record = await door.key(principal, issued.key_id)
         return JSONResponse({"key": issued.secret, **_told(record)})
 
@@ -241,13 +186,13 @@ def _key_routes(door: _Door) -> list[Route]:
         # All of them are looked up before the first one is ended.
         found = [await door.key(principal, named) for named in body.keys]
         for record in found:
-            await door.plane.revoke_key(record.key_id, _who(principal))
+            await door.control.keys.revoke(record.key_id, _who(principal))
         return JSONResponse({"deleted_keys": [record.key_id for record in found]})
 
     async def listed(request: Request) -> Response:
         principal = await door.admit(request)
         tenant = door.tenant(principal, request.query_params.get("team_id"))
-        found = await door.plane.keys(tenant)
+        found = await door.control.keys.listed(tenant)
         whole = request.query_params.get("return_full_object") == "true"
         found = [key for key in found if delegation.manages(principal, key)]
         keys = [_told(key) if whole else key.key_id for key in found]
@@ -278,26 +223,30 @@ def _change_routes(door: _Door) -> list[Route]:
         _refuse(principal, delegation.lifts(principal, record, limits, wanted, time.time()))
         who, operator = _who(principal), principal.may(Role.OPERATOR)
         if wanted is not None:
-            await door.plane.change_key(record.key_id, wanted, who, operator)
+            await door.control.keys.change(record.key_id, wanted, who, by_operator=operator)
         if limits != record.limits:
-            await door.plane.set_limits(key_scope(record.key_id), limits, who, operator)
+            await door.control.ledger.set_limits(
+                key_scope(record.key_id), limits, who, by_operator=operator
+            )
         return JSONResponse(_told(await door.key(principal, record.key_id)))
 
     async def info(request: Request) -> Response:
         named = request.query_params.get("key")
         principal = await door.admit(request, Role.ADMIN if named else Role.INFERENCE)
         record = await door.key(principal, named or principal.key_id)
-        spend = round(await door.plane.key_spend(record.key_id), 6)
+        spend = round(await door.control.usage.key_spend(record.key_id), 6)
         return JSONResponse({"key": record.key_id, "info": {**_told(record), "spend": spend}})
 
     async def limit_tenant(request: Request) -> Response:
         principal = await door.admit(request, Role.OPERATOR)
         body = await parse(request, LimitTenant, _LIMIT)
         try:
-            limits = body.limits(await door.plane.limits(tenant_scope(body.team_id)))
+            limits = body.limits(await door.control.ledger.limits(tenant_scope(body.team_id)))
         except ValueError as error:
             raise _checked(error) from error
-        await door.plane.set_limits(tenant_scope(body.team_id), limits, _who(principal), True)
+        await door.control.ledger.set_limits(
+            tenant_scope(body.team_id), limits, _who(principal), by_operator=True
+        )
         return JSONResponse({"team_id": body.team_id, **_told_limits(limits)})
 
     return [
@@ -310,10 +259,10 @@ def _change_routes(door: _Door) -> list[Route]:
 def _adapter_routes(door: _Door) -> list[Route]:
     async def listed(request: Request) -> Response:
         principal = await door.admit(request)
-        table = await door.plane.table()
+        table = await door.control.serving.table()
         everywhere = principal.may(Role.OPERATOR)
         rows = []
-        for record in await door.plane.adapter_versions():
+        for record in await door.control.adapters.listed():
             tenants = table.access.get(record.id.name, frozenset())
             mine = everywhere or principal.tenant in tenants or EVERYONE in tenants
             if mine and delegation.covers(principal, record.id.name):
@@ -323,7 +272,8 @@ def _adapter_routes(door: _Door) -> list[Route]:
                         "version": str(record.id),
                         "state": "killed" if killed and record.state == "live" else record.state,
                         "reason": record.retrain or record.reason,
-                        "accuracy": record.manifest.evaluation.accuracy,
+                        "metric": record.manifest.evaluation.primary,
+                        "value": record.manifest.evaluation.headline.value,
                         "digest": record.digest,
                     }
                 )
@@ -336,20 +286,24 @@ def _adapter_routes(door: _Door) -> list[Route]:
         except ValueError as error:
             raise _checked(error) from error
         await door.adapter(principal, version.name)
-        return PlainTextResponse(await door.plane.card(version), media_type="text/markdown")
+        return PlainTextResponse(
+            await door.control.adapters.card(version), media_type="text/markdown"
+        )
 
     async def kill(request: Request) -> Response:
         principal = await door.admit(request)
         body = await parse(request, Reason, _LIMIT)
         name = await door.adapter(principal, request.path_params["name"])
-        return JSONResponse(asdict(await door.plane.kill(name, body.reason, _who(principal))))
+        return JSONResponse(
+            asdict(await door.control.serving.kill(name, body.reason, _who(principal)))
+        )
 
     async def revive(request: Request) -> Response:
         principal = await door.admit(request)
         body = await parse(request, Revive, _LIMIT, optional=True)
         name = await door.adapter(principal, request.path_params["name"])
         version = None if body.version is None else AdapterVersion(name, body.version)
-        report = await door.plane.revive(name, _who(principal), version)
+        report = await door.control.serving.revive(name, _who(principal), version)
         return JSONResponse(asdict(report) if report else None)
 
     async def change(request: Request, granted: bool) -> Response:
@@ -359,7 +313,7 @@ def _adapter_routes(door: _Door) -> list[Route]:
             # What a tenant reaches may answer its `auto` requests: it is no other tenant's to give.
             _require_operator(principal, "only an operator lets another tenant in")
         body = await parse(request, Grantee, _LIMIT)
-        await door.plane.grant(name, body.tenant, granted, _who(principal))
+        await door.control.adapters.grant(name, body.tenant, granted, _who(principal))
         return JSONResponse({"adapter": name, "tenant": body.tenant, "granted": granted})
 
     async def grant(request: Request) -> Response:
@@ -387,7 +341,7 @@ def _rollout_routes(door: _Door) -> list[Route]:
         except ValueError as error:
             raise _checked(error) from error
         await door.adapter(principal, version.name)
-        rollout = await door.plane.start_rollout(version, body.plan, _who(principal))
+        rollout = await door.control.rollouts.start(version, body.plan, _who(principal))
         return JSONResponse(rollout.as_json(names=False), 201)
 
     async def listed(request: Request) -> Response:
@@ -395,7 +349,7 @@ def _rollout_routes(door: _Door) -> list[Route]:
         owner = None if principal.may(Role.OPERATOR) else principal.tenant
         found = [
             rollout
-            for rollout in await door.plane.rollouts(_MAX_LISTED, owner)
+            for rollout in await door.control.rollouts.listed(_MAX_LISTED, owner)
             if delegation.covers(principal, rollout.adapter)
         ]
         # Those who are set aside may be another tenant's.
@@ -406,13 +360,13 @@ def _rollout_routes(door: _Door) -> list[Route]:
         principal = await door.admit(request)
         body = await parse(request, Reason, _LIMIT)
         name = await door.adapter(principal, request.path_params["name"])
-        await door.plane.end_rollout(name, body.reason, _who(principal))
+        await door.control.rollouts.end(name, body.reason, _who(principal))
         return JSONResponse({"adapter": name, "ended": True})
 
     async def promote(request: Request) -> Response:
         principal = await door.admit(request)
         name = await door.adapter(principal, request.path_params["name"])
-        await door.plane.promote_rollout(name, _who(principal))
+        await door.control.rollouts.promote(name, _who(principal))
         return JSONResponse({"adapter": name, "promoted": True})
 
     async def appeal(request: Request) -> Response:
@@ -422,7 +376,7 @@ def _rollout_routes(door: _Door) -> list[Route]:
             version = AdapterVersion.parse(body.version)
         except ValueError as error:
             raise _checked(error) from error
-        await door.plane.appeal(version, body.reason, _who(principal))
+        await door.control.rollouts.appeal(version, body.reason, _who(principal))
         return JSONResponse({"version": body.version, "state": "passed"})
 
     return [
@@ -446,6 +400,6 @@ def _bills(door: _Door) -> list[Route]:
             raise UserError(str(error)) from error
         # A key that is limited to adapters gets the bill of those alone.
         adapters = sorted(principal.models)
-        return JSONResponse(await door.plane.bill(tenant, start, now + 1, None, adapters))
+        return JSONResponse(await door.control.usage.bill(tenant, start, now + 1, None, adapters))
 
     return [Route("/v1/usage", bill, methods=["GET"])]

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from cluster import durations
-from cluster.budget.limits import Limits
-from cluster.registry.keys import KeyChange
+from cluster.records.keys import KeyChange
+from cluster.records.limits import Limits
 from cluster.rollout.plan import RolloutPlan
 from cluster.types import TEXT, Role
 from serve_app.gateway.leniency import Float, Int, Metadata, WireModel, without_nulls

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_app.gateway.errors import error_body
-from serve_app.handoff import overloaded
+from serve_app.pipeline.batcher import overloaded
 
 _BODY = json.dumps(error_body(overloaded())).encode()
 _BOUNDED = ("/chat/completions", "/completions", "/embeddings")

@@ -21,9 +21,9 @@ def usage(generations: Mapping[int, Generation], choices: int = 1) -> dict[str, 
 
     `generations` are by index, the choices of a prompt side by side; some may have failed.
     """
-    prompts = {i // choices: generation.prompt_tokens for i, generation in generations.items()}
+    prompts = {i // choices: generation.input_tokens for i, generation in generations.items()}
     prompt = sum(prompts.values())
-    written = sum(generation.completion_tokens for generation in generations.values())
+    written = sum(generation.output_tokens for generation in generations.values())
     return {
         "prompt_tokens": prompt,
         "completion_tokens": written,

@@ -14,25 +14,26 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from cluster.control.contracts import Control
 from cluster.control.protocol import RoutingTable
 from cluster.types import Principal, Role
 from serve_app.config import GatewayConfig
 from serve_app.gateway import errors, openapi
-from serve_app.gateway.admin import Plane, admin_routes
+from serve_app.gateway.admin import admin_routes
 from serve_app.gateway.admission import Admission
 from serve_app.gateway.auth import Authenticator
-from serve_app.gateway.blocks import unserved
 from serve_app.gateway.budgets import Budgets
 from serve_app.gateway.completions import Completions
-from serve_app.gateway.denials import Denials
 from serve_app.gateway.embeddings import CountTokens, Embeddings
 from serve_app.gateway.errors import Refused
 from serve_app.gateway.feedback import Feedback
-from serve_app.gateway.labels import LabelQueue, label_routes
-from serve_app.gateway.road import Road
+from serve_app.gateway.labels import label_routes
+from serve_app.gateway.refusal_log import RefusalLog
 from serve_app.gateway.shares import Shares
 from serve_app.gateway.shortcuts import Handler, Shortcuts
 from serve_app.gateway.wire import ChatRequest, CompletionRequest
+from serve_app.generation.refusals import unserved
+from serve_app.pipeline.pipeline import Pipeline
 from serve_app.protocol import EMBEDDING_MODEL, STAGES
 from serve_app.stages.routing import AUTO
 
@@ -49,15 +50,14 @@ _EXPOSED = (
 
 def create_app(
     *,
-    road: Road,
+    pipeline: Pipeline,
     authenticate: Authenticator,
-    labels: LabelQueue,
     table: Callable[[], RoutingTable],
     base_model: str,
     config: GatewayConfig,
     count_tokens: CountTokens,
     budgets: Budgets,
-    plane: Plane,
+    control: Control,
     most_characters: int | None = None,
     rerouted: bool = False,
 ) -> ASGIApp:
@@ -65,7 +65,7 @@ def create_app(
     fits the model's window."""
     shares = Shares(config.max_tenant_under_way)
     completions = Completions(
-        road,
+        pipeline,
         authenticate,
         table,
         base_model=base_model,
@@ -75,8 +75,10 @@ def create_app(
         most_characters=most_characters,
         rerouted=rerouted,
     )
-    feedback = Feedback(road, authenticate, table, plane, budgets, base_model=base_model)
-    embeddings = Embeddings(road, authenticate, config, count_tokens, budgets, shares=shares)
+    feedback = Feedback(
+        pipeline, authenticate, table, control.rollouts, budgets, base_model=base_model
+    )
+    embeddings = Embeddings(pipeline, authenticate, config, count_tokens, budgets, shares=shares)
 
     async def chat(request: Request) -> Response:
         return await completions(request, ChatRequest)
@@ -113,7 +115,7 @@ def create_app(
         "/v1/completions": text,
         "/v1/embeddings": embeddings.__call__,
     }
-    answers = errors.handlers(Denials(road.note, partial(budgets.count, key_only=True)))
+    answers = errors.handlers(RefusalLog(pipeline.note, partial(budgets.count, key_only=True)))
     app = Starlette(
         routes=[
             *(Route(path, handler, methods=["POST"]) for path, handler in busy.items()),
@@ -122,12 +124,12 @@ def create_app(
             Route("/health", health, methods=["GET"]),
             Route("/openapi.json", description, methods=["GET"]),
             Route("/v1/feedback", feedback.__call__, methods=["POST"]),
-            *label_routes(authenticate, labels),
-            *admin_routes(authenticate, plane),
+            *label_routes(authenticate, control.labels),
+            *admin_routes(authenticate, control),
         ],
         exception_handlers=answers,
     )
-    gateway = Admission(Shortcuts(app, busy, answers), lambda: road.full(config.max_under_way))
+    gateway = Admission(Shortcuts(app, busy, answers), lambda: pipeline.full(config.max_under_way))
     return _with_cors(gateway, config.cors_origins) if config.cors_origins else gateway
 
 

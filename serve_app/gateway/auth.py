@@ -8,12 +8,12 @@ from collections.abc import Awaitable, Callable
 
 from starlette.requests import Request
 
-from cluster.errors import AwayError
-from cluster.registry.keys import PREFIX, digest
+from cluster.errors import UnavailableError
+from cluster.records.keys import PREFIX, digest
+from cluster.records.trace import Refusal
 from cluster.types import Principal, Role
 from serve_app.gateway.errors import Refused
 from serve_app.gateway.rates import Rates
-from serve_app.protocol import Block
 
 _MAX_CACHED = 4096
 _MAX_KEY = 256
@@ -59,19 +59,21 @@ class Authenticator:
         scheme, _, secret = (header or "").partition(" ")
         if scheme.lower() != "bearer" or not secret.startswith(PREFIX) or len(secret) > _MAX_KEY:
             raise Refused(
-                Block(401, "invalid_api_key", "send a valid key as 'Authorization: Bearer hr-...'")
+                Refusal(
+                    401, "invalid_api_key", "send a valid key as 'Authorization: Bearer hr-...'"
+                )
             )
         principal = await self._lookup(digest(secret.strip()))
         if principal is None:
             message = "this API key is unknown, expired or revoked"
-            raise Refused(Block(401, "invalid_api_key", message))
+            raise Refused(Refusal(401, "invalid_api_key", message))
         return principal
 
     @staticmethod
     def _holding(principal: Principal, role: Role) -> Principal:
         if not principal.may(role):
             raise Refused(
-                Block(403, "access_denied", f"this API key lacks the role {role.value!r}"),
+                Refusal(403, "access_denied", f"this API key lacks the role {role.value!r}"),
                 principal=principal,
             )
         return principal
@@ -88,8 +90,8 @@ class Authenticator:
         wait = self._rates.take(principal.key_id, self._now()) if counted else None
         if wait is not None:
             message = f"this API key may ask {self._rates.per_minute} times a minute"
-            block = Block(429, "rate_limit_exceeded", message, None, wait)
-            raise Refused(block, principal=principal)
+            refusal = Refusal(429, "rate_limit_exceeded", message, None, wait)
+            raise Refused(refusal, principal=principal)
         # After it: what is refused for its role is one of the requests as well.
         return self._holding(principal, role)
 
@@ -106,7 +108,9 @@ class Authenticator:
             seen = self._ended()
             try:
                 return await self._lookup(digest(secret)) is not None
-            except AwayError:  # which key has ended cannot be asked: this one was good when it came
+            except (
+                UnavailableError
+            ):  # which key has ended cannot be asked: this one was good when it came
                 return True
 
         return valid

@@ -10,9 +10,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 from starlette.requests import Request
 
+from cluster.records.trace import Refusal
 from serve_app.gateway import errors
 from serve_app.gateway.errors import Refused
-from serve_app.protocol import Block
 
 BodyT = TypeVar("BodyT", bound=BaseModel)
 #: Of `zlib`: read gzip's and zlib's headers, or none.
@@ -35,7 +35,7 @@ async def parse(
     encodings = [one.strip() for one in named if one.strip() not in ("", "identity")]
     if len(encodings) > 1 or not set(encodings) <= {"gzip", "x-gzip", "deflate"}:
         message = "this content encoding is not supported; send gzip, deflate or none"
-        raise Refused(Block(415, "unsupported_encoding", message))
+        raise Refused(Refusal(415, "unsupported_encoding", message))
     raw = bytearray()
     async for piece in request.stream():
         raw += piece
@@ -49,16 +49,16 @@ async def parse(
         if error.error_count() > _MANY:
             # To tell of one, pydantic makes all of them, in time that others wait for.
             message = f"{error.error_count()} parts of the body do not fit; see /openapi.json"
-            raise Refused(Block(400, "invalid_value", message)) from error
+            raise Refused(Refusal(400, "invalid_value", message)) from error
         first = error.errors()[0]
         if first["type"] == "json_invalid":
             message = f"the body is not valid JSON: {first['ctx']['error']}"
-            raise Refused(Block(400, "invalid_json", message)) from error
+            raise Refused(Refusal(400, "invalid_json", message)) from error
         raise Refused(errors.invalid(error, from_json(body or b"{}"))) from error
 
 
 def _too_large(limit: int) -> Refused:
-    return Refused(Block(413, "body_too_large", f"the body is over {limit} bytes"))
+    return Refused(Refusal(413, "body_too_large", f"the body is over {limit} bytes"))
 
 
 def _inflated(raw: bytes, encoding: str, limit: int) -> bytes:
@@ -69,7 +69,7 @@ def _inflated(raw: bytes, encoding: str, limit: int) -> bytes:
             return _members(raw, mode, limit)
         except zlib.error:
             continue
-    raise Refused(Block(400, "invalid_encoding", f"the body is not valid {encoding}"))
+    raise Refused(Refusal(400, "invalid_encoding", f"the body is not valid {encoding}"))
 
 
 def _members(raw: bytes, mode: int, limit: int) -> bytes:

@@ -9,71 +9,49 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-import unicodedata
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
-from cluster.budget.exchange import Reservation, Settlement, Use
-from cluster.budget.ledger import Refusal, Room
-from cluster.budget.limits import key_scope
+from cluster.budget.exchange import Reservation, Settlement
+from cluster.budget.ledger import LimitExceeded, Room
+from cluster.records.limits import key_scope
+from cluster.records.trace import Refusal
+from cluster.records.usage import TokenUsage
 from cluster.types import Principal
 from serve_app.gateway.errors import Refused
 from serve_app.gateway.shares import Share
-from serve_app.protocol import Block, Envelope, Sampling, Usage
+from serve_app.generation.usage import max_input_tokens
+from serve_app.protocol import Envelope
 from serve_app.tasks import apart
 
 logger = logging.getLogger(__name__)
 
-Spend = Callable[[list[Settlement], list[Reservation]], Awaitable[list[Room | Refusal]]]
+Spend = Callable[[list[Settlement], list[Reservation]], Awaitable[list[Room | LimitExceeded]]]
 Stitched = Callable[[str | None], tuple[int, int]]
 """Tokens that context may add to an adapter's prompt: see `serve_app.config.ContextConfig`."""
-Ended = Callable[[Envelope], None]
-"""Told of each envelope whose road has ended, however it did."""
-
 _PATIENCE_S = 5.0
 _AGAIN_S = 0.5
 _AT_ONCE = 1024
 _KEPT = 16_384
-#: What a chat template may put around a message, in tokens.
-_AROUND = 32
-#: Room for what goes around tools where the chat template knows of none: see `serve_app.tools`.
-_IN_WORDS = " " * 512
-
-
-def most_read(messages: Sequence[Mapping[str, object]], sampling: Sampling, window: int) -> int:
-    """No prompt of these messages and tools has more tokens: each takes a byte at least."""
-    texts = [str(value) for message in messages for value in message.values()]
-    if sum(map(len, texts)) >= window:
-        return window
-    # As data preparation writes them: a space in each chat marker, composed where that is longer.
-    written = sum(
-        len(unicodedata.normalize("NFC", text).encode("utf-8", "replace")) + _markers(text)
-        for text in (*texts, sampling.tools + _IN_WORDS if sampling.tools else "")
-    )
-    return min(window, written + _AROUND * (len(messages) + 1))
-
-
-def _markers(text: str) -> int:
-    return text.count("<") + text.count("[") + text.count("\uff1c")
 
 
 @dataclass
 class _Waiting:
     reservation: Reservation
-    answer: asyncio.Future[Room | Refusal]
+    answer: asyncio.Future[Room | LimitExceeded]
 
 
 class Hold:
     """What one HTTP request has reserved; settled when the last of its envelopes has ended."""
 
     def __init__(
-        self, room: Room, parts: int, settle: Callable[[tuple[Use, ...] | None], None]
+        self, room: Room, parts: int, settle: Callable[[tuple[TokenUsage, ...] | None], None]
     ) -> None:
         self.room = room
         self._left = parts
         self._settle = settle
-        self._uses: list[Use] = []
+        self._uses: list[TokenUsage] = []
         self.share: Share | None = None
         """Of its tenant's answers under way; given back as they end."""
 
@@ -82,7 +60,7 @@ class Hold:
         if self.share is not None:
             self.share.release(1)
         if (used := envelope.usage) is not None:
-            self._uses.append(Use(used.version, used.prompt_tokens, used.completion_tokens))
+            self._uses.append(used)
         self._left -= 1
         if self._left == 0:
             self._settle(tuple(self._uses))
@@ -161,7 +139,7 @@ class Budgets:
         read, expected, written = self._most(envelopes, context, usual)
         number, scopes, at = uuid.uuid4().hex, principal.limited, time.time()
 
-        def settle(uses: tuple[Use, ...] | None) -> None:
+        def settle(uses: tuple[TokenUsage, ...] | None) -> None:
             self._settlements.append(Settlement(number, scopes, at, uses, choices))
             self._wake()
 
@@ -178,9 +156,9 @@ class Budgets:
             else:
                 settle(None)
             raise
-        if isinstance(answer, Refusal):
-            block = _over(answer, f"{expected} to read, up to {usual} of them context")
-            raise Refused(block, principal=principal, model=model or "")
+        if isinstance(answer, LimitExceeded):
+            refusal = _over(answer, f"{expected} to read, up to {usual} of them context")
+            raise Refused(refusal, principal=principal, model=model or "")
         return Hold(answer, len(envelopes), settle)
 
     async def hold(
@@ -218,7 +196,7 @@ class Budgets:
             own = key_scope(principal.key_id)
             scopes = tuple(scope for scope in principal.limited if scope == own)
             principal = replace(principal, limited=scopes)
-        free = replace(envelope, usage=Usage(envelope.model, 0, 0))
+        free = replace(envelope, usage=TokenUsage(envelope.model, 0, 0))
         (await self.reserve(principal, envelope.model, [free], asks=False)).close()
 
     def _most(
@@ -230,14 +208,14 @@ class Budgets:
         prompts: set[int] = set()
         for envelope in envelopes:
             if envelope.usage is not None:  # what an embedding costs is known before
-                read += envelope.usage.prompt_tokens
-                expected += envelope.usage.prompt_tokens
+                read += envelope.usage.input_tokens
+                expected += envelope.usage.input_tokens
                 continue
             written += min(envelope.sampling.max_tokens, self._window)
             if id(envelope.counting) not in prompts:
                 prompts.add(id(envelope.counting))
                 sampling = replace(envelope.sampling, tools=envelope.tools)
-                own = most_read(envelope.messages, sampling, self._window)
+                own = max_input_tokens(envelope.messages, sampling, self._window)
                 read += min(self._window, own + context)
                 expected += min(self._window, own + usual)
         return read, expected, written
@@ -273,18 +251,18 @@ class Budgets:
                     one.answer.set_result(answer)
 
 
-def _unknown() -> Block:
-    return Block(503, "budget_unavailable", "what is left of your limits is not known; try again")
+def _unknown() -> Refusal:
+    return Refusal(503, "budget_unavailable", "what is left of your limits is not known; try again")
 
 
-def _over(refusal: Refusal, reading: str) -> Block:
+def _over(refusal: LimitExceeded, reading: str) -> Refusal:
     whose = "this API key's" if refusal.scope.startswith("key:") else "your organisation's"
     if refusal.limit == "usd":
         message = f"{whose} budget of {refusal.allowed:g} US dollars does not cover this request"
-        return Block(429, "insufficient_quota", message, None, refusal.retry_after_s)
+        return Refusal(429, "insufficient_quota", message, None, refusal.retry_after_s)
     what = "requests" if refusal.limit == "rpm" else "tokens"
     message = f"{whose} limit is {refusal.allowed:g} {what} a minute"
     if refusal.retry_after_s is None:
         message += f"; this request alone may need {refusal.wanted:g}"
         message += f" ({reading}): lower max_tokens" if refusal.limit == "tpm" else ""
-    return Block(429, "rate_limit_exceeded", message, None, refusal.retry_after_s)
+    return Refusal(429, "rate_limit_exceeded", message, None, refusal.retry_after_s)

@@ -8,23 +8,25 @@ import uuid
 from collections.abc import Callable
 from dataclasses import replace
 
+from msgspec import structs
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from cluster.control.protocol import RoutingTable
+from cluster.records.trace import Refusal
 from cluster.types import Principal, Role
 from serve_app.config import GatewayConfig
 from serve_app.gateway import answers, wire
 from serve_app.gateway.auth import Authenticator
-from serve_app.gateway.blocks import crowded, unserved
 from serve_app.gateway.bodies import parse
 from serve_app.gateway.budgets import Budgets
 from serve_app.gateway.errors import Refused, for_shape
 from serve_app.gateway.headers import WARNINGS, header_value
-from serve_app.gateway.road import Road
 from serve_app.gateway.shares import Shares
 from serve_app.gateway.streams import streamed
-from serve_app.protocol import Block, Envelope, PromptCount, Sampling
+from serve_app.generation.refusals import crowded, unserved
+from serve_app.pipeline.pipeline import Pipeline
+from serve_app.protocol import Envelope, PromptCount, Sampling
 from serve_app.stages.routing import AUTO
 from serve_app.tasks import in_turn
 
@@ -37,7 +39,7 @@ class Completions:
 
     def __init__(
         self,
-        road: Road,
+        pipeline: Pipeline,
         authenticate: Authenticator,
         table: Callable[[], RoutingTable],
         *,
@@ -52,7 +54,7 @@ class Completions:
         conversation of more than `most_characters` fits no model's window."""
         self._most_characters = most_characters
         self._rerouted = rerouted
-        self._road = road
+        self._pipeline = pipeline
         self._budgets, self._shares = budgets, shares
         self._authenticate = authenticate
         self._table = table
@@ -62,7 +64,7 @@ class Completions:
     async def __call__(self, request: Request, shape: type[wire.GenerateRequest]) -> Response:
         """Answer a request whose body has `shape`.
 
-        Every choice walks the whole road and has a trace of its own: each is judged and recorded.
+        Every choice takes every step and has a trace of its own: each is judged and recorded.
         """
         principal = await self._authenticate.admit(request, Role.INFERENCE, counted=False)
         body = await parse(request, shape, self._config.max_body_bytes)
@@ -76,18 +78,20 @@ class Completions:
         hold = await self._budgets.hold(share, principal, known, envelopes)
         if body.stream:
             valid = self._authenticate.watch(request)
-            return await streamed(self._road, envelopes, body, hold, chat=chat, valid=valid)
+            return await streamed(self._pipeline, envelopes, body, hold, chat=chat, valid=valid)
         try:
             if len(envelopes) == 1:
-                walked = [await self._road.answer(envelopes[0], hold.ended)]
+                walked = [await self._pipeline.answer(envelopes[0], hold.ended)]
             else:
-                walked = await in_turn([self._road.answer(one, hold.ended) for one in envelopes])
+                walked = await in_turn(
+                    [self._pipeline.answer(one, hold.ended) for one in envelopes]
+                )
         finally:
             hold.close()
         finished = []
         for envelope, text in walked:
-            if envelope.block is not None:
-                raise Refused(for_shape(envelope.block, chat=chat), envelope.trace_id)
+            if envelope.refusal is not None:
+                raise Refused(for_shape(envelope.refusal, chat=chat), envelope.trace_id)
             assert envelope.generation is not None
             finished.append((envelope.generation, text))
         first = walked[0][0]
@@ -106,19 +110,22 @@ class Completions:
     def _check(self, body: wire.GenerateRequest, principal: Principal) -> None:
         table, model = self._table(), body.model
         if model not in (AUTO, self._base_model) and table.resolve(principal, model) is None:
-            block = unserved(table, principal, model)
-            if block.status == 404:
+            refusal = unserved(table, principal, model)
+            if refusal.status == 404:
                 reached = sorted(name for name in table.live if table.reaches(principal, name))
-                block.message += f"; served: {', '.join([AUTO, self._base_model, *reached[:50]])}"
-            raise Refused(block, principal=principal, model=model)
+                served = ", ".join([AUTO, self._base_model, *reached[:50]])
+                refusal = structs.replace(refusal, message=f"{refusal.message}; served: {served}")
+            raise Refused(refusal, principal=principal, model=model)
         limit = self._config.max_messages
         if any(len(messages) > limit for messages in body.conversations):
-            raise Refused(Block(400, "too_many_messages", f"at most {limit} messages", "messages"))
+            raise Refused(
+                Refusal(400, "too_many_messages", f"at most {limit} messages", "messages")
+            )
         most, read = self._most_characters, max(map(_characters, body.conversations))
         if most is not None and read > most:
             message = f"a conversation of {read} characters fits no window here: at most {most}"
-            block = Block(400, "context_length_exceeded", message, "messages")
-            raise Refused(for_shape(block, chat=isinstance(body, wire.ChatRequest)))
+            refusal = Refusal(400, "context_length_exceeded", message, "messages")
+            raise Refused(for_shape(refusal, chat=isinstance(body, wire.ChatRequest)))
 
     def _envelopes(self, body: wire.GenerateRequest, principal: Principal) -> list[Envelope]:
         """One for each choice of each prompt, the choices of a prompt side by side."""
@@ -182,12 +189,12 @@ def _attributes(body: wire.GenerateRequest, principal: Principal) -> dict[str, s
 
 def _headers(envelope: Envelope) -> dict[str, str]:
     total = sum(span.ms for span in envelope.spans)
-    generation = sum(span.ms for span in envelope.spans if span.stage == "generation")
+    generation = sum(span.ms for span in envelope.spans if span.name == "generation")
     headers = {
         "x-headrace-trace-id": envelope.trace_id,
         "x-headrace-overhead-ms": f"{total - generation:.2f}",
         "x-headrace-cache": envelope.cache,
-        "Server-Timing": ", ".join(f"{span.stage};dur={span.ms:.2f}" for span in envelope.spans),
+        "Server-Timing": ", ".join(f"{span.name};dur={span.ms:.2f}" for span in envelope.spans),
     }
     if envelope.generation is not None:
         headers["x-headrace-model"] = envelope.generation.version

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from cluster.budget.limits import Limits, key_scope, within
-from cluster.registry.keys import END, LIMITS, MODELS, KeyChange, KeyRecord, KeyRequest
+from cluster.records.keys import END, LIMITS, MODELS, KeyChange, KeyRecord, KeyRequest
+from cluster.records.limits import Limits, key_scope, within
 from cluster.types import Principal, Role
 
 

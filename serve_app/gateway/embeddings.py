@@ -9,23 +9,25 @@ import asyncio
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import replace
 
+from msgspec import structs
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from cluster.records.trace import Refusal
+from cluster.records.usage import TokenUsage
 from cluster.types import Principal, Role
 from serve_app.config import GatewayConfig
 from serve_app.gateway import answers, wire
 from serve_app.gateway.auth import Authenticator
-from serve_app.gateway.blocks import crowded
 from serve_app.gateway.bodies import parse
 from serve_app.gateway.budgets import Budgets
 from serve_app.gateway.errors import Refused
-from serve_app.gateway.road import Road
 from serve_app.gateway.shares import Shares
-from serve_app.protocol import EMBEDDING_MODEL, Block, Envelope, Sampling, Usage
-from serve_app.steps import unavailable
+from serve_app.generation.refusals import crowded
+from serve_app.pipeline.pipeline import Pipeline
+from serve_app.pipeline.steps import unavailable
+from serve_app.protocol import EMBEDDING_MODEL, Envelope, Sampling
 from serve_app.tasks import in_turn
 
 CountTokens = Callable[[list[str]], int]
@@ -37,7 +39,7 @@ class Embeddings:
 
     def __init__(
         self,
-        road: Road,
+        pipeline: Pipeline,
         authenticate: Authenticator,
         config: GatewayConfig,
         count_tokens: CountTokens,
@@ -45,7 +47,7 @@ class Embeddings:
         *,
         shares: Shares,
     ) -> None:
-        self._road, self._budgets, self._shares = road, budgets, shares
+        self._pipeline, self._budgets, self._shares = pipeline, budgets, shares
         self._authenticate = authenticate
         self._config = config
         self._count_tokens = count_tokens
@@ -56,7 +58,7 @@ class Embeddings:
         body = await parse(request, wire.EmbeddingsRequest, self._config.max_body_bytes)
         if body.model != EMBEDDING_MODEL:
             message = f"model {body.model[:64]!r} embeds nothing here; use {EMBEDDING_MODEL}"
-            unknown = Block(404, "model_not_found", message, "model")
+            unknown = Refusal(404, "model_not_found", message, "model")
             raise Refused(unknown, principal=principal, model=body.model)
         share = self._shares.take(principal.tenant, len(body.texts))
         if share is None:
@@ -75,20 +77,20 @@ class Embeddings:
         ]
         hold = await self._budgets.hold(share, principal, EMBEDDING_MODEL, envelopes, choices=1)
         try:
-            found = await in_turn([self._road.embed(one, hold.ended) for one in envelopes])
+            found = await in_turn([self._pipeline.embed(one, hold.ended) for one in envelopes])
         finally:
             hold.close()
         for envelope in found:
             # Routing may be configured to fail open; a vector that is not there cannot.
-            block = envelope.block or (None if envelope.embedding else unavailable("routing"))
-            if block is not None:
-                texts = "input" if block.param == "messages" else block.param
-                raise Refused(replace(block, param=texts), envelope.trace_id)
+            refusal = envelope.refusal or (None if envelope.embedding else unavailable("routing"))
+            if refusal is not None:
+                texts = "input" if refusal.param == "messages" else refusal.param
+                raise Refused(structs.replace(refusal, param=texts), envelope.trace_id)
         answer = answers.embeddings(
             EMBEDDING_MODEL,
             [envelope.embedding for envelope in found],
             body.encoding_format,
-            sum(envelope.usage.prompt_tokens for envelope in found if envelope.usage),
+            sum(envelope.usage.input_tokens for envelope in found if envelope.usage),
         )
         headers = {"x-headrace-trace-id": found[0].trace_id, **hold.headers}
         return JSONResponse(answer, headers=headers)
@@ -105,5 +107,5 @@ def _envelope(text: str, principal: Principal, tokens: int) -> Envelope:
         sampling=Sampling(),
         key_id=principal.key_id,
         chat=False,
-        usage=Usage(EMBEDDING_MODEL, tokens, 0),
+        usage=TokenUsage(EMBEDDING_MODEL, tokens, 0),
     )

@@ -5,18 +5,25 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from typing import Any
 
+from msgspec import structs
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from cluster.errors import AwayError, ConflictError, DiskFullError, SwapError, UserError
+from cluster.errors import (
+    ConflictError,
+    DiskFullError,
+    NotFoundError,
+    SwapError,
+    UnavailableError,
+    UserError,
+)
+from cluster.records.trace import Refusal
 from cluster.types import Principal
-from serve_app.protocol import Block
 
 logger = logging.getLogger(__name__)
 
@@ -28,14 +35,14 @@ class Refused(Exception):
 
     def __init__(
         self,
-        block: Block,
+        refusal: Refusal,
         trace_id: str | None = None,
         *,
         principal: Principal | None = None,
         model: str = "",
     ) -> None:
-        super().__init__(block.message)
-        self.block = block
+        super().__init__(refusal.message)
+        self.refusal = refusal
         self.trace_id = trace_id
         """Its record, where the request has one already."""
         self.principal, self.model = principal, model
@@ -54,39 +61,39 @@ _TYPES = {
 }
 
 
-def for_shape(block: Block, *, chat: bool) -> Block:
+def for_shape(refusal: Refusal, *, chat: bool) -> Refusal:
     """A stage's refusal with the name that the caller gave the text: a prompt is no messages."""
-    if chat or block.param != "messages":
-        return block
-    return replace(
-        block, param="prompt", message=block.message.replace("messages hold", "prompt holds")
+    if chat or refusal.param != "messages":
+        return refusal
+    return structs.replace(
+        refusal, param="prompt", message=refusal.message.replace("messages hold", "prompt holds")
     )
 
 
-def error_body(block: Block) -> dict[str, Any]:
+def error_body(refusal: Refusal) -> dict[str, Any]:
     """`{"error": {...}}` as OpenAI clients expect it."""
     kind = _TYPES.get(
-        block.status, "server_error" if block.status >= 500 else "invalid_request_error"
+        refusal.status, "server_error" if refusal.status >= 500 else "invalid_request_error"
     )
     return {
         "error": {
-            "message": block.message,
+            "message": refusal.message,
             "type": kind,
-            "param": block.param,
-            "code": block.code,
+            "param": refusal.param,
+            "code": refusal.code,
         }
     }
 
 
-def respond(block: Block, trace_id: str | None = None) -> JSONResponse:
+def respond(refusal: Refusal, trace_id: str | None = None) -> JSONResponse:
     """The HTTP answer to a refused request."""
     headers = {"x-headrace-trace-id": trace_id} if trace_id else {}
-    if block.status in (429, 503) and block.retry_after_s is not None:
-        headers["Retry-After"] = str(max(1, math.ceil(block.retry_after_s)))
-    return JSONResponse(error_body(block), block.status, headers)
+    if refusal.status in (429, 503) and refusal.retry_after_s is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(refusal.retry_after_s)))
+    return JSONResponse(error_body(refusal), refusal.status, headers)
 
 
-def invalid(error: ValidationError, body: object = None) -> Block:
+def invalid(error: ValidationError, body: object = None) -> Refusal:
     """The problem of a `body` that does not fit its model, by its path in the body; without a body,
     by its path in the model.
 
@@ -99,7 +106,7 @@ def invalid(error: ValidationError, body: object = None) -> Block:
     unknown = first["type"] == "extra_forbidden"
     message = "not supported" if unknown else first["msg"].removeprefix("Value error, ")
     code = "unsupported_parameter" if unknown else "invalid_value"
-    return Block(400, code, f"{where or 'body'}: {message}", where or None)
+    return Refusal(400, code, f"{where or 'body'}: {message}", where or None)
 
 
 def _path(location: tuple[int | str, ...], kind: str, body: object) -> list[int | str]:
@@ -127,7 +134,9 @@ def _inner(body: object, part: int | str) -> object:
 
 async def _fault(_request: Request, _error: Exception) -> Response:
     """Ours, not the client's: the server logs it, the client gets no detail."""
-    return respond(Block(500, "internal_error", "an internal error; the request was not answered"))
+    return respond(
+        Refusal(500, "internal_error", "an internal error; the request was not answered")
+    )
 
 
 def handlers(recorded: Callable[[Refused, str], Awaitable[str | None]]) -> Handlers:
@@ -137,39 +146,43 @@ def handlers(recorded: Callable[[Refused, str], Awaitable[str | None]]) -> Handl
         assert isinstance(error, Refused)
         error.principal = error.principal or getattr(request.state, "principal", None)
         trace_id = error.trace_id or await recorded(error, request.url.path)
-        return respond(error.block, trace_id)
+        return respond(error.refusal, trace_id)
 
     async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        block = Block(error.status_code, "http_error", str(error.detail))
-        response = await refused(request, Refused(block))
+        refusal = Refusal(error.status_code, "http_error", str(error.detail))
+        response = await refused(request, Refused(refusal))
         response.headers.update(error.headers or {})
         if error.status_code == 405:
             response.headers["Allow"] = ", ".join(sorted(_allowed(request)))
         return response
 
     async def conflict(request: Request, error: Exception) -> Response:
-        return await refused(request, Refused(Block(409, "conflict", str(error))))
+        return await refused(request, Refused(Refusal(409, "conflict", str(error))))
+
+    async def missing(request: Request, error: Exception) -> Response:
+        return await refused(request, Refused(Refusal(404, "not_found", str(error))))
 
     async def swap(request: Request, error: Exception) -> Response:
-        return await refused(request, Refused(Block(409, "not_proved", str(error))))
+        return await refused(request, Refused(Refusal(409, "not_proved", str(error))))
 
     async def full(_request: Request, error: Exception) -> Response:
-        return respond(Block(507, "disk_full", str(error)))
+        return respond(Refusal(507, "disk_full", str(error)))
 
     async def away(_request: Request, error: Exception) -> Response:
-        return respond(Block(503, "unavailable", str(error), retry_after_s=1.0))
+        return respond(Refusal(503, "unavailable", str(error), retry_after_s=1.0))
 
     async def user(request: Request, error: Exception) -> Response:
-        return await refused(request, Refused(Block(400, "invalid_value", str(error))))
+        return await refused(request, Refused(Refusal(400, "invalid_value", str(error))))
 
     return {
         Exception: _fault,
         Refused: refused,
         ConflictError: conflict,
+        NotFoundError: missing,
         SwapError: swap,
         DiskFullError: full,
-        AwayError: away,
+        UnavailableError: away,
         UserError: user,
         HTTPException: http,
     }

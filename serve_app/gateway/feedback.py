@@ -5,23 +5,27 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 from pydantic import Field, model_validator
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from cluster.control.contracts import Rollouts
+from cluster.control.protocol import RoutingTable
+from cluster.records.trace import FeedbackTrace
 from cluster.rollout.evidence import Arm
 from cluster.types import AdapterVersion, Role
 from serve_app.gateway.auth import Authenticator
-from serve_app.gateway.blocks import unserved
 from serve_app.gateway.bodies import parse
 from serve_app.gateway.budgets import Budgets
 from serve_app.gateway.errors import Refused
 from serve_app.gateway.leniency import Bool, Int, WireModel
-from serve_app.gateway.road import Road, TableSource
-from serve_app.gateway.trials import one
-from serve_app.protocol import Envelope, Sampling
+from serve_app.generation.refusals import unserved
+from serve_app.generation.trials import one
+from serve_app.pipeline.pipeline import Pipeline
+from serve_app.protocol import carrier
 
 logger = logging.getLogger(__name__)
 _LIMIT = 1 << 16
@@ -55,27 +59,21 @@ class FeedbackRequest(WireModel):
         return self
 
 
-class Judge(Protocol):
-    """The part of the control plane that counts what became of answers."""
-
-    async def judge(self, trace_id: str, version: AdapterVersion, found: Arm) -> bool: ...
-
-
 class Feedback:
     """The route's handler."""
 
     def __init__(
         self,
-        road: Road,
+        pipeline: Pipeline,
         authenticate: Authenticator,
-        table: TableSource,
-        trials: Judge,
+        table: Callable[[], RoutingTable],
+        trials: Rollouts,
         budgets: Budgets,
         *,
         base_model: str,
     ) -> None:
         self._base_model = base_model
-        self._road, self._authenticate, self._table = road, authenticate, table
+        self._pipeline, self._authenticate, self._table = pipeline, authenticate, table
         self._trials, self._budgets = trials, budgets
 
     async def __call__(self, request: Request) -> Response:
@@ -84,25 +82,23 @@ class Feedback:
         body = await parse(request, FeedbackRequest, _LIMIT)
         table, name = self._table(), body.model.partition("@")[0]
         if name != self._base_model and not table.reaches(principal, name):
-            block = unserved(table, principal, body.model)
-            raise Refused(block, principal=principal, model=body.model)
-        envelope = Envelope(
+            refusal = unserved(table, principal, body.model)
+            raise Refused(refusal, principal=principal, model=body.model)
+        now = time.time()
+        event = FeedbackTrace(
             trace_id=f"tr-{uuid.uuid4().hex}",
-            received_at=time.time(),
+            received_at=now,
+            recorded_at=now,
             tenant=principal.tenant,
-            attributes={},
-            model=body.model,
-            messages=[],
-            sampling=Sampling(),
             key_id=principal.key_id,
-            metadata={
-                "feedback_on": body.trace_id,
-                **{name: str(value).lower() for name, value in body.outcomes.items()},
-            },
+            about=body.trace_id,
+            version=body.model,
+            outcomes=body.outcomes,
         )
+        envelope = carrier(event)
         # It is on record for good, and so is one of the requests that a key may make.
         await self._budgets.count(principal, envelope)
-        await self._road.note(envelope)
+        await self._pipeline.note(envelope)
         return JSONResponse({"trace_id": envelope.trace_id, "counted": await self._count(body)})
 
     async def _count(self, body: FeedbackRequest) -> bool:
@@ -113,7 +109,7 @@ class Feedback:
         except ValueError:
             return False  # the base model is on no trial
         try:
-            return await self._trials.judge(body.trace_id, version, found)
+            return await self._trials.record_outcome(body.trace_id, version, found)
         except Exception:  # the control plane restarts; what was said is on record all the same
             logger.exception("feedback on %s was not counted", version)
             return False

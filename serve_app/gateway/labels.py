@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Protocol
+from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from cluster.registry.labels import GivenLabel, LabelTask
+from cluster.control.contracts import Labels
+from cluster.records.labels import GivenLabel
+from cluster.records.trace import Refusal
 from cluster.types import TEXT, Role
 from serve_app.gateway.auth import Authenticator
 from serve_app.gateway.bodies import parse
 from serve_app.gateway.delegation import covers
 from serve_app.gateway.errors import Refused
 from serve_app.gateway.leniency import Int, WireModel, without_nulls
-from serve_app.protocol import Block
-
-
-class LabelQueue(Protocol):
-    """The part of the control plane that annotators reach."""
-
-    async def claim_labels(
-        self, tenant: str, annotator: str, limit: int, adapters: Sequence[str]
-    ) -> list[LabelTask]: ...
-    async def submit_labels(self, tenant: str, given: list[GivenLabel]) -> int: ...
-    async def label_counts(self, tenant: str) -> dict[str, int]: ...
 
 
 class ClaimRequest(WireModel):
@@ -45,7 +35,7 @@ class SubmitRequest(WireModel):
     )
 
 
-def label_routes(authenticate: Authenticator, labels: LabelQueue) -> list[Route]:
+def label_routes(authenticate: Authenticator, labels: Labels) -> list[Route]:
     """Claim, submit and count."""
     limit = 4 << 20
 
@@ -53,7 +43,7 @@ def label_routes(authenticate: Authenticator, labels: LabelQueue) -> list[Route]
         principal = await authenticate.admit(request, Role.LABEL)
         body = await parse(request, ClaimRequest, limit)
         adapters = sorted(principal.models)
-        tasks = await labels.claim_labels(principal.tenant, body.annotator, body.limit, adapters)
+        tasks = await labels.claim(principal.tenant, body.annotator, body.limit, adapters)
         return JSONResponse({"tasks": [task.model_dump(mode="json") for task in tasks]})
 
     async def submit(request: Request) -> Response:
@@ -62,13 +52,13 @@ def label_routes(authenticate: Authenticator, labels: LabelQueue) -> list[Route]
         for label in body.labels:
             if not covers(principal, label.adapter):
                 why = f"this key labels {', '.join(sorted(principal.models))} only"
-                raise Refused(Block(403, "access_denied", why), principal=principal)
-        accepted = await labels.submit_labels(principal.tenant, body.labels)
+                raise Refused(Refusal(403, "access_denied", why), principal=principal)
+        accepted = await labels.submit(principal.tenant, body.labels)
         return JSONResponse({"accepted": accepted})
 
     async def counts(request: Request) -> Response:
         principal = await authenticate.admit(request, Role.LABEL)
-        return JSONResponse({"counts": await labels.label_counts(principal.tenant)})
+        return JSONResponse({"counts": await labels.counts(principal.tenant)})
 
     return [
         Route("/v1/labels/claim", claim, methods=["POST"]),

@@ -8,26 +8,27 @@ from contextlib import aclosing
 
 from starlette.responses import StreamingResponse
 
+from cluster.records.trace import Refusal
 from serve_app.gateway import answers, errors, wire
 from serve_app.gateway.auth import StillValid
 from serve_app.gateway.budgets import Hold
 from serve_app.gateway.errors import Refused
 from serve_app.gateway.headers import WARNINGS, header_value
 from serve_app.gateway.messages import Offer
-from serve_app.gateway.pieces import Piece
-from serve_app.gateway.road import Road
-from serve_app.protocol import Block, Envelope, Generation, TokenLogprob
+from serve_app.pipeline.pieces import Piece
+from serve_app.pipeline.pipeline import Pipeline
+from serve_app.protocol import Envelope, Generation, TokenLogprob
 from serve_app.tasks import in_turn
 from serve_app.tools import OPEN, may_be_call
 
 Items = AsyncGenerator[Piece | Envelope, None]
 #: Pieces one choice may be ahead of what the client has taken.
 _AHEAD = 32
-_REVOKED = Block(401, "invalid_api_key", "this API key has ended")
+_REVOKED = Refusal(401, "invalid_api_key", "this API key has ended")
 
 
 async def streamed(
-    road: Road,
+    pipeline: Pipeline,
     envelopes: Sequence[Envelope],
     body: wire.GenerateRequest,
     hold: Hold,
@@ -41,21 +42,21 @@ async def streamed(
     Raises:
         Refused: a choice was blocked before anything was generated for any of them.
     """
-    walks = [road.stream(envelope, hold.ended) for envelope in envelopes]
+    walks = [pipeline.stream(envelope, hold.ended) for envelope in envelopes]
     try:
         firsts = await in_turn([anext(walk) for walk in walks])
     except BaseException:
         hold.close()  # nothing was generated yet
         raise
-    blocked = next((e for e in firsts if isinstance(e, Envelope) and e.block is not None), None)
-    if blocked is not None and blocked.block is not None:
+    blocked = next((e for e in firsts if isinstance(e, Envelope) and e.refusal is not None), None)
+    if blocked is not None and blocked.refusal is not None:
         for walk, first in zip(walks, firsts, strict=True):
-            if isinstance(first, Envelope) and first.block is not None:
+            if isinstance(first, Envelope) and first.refusal is not None:
                 async for _ in walk:
                     pass  # a refused request is audited like any other
             else:
                 await walk.aclose()
-        raise Refused(errors.for_shape(blocked.block, chat=chat), blocked.trace_id)
+        raise Refused(errors.for_shape(blocked.refusal, chat=chat), blocked.trace_id)
     first = envelopes[0]
     writer = answers.Stream(first.trace_id, int(first.received_at), chat)
     return StreamingResponse(
@@ -88,14 +89,14 @@ async def _events(
                 yield "".join([*waiting, answers.event(errors.error_body(_REVOKED))])
                 return
             if (used := envelopes[index].usage) is not None:
-                choices[index].model = used.version
+                choices[index].model = used.target
             if isinstance(item, Piece):
                 waiting += choices[index].push(item)
                 if waiting:
                     yield "".join(waiting)
                     waiting.clear()
-            elif item.block is not None:
-                waiting.append(answers.event(errors.error_body(item.block)))
+            elif item.refusal is not None:
+                waiting.append(answers.event(errors.error_body(item.refusal)))
             elif item.generation is not None:
                 finished[index] = item.generation
                 waiting += choices[index].finish(item.generation)

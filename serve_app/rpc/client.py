@@ -10,7 +10,7 @@ from serve_app.rpc.frames import Frames
 from serve_app.rpc.server import ERROR, FAREWELL, ITEM, RESULT, Address
 
 _CONNECT_S = 5.0
-Arrived = Callable[[Any], None]
+OnItem = Callable[[Any], None]
 
 
 def _unheard(_item: Any) -> None:
@@ -35,7 +35,7 @@ class Connection(Frames):
         """The replica takes no more calls, but sees out those under way."""
         self._last = 0
         self._waiting: dict[int, asyncio.Future[Any]] = {}
-        self._streams: dict[int, tuple[asyncio.Queue[tuple[int, Any]], Arrived]] = {}
+        self._streams: dict[int, tuple[asyncio.Queue[tuple[int, Any]], OnItem]] = {}
 
     @property
     def usable(self) -> bool:
@@ -67,7 +67,7 @@ class Connection(Frames):
             del self._waiting[number]
 
     async def stream(
-        self, method: str, *arguments: Any, arrived: Arrived | None = None
+        self, method: str, *arguments: Any, arrived: OnItem | None = None
     ) -> AsyncGenerator[Any, None]:
         """The method's items as they come; errors as in `call`. Closing it cancels the call.
 

@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from serve_app.rpc.client import Arrived, Connection, ReplicaLost, connect
+from serve_app.rpc.client import Connection, OnItem, ReplicaLost, connect
 from serve_app.rpc.server import Address
 from serve_app.tasks import apart
 
@@ -73,7 +73,7 @@ class Pool:
         method: str,
         *arguments: Any,
         among: Among | None = None,
-        arrived: Arrived | None = None,
+        arrived: OnItem | None = None,
     ) -> AsyncGenerator[Any, None]:
         """The items of `method` on one replica; `among` and errors as in `call`, `arrived` as in
         `Connection.stream`.

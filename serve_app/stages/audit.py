@@ -8,36 +8,55 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
+
+from msgspec import structs
 
 from cluster.audit import ChainWriter, Head
+from cluster.budget.metering import UsageBatch
 from cluster.governance.findings import OutOfTime, Tick, unlimited
 from cluster.governance.structured import mask_text
 from cluster.governance.vault import TooManyValues, Vault
-from cluster.registry.labels import LabelTask
-from cluster.registry.usage import Tally, TokenUse
+from cluster.records.labels import LabelTask
+from cluster.records.trace import (
+    FeedbackTrace,
+    RefusalTrace,
+    RequestTrace,
+    Span,
+    Trace,
+    document,
+    metered,
+)
+from cluster.records.usage import MeteredUsage
 from cluster.text import normalise
 from serve_app.long_texts import Busy, LongTexts, is_long
-from serve_app.protocol import Envelope, Span, last_user_text, trace_record
+from serve_app.pipeline.steps import MASK
+from serve_app.protocol import Envelope, last_user_text, request_trace
 from serve_app.stages.governance import WITHHELD
-from serve_app.steps import MASK
 from serve_app.tasks import apart
 
 logger = logging.getLogger(__name__)
 
 
-class Registry(Protocol):
-    """The part of the control plane that receives what was recorded."""
+class Meter(Protocol):
+    """The part of the usage contract that receives what was recorded."""
 
     async def register_writer(self, writer: str) -> None: ...
-    async def enqueue_labels(self, tasks: list[LabelTask]) -> int: ...
-    async def tell_use(self, writer: str, head: Head, uses: list[TokenUse]) -> int: ...
+    async def record(self, writer: str, head: Head, rows: list[MeteredUsage]) -> int: ...
+
+
+class LabelQueue(Protocol):
+    """The part of the labels contract that receives edge cases."""
+
+    async def enqueue(self, tasks: list[LabelTask]) -> int: ...
 
 
 _MAX_WAITING = 10_000
+_TRACE_ID = re.compile("tr-[0-9a-f]{32}")
 #: What the registry is told is gathered for so long: experts and bills do not mind, and it writes
 #: once.
 _GATHER_S = 0.5
@@ -45,59 +64,58 @@ _GATHER_S = 0.5
 _LONG_S = 1.0
 #: Longest that the first record waits for its writer to be on the registry's list.
 _REGISTER_S = 2.0
-#: Longest that what was used counts as used at one moment; how many of those are told together.
-_LONGEST_S, _AT_ONCE = 5.0, 256
+#: Longest time span of one usage batch, which is dated with its first entry.
+_MAX_BATCH_SPAN_S = 5.0
+_BATCHES_A_CALL = 256
 
 
 class Audit:
     """Writes traces; then tells the label queue of edge cases, and the meter of what was used."""
 
-    def __init__(self, writer: ChainWriter, registry: Registry) -> None:
-        self._writer, self._registry = writer, registry
+    def __init__(self, writer: ChainWriter, meter: Meter, labels: LabelQueue) -> None:
+        self._writer, self._meter, self._labels = writer, meter, labels
         self._registered = False
         self._long = LongTexts(_LONG_S)
         self._lock = asyncio.Lock()
         self._tasks: list[LabelTask] = []
-        self._tally = Tally(writer.writer, writer.sequence)
-        self._tallies: list[Tally] = []
-        """Those that are closed, and not told yet."""
+        self._usage = UsageBatch(writer.writer, writer.sequence)
+        self._unsent_usage: list[UsageBatch] = []
+        """Closed batches that the registry has not acknowledged."""
         self._told: asyncio.Task[None] | None = None
 
     async def __call__(self, batch: list[Envelope]) -> list[Envelope]:
         """Record every envelope before any is acknowledged."""
         now, started = time.time(), time.perf_counter()
-        records = [
-            await self._record(envelope, now)
-            if takes_long(envelope)
-            else _masked(trace_record(envelope, now), envelope)
-            for envelope in batch
-        ]
-        for record in records:
-            # The write itself is still to come; the gateway times it and tells the client.
-            ms = round((time.perf_counter() - started) * 1000, 3)
-            record["spans"].append(vars(Span("audit", ms, len(batch), "recorded")))
+        records = [await self._record(envelope, now) for envelope in batch]
+        ms = round((time.perf_counter() - started) * 1000, 3)
+        records = [_with_span(record, ms, len(batch)) for record in records]
         # A caller that goes away must not let the next batch into the chain beside this one.
         await asyncio.shield(apart(self._commit(batch, records)))
         return batch
 
-    async def _record(self, envelope: Envelope, now: float) -> dict[str, Any]:
-        found = trace_record(envelope, now)
+    async def _record(self, envelope: Envelope, now: float) -> Trace:
+        if envelope.event is not None:
+            return _masked_event(envelope.event, now)
+        found = request_trace(envelope, now)
+        if not takes_long(envelope):
+            return _masked(found, envelope)
         try:
             mask = partial(_masked, found, envelope)
             return await self._long.run(envelope.tenant, mask)
         except Busy:
             return _masked(found, envelope, _expired)
 
-    async def _commit(self, batch: list[Envelope], records: list[dict[str, Any]]) -> None:
+    async def _commit(self, batch: list[Envelope], records: list[Trace]) -> None:
         async with self._lock:
             if not self._registered and not self._writer.sequence:
                 await self._introduce()
-            await asyncio.to_thread(self._writer.append, records)
+            await asyncio.to_thread(self._writer.append, list(map(document, records)))
             for record in records:
-                # Of what waits while the registry is away, each part keeps its time and its price.
-                if record["recorded_at"] - self._tally.since > _LONGEST_S:
-                    self._close_tally()
-                self._tally.add(record)
+                # While the registry is unreachable, batches are closed every few seconds, so that
+                # each keeps its own time and is billed at the price then in force.
+                if record.recorded_at - self._usage.since > _MAX_BATCH_SPAN_S:
+                    self._close_usage()
+                self._usage.add(metered(record))
         for task in filter(None, map(label_task, batch)):
             if len(self._tasks) >= _MAX_WAITING:
                 logger.warning(
@@ -112,7 +130,7 @@ class Audit:
         """Have the writer on the registry's list before it writes; while the control plane is away
         requests do not wait for that for long."""
         try:
-            asked = self._registry.register_writer(self._writer.writer)
+            asked = self._meter.register_writer(self._writer.writer)
             await asyncio.wait_for(asked, _REGISTER_S)
             self._registered = True
         except Exception:  # `_tell` asks again until it is heard
@@ -122,27 +140,28 @@ class Audit:
         """Tell the registry what has come together, until there is nothing left to tell."""
         await asyncio.sleep(_GATHER_S)
         if not self._registered:
-            await _until_heard(partial(self._registry.register_writer, self._writer.writer))
+            await _until_heard(partial(self._meter.register_writer, self._writer.writer))
             self._registered = True
-        while self._tasks or self._tallies or self._tally.after > self._tally.first:
+        while self._tasks or self._unsent_usage or self._usage.after > self._usage.first:
             tasks, self._tasks = self._tasks[:256], self._tasks[256:]
-            self._close_tally()
-            told, self._tallies = self._tallies[:_AT_ONCE], self._tallies[_AT_ONCE:]
-            # Told again as they are until they are heard: what is told twice then counts once.
-            uses = [use for tally in told for use in tally.uses()]
+            self._close_usage()
+            batches = self._unsent_usage[:_BATCHES_A_CALL]
+            self._unsent_usage = self._unsent_usage[_BATCHES_A_CALL:]
+            # At-least-once delivery: a retry sends the same ranges, which the meter deduplicates.
+            uses = [row for batch in batches for row in batch.rows()]
             if tasks:
-                await _until_heard(partial(self._registry.enqueue_labels, tasks))
-            if told:
+                await _until_heard(partial(self._labels.enqueue, tasks))
+            if batches:
                 writer, head = self._writer.writer, self._writer.head
-                tell = partial(self._registry.tell_use, writer, head, uses)
+                tell = partial(self._meter.record, writer, head, uses)
                 # Again each time: a registry that was restored may have forgotten the writer.
-                await _until_heard(tell, partial(self._registry.register_writer, writer))
+                await _until_heard(tell, partial(self._meter.register_writer, writer))
             await asyncio.sleep(_GATHER_S)
 
-    def _close_tally(self) -> None:
-        if self._tally.after > self._tally.first:
-            self._tallies.append(self._tally)
-            self._tally = Tally(self._writer.writer, self._tally.after)
+    def _close_usage(self) -> None:
+        if self._usage.after > self._usage.first:
+            self._unsent_usage.append(self._usage)
+            self._usage = UsageBatch(self._writer.writer, self._usage.after)
 
 
 def takes_long(envelope: Envelope) -> bool:
@@ -155,7 +174,7 @@ def takes_long(envelope: Envelope) -> bool:
 
 def _unmasked(envelope: Envelope) -> tuple[str, ...]:
     """Fields that no other stage has masked: metadata where governance did not see it."""
-    seen = any(span.stage == MASK.stage and span.outcome == "ok" for span in envelope.spans)
+    seen = any(span.name == MASK.stage and span.outcome == "ok" for span in envelope.spans)
     return ("attributes",) if seen else ("attributes", "metadata")
 
 
@@ -163,7 +182,32 @@ def _expired() -> None:
     raise OutOfTime
 
 
-def _masked(record: dict[str, Any], envelope: Envelope, tick: Tick = unlimited) -> dict[str, Any]:
+def _with_span(record: Trace, ms: float, batch: int) -> Trace:
+    """A request with audit's own span. The write itself is still to come: the gateway times it and
+    reports it to the client."""
+    if not isinstance(record, RequestTrace):
+        return record
+    start = (record.recorded_at - record.received_at) * 1000
+    span = Span("audit", ms, round(start, 3), batch, "recorded")
+    return structs.replace(record, spans=[*record.spans, span])
+
+
+def _masked_event(event: RefusalTrace | FeedbackTrace, now: float) -> Trace:
+    """An event as it is recorded; what its caller chose of it is bounded by the gateway."""
+    vault = Vault()
+
+    def clean(text: str) -> str:
+        return mask_text(normalise(text), vault)
+
+    if isinstance(event, FeedbackTrace):
+        about = event.about if _TRACE_ID.fullmatch(event.about) else clean(event.about)
+        return structs.replace(event, recorded_at=now, about=about, version=clean(event.version))
+    refusal = structs.replace(event.refusal, message=clean(event.refusal.message))
+    model = clean(event.requested_model)
+    return structs.replace(event, recorded_at=now, requested_model=model, refusal=refusal)
+
+
+def _masked(record: RequestTrace, envelope: Envelope, tick: Tick = unlimited) -> RequestTrace:
     """The record with what no other stage masks: names a caller chose, and what refused it.
 
     Messages and answers are masked by governance, which is closed where it fails.
@@ -176,13 +220,19 @@ def _masked(record: dict[str, Any], envelope: Envelope, tick: Tick = unlimited) 
         except (TooManyValues, OutOfTime):  # one record's names must not cost its batch
             return WITHHELD
 
-    record["requested_model"] = clean(envelope.model)
-    for field in _unmasked(envelope):
-        record[field] = {clean(name): clean(text, name) for name, text in record[field].items()}
-    record["warnings"] = [clean(text) for text in envelope.warnings]
-    if record["block"] is not None:
-        record["block"] = {**record["block"], "message": clean(record["block"]["message"])}
-    return record
+    def cleaned(texts: dict[str, str]) -> dict[str, str]:
+        return {clean(name): clean(text, name) for name, text in texts.items()}
+
+    model = clean(envelope.model)
+    named = {field: cleaned(getattr(envelope, field)) for field in _unmasked(envelope)}
+    refusal = record.refusal
+    return structs.replace(
+        record,
+        requested_model=model,
+        warnings=[clean(text) for text in envelope.warnings],
+        refusal=refusal and structs.replace(refusal, message=clean(refusal.message)),
+        **named,
+    )
 
 
 async def _until_heard(

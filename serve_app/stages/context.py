@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
+from msgspec import structs
 
 from cluster.governance.structured import mask_text
 from cluster.governance.vault import Vault, placeholders
+from cluster.records.trace import Snippet
 from serve_app.config import ContextConfig
 from serve_app.context.index import DocumentIndex
-from serve_app.protocol import Envelope, Snippet
+from serve_app.protocol import Envelope
 
 
 class Context:
@@ -40,8 +40,8 @@ class Context:
         budget = self._config.budget_tokens.get(adapter or "", self._config.default_budget_tokens)
         parts = [f"- {snippet.text}" for snippet in _within(envelope.snippets, budget)]
         system = ["Context:\n" + "\n".join(parts)] if parts else []
-        if envelope.max_discount is not None and envelope.conflicts:
-            system.append(f"Offer no discount over {envelope.max_discount}%.")
+        if envelope.conflicts:
+            system += [constraint.instruction() for constraint in envelope.constraints]
         if not system:
             return envelope.messages
         return [{"role": "system", "content": "\n".join(system)}, *envelope.messages]
@@ -51,7 +51,8 @@ def _mask_passages(envelope: Envelope) -> None:
     """Passages are masked as messages are; an answer that repeats a value is restored."""
     vault = Vault({*envelope.placeholders, *placeholders(s.text for s in envelope.snippets)})
     envelope.snippets = [
-        replace(snippet, text=mask_text(snippet.text, vault)) for snippet in envelope.snippets
+        structs.replace(snippet, text=mask_text(snippet.text, vault))
+        for snippet in envelope.snippets
     ]
     envelope.vault = vault.values
     envelope.placeholders = (*envelope.placeholders, *vault.values)

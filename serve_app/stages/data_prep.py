@@ -7,9 +7,10 @@ from functools import partial
 from typing import Any
 
 from cluster.governance.findings import OutOfTime, Tick, unlimited
+from cluster.records.trace import Refusal
 from cluster.text import normalise
 from serve_app.long_texts import Busy, LongTexts, is_long, refusal
-from serve_app.protocol import Block, Envelope
+from serve_app.protocol import Envelope
 from serve_app.tools import readable
 
 
@@ -29,7 +30,7 @@ class DataPrep:
             try:
                 await self._long.run(envelope.tenant, partial(_prepare, envelope))
             except (OutOfTime, Busy) as error:
-                envelope.block = refusal(error)
+                envelope.refusal = refusal(error)
         return batch
 
 
@@ -43,7 +44,7 @@ def _prepare(envelope: Envelope, tick: Tick = unlimited) -> None:
     if envelope.tools is not None:
         envelope.tools = readable(envelope.tools, normalise)
     if not any(m["role"] == "user" and m["content"].strip() for m in envelope.messages):
-        envelope.block = Block(
+        envelope.refusal = Refusal(
             400, "empty_messages", "messages hold no user text to answer", "messages"
         )
 

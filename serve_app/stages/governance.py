@@ -7,21 +7,19 @@ configured. They are numbered apart from the request's, which alone are restored
 
 from __future__ import annotations
 
-import re
 from collections.abc import Container
 from dataclasses import replace
 from functools import partial
 
 from cluster.governance.findings import OutOfTime, Tick, unlimited
-from cluster.governance.folding import fold
 from cluster.governance.structured import mask_text
 from cluster.governance.vault import TooManyValues, Vault, mask, placeholders
+from cluster.policy.decision import enforce
+from cluster.records.trace import Refusal
 from serve_app.config import GovernanceConfig
 from serve_app.long_texts import Busy, LongTexts, is_long, refusal
-from serve_app.protocol import Block, Envelope
+from serve_app.protocol import Envelope
 from serve_app.tools import readable, segments
-
-_DISCOUNT = re.compile(r"\b(\d{1,3}) ?(?:%|percent)(?= ?(?:off|discount))", re.IGNORECASE)
 
 WITHHELD = "[withheld: too many personal values]"
 
@@ -50,7 +48,7 @@ class Governance:
             else:
                 self._inbound(envelope)
         except TooManyValues as error:
-            _refuse(envelope, Block(400, "too_many_values", str(error), "messages"))
+            _refuse(envelope, Refusal(400, "too_many_values", str(error), "messages"))
         except (OutOfTime, Busy) as error:
             _refuse(envelope, refusal(error))
 
@@ -86,7 +84,7 @@ class Governance:
 
     def _outbound(self, envelope: Envelope, tick: Tick = unlimited) -> None:
         assert envelope.generation is not None
-        text, limit, keep = envelope.generation.text, envelope.max_discount, envelope.listed
+        text, keep = envelope.generation.text, envelope.listed
         own = Vault({*envelope.placeholders, *placeholders([text])}, tick)
         try:
             recorded = mask_answer(text, own, keep)
@@ -94,15 +92,17 @@ class Governance:
             recorded = WITHHELD
         if own.values:
             envelope.conflicts.append("personal data in the answer")
-        envelope.answer = cap_discounts(recorded, limit)
-        if envelope.answer != recorded:
-            envelope.conflicts.append("discount above the cap in the answer")
+        envelope.answer = recorded
+        for constraint in envelope.constraints:
+            before, envelope.answer = envelope.answer, constraint.enforce(envelope.answer)
+            if envelope.answer != before:
+                envelope.conflicts.append(constraint.violation)
         shown = text
         if not self._shows:
             # As `StreamGuard` does it, which cannot know what the model will write. Under a schema
             # numbers stay numbers: the client asked for them.
             shown = _masked_for_client(envelope, text, tick)
-        shown = cap_discounts(shown, limit)
+        shown = enforce(shown, envelope.constraints)
         envelope.shown = None if shown == envelope.answer else shown
         if recorded != text:
             envelope.generation = replace(envelope.generation, text=recorded)
@@ -121,11 +121,11 @@ def _masked_for_client(envelope: Envelope, text: str, tick: Tick) -> str:
         return WITHHELD
 
 
-def _refuse(envelope: Envelope, block: Block) -> None:
+def _refuse(envelope: Envelope, refusal: Refusal) -> None:
     """Stop a request that was masked in part only: nothing of it may reach the log."""
     envelope.messages = [{"role": one["role"], "content": WITHHELD} for one in envelope.messages]
     envelope.metadata, envelope.tools = {}, None
-    envelope.block = block
+    envelope.refusal = refusal
 
 
 def mask_answer(text: str, vault: Vault, keep: Container[str] = (), *, numbers: bool = True) -> str:
@@ -135,16 +135,3 @@ def mask_answer(text: str, vault: Vault, keep: Container[str] = (), *, numbers: 
     """
     parts = (mask_text(one, vault, keep=keep, numbers=numbers) for one in segments(text))
     return "".join(parts)
-
-
-def cap_discounts(text: str, limit: int | None) -> str:
-    """`text` with every offered discount above `limit` percent lowered to it."""
-    if limit is None:
-        return text
-
-    parts, position = list[str](), 0
-    for match in _DISCOUNT.finditer(fold(text)):
-        if int(match.group(1)) > limit:
-            parts += [text[position : match.start(1)], str(limit)]
-            position = match.end(1)
-    return "".join([*parts, text[position:]])

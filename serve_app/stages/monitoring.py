@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import math
 
+from cluster.records.trace import Verdicts
 from serve_app.config import MonitoringConfig
-from serve_app.protocol import Envelope, Verdicts
+from serve_app.protocol import Envelope
 
 
 class Monitoring:

@@ -10,8 +10,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from cluster.records.trace import Route
 from serve_app.config import RoutingConfig
-from serve_app.protocol import EMBEDDING_MODEL, Envelope, Route, last_user_text
+from serve_app.protocol import EMBEDDING_MODEL, Envelope, last_user_text
 from serve_app.routing.router import Router
 
 AUTO = "auto"

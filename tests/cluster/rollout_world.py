@@ -13,8 +13,9 @@ from collections.abc import Callable, Coroutine, Generator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from cluster.control.protocol import Proof, ServedAdapter, Split
+from cluster.control.protocol import Proof, Split
 from cluster.control.rollouts import RolloutController
+from cluster.records.adapter import ServedAdapter
 from cluster.rollout.evidence import Arm, Evidence, Moments
 from cluster.rollout.outcomes import Answer, Given, Side
 from cluster.rollout.state import Report, Rollout, Status, chosen

@@ -8,8 +8,9 @@ import pytest
 from pydantic import ValidationError
 
 from cluster import storage
-from cluster.adapters import MAX_PROBES, GoldenProbe, check_tensors, inspect
+from cluster.adapters import check_tensors, inspect
 from cluster.errors import ArtifactError
+from cluster.records.adapter import MAX_PROBES, GoldenProbe
 from cluster.types import AdapterVersion
 
 

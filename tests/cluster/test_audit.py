@@ -11,8 +11,8 @@ from cluster.audit import (
     ChainWriter,
     Head,
     Place,
+    read_documents,
     read_pieces,
-    read_traces,
     verify,
 )
 
@@ -29,7 +29,7 @@ def test_whole_chains_verify(tmp_path: Path) -> None:
     _write(tmp_path, "b", 2)
     found = verify(tmp_path)
     assert (found.records, found.verified, found.faults) == (7, True, [])
-    assert [trace["trace_id"] for trace in read_traces(tmp_path)][:2] == ["a-0", "a-1"]
+    assert [trace["trace_id"] for trace in read_documents(tmp_path)][:2] == ["a-0", "a-1"]
 
 
 def _edit(path: Path, old: str, new: str) -> None:
@@ -72,7 +72,7 @@ def test_what_could_not_be_written_is_not_in_the_log(small_disk: Path) -> None:
     log.close()
     found = verify(small_disk)
     assert (found.records, found.faults) == (2, [])
-    assert [trace["trace_id"] for trace in read_traces(small_disk)] == ["a-0", "a-1"]
+    assert [trace["trace_id"] for trace in read_documents(small_disk)] == ["a-0", "a-1"]
 
 
 def test_a_log_that_could_not_be_mended_is_mended_before_it_goes_on(
@@ -92,7 +92,7 @@ def test_a_log_that_could_not_be_mended_is_mended_before_it_goes_on(
     log.append([{"trace_id": "a-1"}])
     log.close()
     assert verify(tmp_path).faults == []
-    assert [trace["trace_id"] for trace in read_traces(tmp_path)] == ["a-0", "a-1"]
+    assert [trace["trace_id"] for trace in read_documents(tmp_path)] == ["a-0", "a-1"]
 
 
 def test_what_was_read_and_taken_back_is_read_from_the_start(tmp_path: Path) -> None:

@@ -1,31 +1,29 @@
 """Rates and budgets: no bound is ever broken, whatever is side by side, lost or restarted."""
 
+import asyncio
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine
-from sqlalchemy.orm import Session
 
-from cluster.audit import CONTROL, ChainWriter
-from cluster.budget.exchange import Desk, Reservation, Settlement, Use
-from cluster.budget.ledger import Amount, Ledger, Refusal, Room
-from cluster.budget.limits import Limits, Seed, key_scope, tenant_scope
+from cluster.budget.exchange import Desk, Reservation, Settlement
+from cluster.budget.ledger import Amount, Ledger, LimitExceeded, Room
 from cluster.budget.prices import Price, PriceBook
-from cluster.control.budgets import Till
-from cluster.errors import ConflictError
-from cluster.registry import events, keys, limits, usage, writers
-from cluster.registry.db import open_database
-from cluster.registry.keys import KeyRequest
-from cluster.registry.usage import TokenUse
+from cluster.control.database import Database
+from cluster.control.services.ledger import LedgerService
+from cluster.errors import NotFoundError
+from cluster.records.keys import KeyRequest
+from cluster.records.limits import Limits, Seed, key_scope, tenant_scope
+from cluster.records.usage import MeteredUsage, TokenUsage
+from cluster.registry import keys, limits, usage, writers
 
 NOW = 1_000_000.0
 ACME = tenant_scope("acme")
 
 
-def _ledger(**bounds: float | int) -> Ledger:
+def _ledger(**bounds: float | None) -> Ledger:
     ledger = Ledger(NOW)
     ledger.open(ACME, Limits.model_validate(bounds), NOW, Seed(), NOW)
     return ledger
@@ -36,10 +34,10 @@ def test_a_minute_holds_no_more_requests_than_its_bound() -> None:
     answers = [ledger.reserve(str(n), [ACME], Amount(1), NOW + n * 0.1) for n in range(5)]
     assert [isinstance(answer, Room) for answer in answers] == [True] * 3 + [False] * 2
     refused = answers[3]
-    assert isinstance(refused, Refusal)
+    assert isinstance(refused, LimitExceeded)
     assert (refused.limit, refused.allowed) == ("rpm", 3)
     assert refused.retry_after_s is not None
-    assert isinstance(ledger.reserve("6", [ACME], Amount(1), NOW + 60.0), Refusal)
+    assert isinstance(ledger.reserve("6", [ACME], Amount(1), NOW + 60.0), LimitExceeded)
     again = ledger.reserve("7", [ACME], Amount(1), NOW + 0.3 + refused.retry_after_s)
     assert again == Room(limit_requests=3, remaining_requests=2)
 
@@ -47,7 +45,7 @@ def test_a_minute_holds_no_more_requests_than_its_bound() -> None:
 def test_what_was_reserved_and_not_used_is_free_again() -> None:
     ledger = _ledger(tpm=100, max_usd=1.0)
     assert isinstance(ledger.reserve("a", [ACME], Amount(1, 90, 0.9), NOW), Room)
-    assert isinstance(ledger.reserve("b", [ACME], Amount(1, 20, 0.0), NOW), Refusal)
+    assert isinstance(ledger.reserve("b", [ACME], Amount(1, 20, 0.0), NOW), LimitExceeded)
     ledger.settle("a", [ACME], Amount(1, 10, 0.1), NOW, NOW + 1)
     assert ledger.reserve("b", [ACME], Amount(1, 90, 0.9), NOW + 1) == Room(
         limit_tokens=100, remaining_tokens=0
@@ -62,10 +60,10 @@ def test_use_beyond_the_reservation_is_a_debt() -> None:
     ledger.reserve("a", [ACME], Amount(1, 10, 0.1), NOW)
     ledger.settle("a", [ACME], Amount(1, 150, 1.5), NOW, NOW)
     refused = ledger.reserve("b", [ACME], Amount(1, 1, 0.0), NOW + 1)
-    assert isinstance(refused, Refusal)
+    assert isinstance(refused, LimitExceeded)
     assert refused.limit == "tpm"
     later = ledger.reserve("b", [ACME], Amount(1, 1, 0.0), NOW + 100)
-    assert isinstance(later, Refusal)
+    assert isinstance(later, LimitExceeded)
     assert (later.limit, later.retry_after_s) == ("usd", None)
 
 
@@ -74,14 +72,14 @@ def test_a_budget_begins_anew_with_its_period() -> None:
     ledger.reserve("a", [ACME], Amount(1, 0, 1.0), NOW)
     ledger.settle("a", [ACME], Amount(1, 0, 1.0), NOW, NOW)
     refused = ledger.reserve("b", [ACME], Amount(1, 0, 0.1), NOW + 600)
-    assert isinstance(refused, Refusal)
+    assert isinstance(refused, LimitExceeded)
     assert refused.retry_after_s == pytest.approx(3000)
     assert isinstance(ledger.reserve("b", [ACME], Amount(1, 0, 0.1), NOW + 3600), Room)
 
 
 def test_more_than_the_bound_at_once_is_not_to_be_waited_for() -> None:
     refused = _ledger(tpm=100).reserve("a", [ACME], Amount(1, 101), NOW)
-    assert isinstance(refused, Refusal)
+    assert isinstance(refused, LimitExceeded)
     assert refused.retry_after_s is None
 
 
@@ -91,7 +89,7 @@ def test_all_accounts_hold_or_none() -> None:
     assert ledger.reserve("a", [ACME, "key:k", "key:unbounded"], Amount(1), NOW) == Room(1, 0)
     for number in range(20):
         refused = ledger.reserve(f"b{number}", [ACME, "key:k"], Amount(1), NOW)
-        assert isinstance(refused, Refusal)
+        assert isinstance(refused, LimitExceeded)
         assert refused.scope == "key:k"
     assert ledger.reserve("c", [ACME], Amount(1), NOW) == Room(10, 8)
 
@@ -99,9 +97,9 @@ def test_all_accounts_hold_or_none() -> None:
 def test_what_nobody_settles_counts_as_used() -> None:
     ledger = _ledger(max_usd=1.0)
     ledger.reserve("a", [ACME], Amount(1, 0, 0.9), NOW)
-    assert isinstance(ledger.reserve("b", [ACME], Amount(1, 0, 0.9), NOW + 10_000), Refusal)
+    assert isinstance(ledger.reserve("b", [ACME], Amount(1, 0, 0.9), NOW + 10_000), LimitExceeded)
     ledger.settle("a", [ACME], Amount(1, 0, 0.0), NOW, NOW + 10_000)
-    assert isinstance(ledger.reserve("b", [ACME], Amount(1, 0, 0.9), NOW + 10_001), Refusal)
+    assert isinstance(ledger.reserve("b", [ACME], Amount(1, 0, 0.9), NOW + 10_001), LimitExceeded)
 
 
 def test_a_new_ledger_enters_what_an_older_one_had_let_in() -> None:
@@ -109,7 +107,7 @@ def test_a_new_ledger_enters_what_an_older_one_had_let_in() -> None:
     for _ in range(2):  # told twice, it counts once
         ledger.settle("old", [ACME], Amount(1, 5, 0.6), NOW - 3, NOW + 1)
     ledger.settle("unknown", [ACME], Amount(1, 5, 0.6), NOW + 1, NOW + 1)
-    assert isinstance(ledger.reserve("b", [ACME], Amount(1, 0, 0.5), NOW + 2), Refusal)
+    assert isinstance(ledger.reserve("b", [ACME], Amount(1, 0, 0.5), NOW + 2), LimitExceeded)
     assert isinstance(ledger.reserve("b", [ACME], Amount(1, 0, 0.4), NOW + 2), Room)
 
 
@@ -137,7 +135,7 @@ def test_no_schedule_breaks_a_bound(seed: int) -> None:
             ledger.settle(request.number, [ACME], request.used, request.at, now)
         tokens, cost = drawn.randint(0, 60), drawn.uniform(0, 0.2)
         wanted = Amount(1, tokens, cost)
-        if isinstance(ledger.reserve(str(number), [ACME], wanted, now), Refusal):
+        if isinstance(ledger.reserve(str(number), [ACME], wanted, now), LimitExceeded):
             continue
         share = drawn.random()
         used = Amount(1, int(tokens * share), cost * share)
@@ -163,18 +161,20 @@ def test_the_desk_prices_by_who_answers_and_reserves_for_the_dearest() -> None:
     ledger = _ledger(max_usd=100.0)
     desk = Desk(ledger, book)
 
-    def ask(number: str, model: str | None) -> Room | Refusal:
+    def ask(number: str, model: str | None) -> Room | LimitExceeded:
         [answer] = desk.exchange([], [Reservation(number, (ACME,), model, 6, 4)], NOW)
         return answer
 
     assert isinstance(ask("a", "care@2"), Room)  # 60 of 100
-    assert isinstance(ask("b", None), Refusal)
+    assert isinstance(ask("b", None), LimitExceeded)
     assert isinstance(ask("c", "base"), Room)  # 6 + 8
     desk.exchange(
-        [Settlement("a", (ACME,), NOW, (Use("base", 1, 1), Use("care@2", 1, 9)))], [], NOW
+        [Settlement("a", (ACME,), NOW, (TokenUsage("base", 1, 1), TokenUsage("care@2", 1, 9)))],
+        [],
+        NOW,
     )
     assert isinstance(ask("d", None), Room)  # 13 + 14 + 60
-    assert isinstance(ask("e", "base"), Refusal)
+    assert isinstance(ask("e", "base"), LimitExceeded)
     desk.exchange([Settlement("d", (ACME,), NOW, None)], [], NOW)
     assert isinstance(ask("f", None), Room)
 
@@ -183,36 +183,34 @@ class Registry:
     """A registry with one key of one tenant."""
 
     def __init__(self, url: str, folder: Path) -> None:
-        self.engine: Engine = open_database(url)
-        self.chain = ChainWriter(folder / CONTROL, "control")
-        with Session(self.engine) as tx, tx.begin():
-            writers.register(tx, "control", changes=True, now=NOW)
+        self.database = Database(url, folder)
+        with self.database.write() as tx:
             writers.register(tx, "w", changes=False, now=NOW)
         self.now = NOW
         self.key = self.issue()
 
     def issue(self, bounds: Limits | None = None) -> str:
-        with events.recorded(self.engine, self.chain) as tx:
+        with self.database.change() as tx:
             request = KeyRequest(tenant="acme", limits=bounds or Limits())
             return keys.issue(tx, request, actor="t", now=self.now).key_id
 
     def bound(self, scope: str, bounds: Limits) -> None:
-        with events.recorded(self.engine, self.chain) as tx:
+        with self.database.change() as tx:
             limits.put(tx, scope, bounds, actor="t", now=self.now)
 
     def tell(self, first: int, requests: int, read: int, at: float) -> None:
-        with Session(self.engine) as tx, tx.begin():
-            row = TokenUse(
+        with self.database.write() as tx:
+            row = MeteredUsage(
                 "w", first, first + 1, at, "acme", self.key, "care@1", requests, 0, read, 0
             )
-            usage.tell(tx, [row])
+            usage.insert(tx, [row])
 
-    def till(self) -> Till:
-        return Till(lambda: Session(self.engine), lambda: self.now)
+    def ledger(self) -> LedgerService:
+        return LedgerService(self.database, lambda: None, lambda: self.now)
 
-    def ask(self, till: Till, scope: str = ACME, read: int = 0) -> Room | Refusal:
+    def ask(self, ledger: LedgerService, scope: str = ACME, read: int = 0) -> Room | LimitExceeded:
         wanted = Reservation(f"r{random.random()}", (scope,), "care@1", read, 0)
-        [answer] = till.exchange([], [wanted])
+        [answer] = asyncio.run(ledger.exchange([], [wanted]))
         return answer
 
 
@@ -220,24 +218,24 @@ class Registry:
 def registry(url: str, tmp_path: Path) -> Iterator[Registry]:
     registry = Registry(url, tmp_path)
     yield registry
-    registry.engine.dispose()
+    registry.database.close()
 
 
 def test_a_restart_frees_nobody(registry: Registry) -> None:
     registry.bound(ACME, Limits(rpm=5, tpm=100))
     registry.tell(0, requests=4, read=80, at=NOW - 30)
     registry.tell(1, requests=9, read=90, at=NOW - 120)
-    till = registry.till()
-    assert isinstance(registry.ask(till, read=30), Refusal)
-    assert isinstance(registry.ask(till, read=20), Room)
-    assert isinstance(registry.ask(till), Refusal)
+    ledger = registry.ledger()
+    assert isinstance(registry.ask(ledger, read=30), LimitExceeded)
+    assert isinstance(registry.ask(ledger, read=20), Room)
+    assert isinstance(registry.ask(ledger), LimitExceeded)
 
 
 def test_money_spent_before_the_restart_stays_spent_at_the_price_it_had(
     registry: Registry,
 ) -> None:
     def price(usd: float) -> None:
-        with events.recorded(registry.engine, registry.chain) as tx:
+        with registry.database.change() as tx:
             book = PriceBook(default=Price(input=usd * 1e6))
             usage.set_prices(tx, book, actor="t", now=registry.now)
 
@@ -248,31 +246,31 @@ def test_money_spent_before_the_restart_stays_spent_at_the_price_it_had(
     price(0.02)
     registry.tell(1, requests=1, read=10, at=NOW + 3)  # a fifth
     registry.now = NOW + 4
-    till = registry.till()
-    assert isinstance(registry.ask(till, read=16), Refusal)
-    assert isinstance(registry.ask(till, read=14), Room)
-    with Session(registry.engine) as tx:
+    ledger = registry.ledger()
+    assert isinstance(registry.ask(ledger, read=16), LimitExceeded)
+    assert isinstance(registry.ask(ledger, read=14), Room)
+    with registry.database.read() as tx:
         assert usage.bill(tx, "acme", 0.0, NOW + 9)["usd"] == pytest.approx(0.7)
 
 
 def test_limits_are_set_changed_and_lifted(registry: Registry) -> None:
-    till = registry.till()
-    with pytest.raises(ConflictError, match="no tenant"):
+    ledger = registry.ledger()
+    with pytest.raises(NotFoundError, match="no tenant"):
         registry.bound(tenant_scope("nobody"), Limits(rpm=1))
-    with pytest.raises(ConflictError, match="no key"):
+    with pytest.raises(NotFoundError, match="no key"):
         registry.bound(key_scope("nobody"), Limits(rpm=1))
     bounded = registry.issue(Limits(rpm=1))
     registry.bound(ACME, Limits(rpm=2))
-    with Session(registry.engine) as tx:
+    with registry.database.read() as tx:
         assert limits.scopes(tx, "acme", bounded) == (key_scope(bounded), ACME)
         assert limits.scopes(tx, "acme", registry.key) == (ACME,)
         record = next(one for one in keys.listed(tx) if one.key_id == bounded)
     assert record.limits == Limits(rpm=1)
-    till.reopen(ACME)
-    assert isinstance(registry.ask(till), Room)
+    ledger.reopen(ACME)
+    assert isinstance(registry.ask(ledger), Room)
     registry.bound(ACME, Limits(rpm=1))
-    till.reopen(ACME)
-    assert isinstance(registry.ask(till), Refusal)  # what is under way still counts
+    ledger.reopen(ACME)
+    assert isinstance(registry.ask(ledger), LimitExceeded)  # what is under way still counts
     registry.bound(ACME, Limits())
-    till.reopen(ACME)
-    assert registry.ask(till) == Room()
+    ledger.reopen(ACME)
+    assert registry.ask(ledger) == Room()

@@ -13,11 +13,11 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cluster import adapters, storage
+from cluster.base_models import describe
 from cluster.bundle import contents, merge, signing
 from cluster.bundle.export import Source, export
 from cluster.errors import ArtifactError, ConfigError, ConflictError, DiskFullError
-from cluster.registry.bases import describe
-from cluster.registry.versions import AdapterRecord
+from cluster.records.adapter import AdapterRecord
 from cluster.types import AdapterVersion, VersionState
 from serve_app.bench.versions import Maker
 from tests.conftest import REPOSITORY

@@ -14,11 +14,12 @@ import pytest
 from sqlalchemy.orm import Session
 
 from cluster.audit import ChainWriter
-from cluster.budget.limits import Limits
 from cluster.cli.main import _parser, main
 from cluster.cli.session import say
+from cluster.records.limits import Limits
 from cluster.registry import writers
 from cluster.registry.db import open_database
+from tests.fakes.control import ControlDouble
 
 
 def _free_port() -> int:
@@ -102,10 +103,11 @@ class Limited:
     def __init__(self) -> None:
         self.kept = {"tenant:acme": Limits(max_usd=100.0, period_s=86_400.0)}
 
-    def limits(self) -> dict[str, Limits]:
+    async def all_limits(self) -> dict[str, Limits]:
         return self.kept
 
-    def set_limits(self, scope: str, bounds: Limits) -> None:
+    async def set_limits(self, scope: str, bounds: Limits, _by: str, *, by_operator: bool) -> None:
+        assert by_operator
         self.kept[scope] = bounds
 
 
@@ -114,7 +116,7 @@ def test_a_limit_that_is_not_named_stays(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], verb: str
 ) -> None:
     plane = Limited()
-    monkeypatch.setattr("cluster.cli.tenancy.client", lambda _options: plane)
+    monkeypatch.setattr("cluster.cli.tenancy.client", lambda _options: ControlDouble(ledger=plane))
     whose, scope = ("k1", "key:k1") if verb == "keys" else ("acme", "tenant:acme")
     plane.kept = {scope: Limits(max_usd=100.0, period_s=86_400.0)}
     before = dict(plane.kept)

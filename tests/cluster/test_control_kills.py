@@ -11,11 +11,9 @@ import pytest
 from sqlalchemy.orm import Session
 
 from cluster import audit
-from cluster.adapters import Evaluation
-from cluster.control.actor import ControlPlane
-from cluster.control.kills import Kills
-from cluster.errors import ConflictError, SwapError
-from cluster.rollout.gate import GateConfig
+from cluster.control.kill_switch import KillSwitch
+from cluster.control.plane import ControlPlane
+from cluster.errors import ConflictError, NotFoundError, SwapError
 from cluster.rollout.plan import Phase, RolloutPlan
 from cluster.rollout.state import Status
 from cluster.types import AdapterVersion
@@ -31,9 +29,9 @@ def fleet() -> FakeFleet:
 @pytest.fixture
 async def control(url: str, fleet: FakeFleet, tmp_path: Path) -> AsyncIterator[ControlPlane]:
     plane = ControlPlane(url, fleet, max_rank=32, audit=tmp_path / "audit")
-    await plane.serve_base(BASE, BY)
+    await plane.serving.serve_base(BASE, BY)
     yield plane
-    plane._engine.dispose()
+    plane.close()
 
 
 async def test_a_killed_adapter_is_off_at_once_and_stays_off(
@@ -41,74 +39,72 @@ async def test_a_killed_adapter_is_off_at_once_and_stays_off(
     fleet: FakeFleet,
     url: str,
     make_adapter: Callable[..., Path],
-    evaluation: Evaluation,
     tmp_path: Path,
 ) -> None:
     await _live_v1(control, make_adapter)
-    await _passed_v2(control, make_adapter, evaluation)
-    report = await control.kill("inventory", "it lies", "ann")
+    await _passed_v2(control, make_adapter)
+    report = await control.serving.kill("inventory", "it lies", "ann")
     assert (report.version, report.aborted, report.confirmed) == ("inventory@1", 3, True)
-    table = await control.table()
+    table = await control.serving.table()
     assert table.resolve(ACME, "inventory") is None
     assert table.stopped(ACME, "inventory@1")
-    assert await control.desired() == []
+    assert await control.serving.desired() == []
     with pytest.raises(ConflictError, match="revive it first"):
-        await control.promote(V2, BY)
+        await control.serving.promote(V2, BY)
     again = ControlPlane(url, FakeFleet(), max_rank=32, audit=tmp_path / "audit")
-    assert (await again.table()).killed == {"inventory"}
-    assert (await again.table()).generation > table.generation
-    newest = (await control.newest_events(1))[0]
+    assert (await again.serving.table()).killed == {"inventory"}
+    assert (await again.serving.table()).generation > table.generation
+    newest = (await control.events.newest(1))[0]
     assert (newest["kind"], newest["actor"]) == ("adapter.killed", "ann")
     assert newest["detail"] == {"reason": "it lies"}
     assert audit.verify(tmp_path / "audit").verified
-    revived = await control.revive("inventory", BY)
+    revived = await control.serving.revive("inventory", BY)
     assert revived is not None
     assert revived.current == "inventory@1"
-    assert (await control.table()).resolve(ACME, "inventory") is not None
+    assert (await control.serving.table()).resolve(ACME, "inventory") is not None
     with pytest.raises(ConflictError, match="not switched off"):
-        await control.revive("inventory", BY)
+        await control.serving.revive("inventory", BY)
 
 
 async def test_another_version_may_come_back_in_place_of_the_one_that_was_switched_off(
     control: ControlPlane,
     fleet: FakeFleet,
     make_adapter: Callable[..., Path],
-    evaluation: Evaluation,
 ) -> None:
     await _live_v1(control, make_adapter)
-    await _passed_v2(control, make_adapter, evaluation)
-    await control.promote(V2, BY)
-    await control.kill("inventory", "it lies", BY)
-    with pytest.raises(ConflictError, match="not registered"):
-        await control.revive("inventory", BY, AdapterVersion("inventory", 9))
+    await _passed_v2(control, make_adapter)
+    await control.serving.promote(V2, BY)
+    await control.serving.kill("inventory", "it lies", BY)
+    with pytest.raises(NotFoundError, match="not registered"):
+        await control.serving.revive("inventory", BY, AdapterVersion("inventory", 9))
     fleet.difference = 1.0
     with pytest.raises(SwapError):
-        await control.revive("inventory", BY, V1)
-    assert (await control.table()).killed == {"inventory"}
+        await control.serving.revive("inventory", BY, V1)
+    assert (await control.serving.table()).killed == {"inventory"}
     fleet.difference = 0.0
-    report = await control.revive("inventory", BY, V1)
+    report = await control.serving.revive("inventory", BY, V1)
     assert report is not None
     assert report.current == "inventory@1"
-    table = await control.table()
+    table = await control.serving.table()
     assert (table.killed, table.live["inventory"].version) == (frozenset(), 1)
-    states = {str(found.id): found.state for found in await control.adapter_versions()}
+    states = {str(found.id): found.state for found in await control.adapters.listed()}
     assert states == {"inventory@1": "live", "inventory@2": "retired"}
 
 
 async def test_what_is_switched_off_is_what_a_candidate_has_to_be_better_than(
-    control: ControlPlane, make_adapter: Callable[..., Path], evaluation: Evaluation
+    control: ControlPlane, make_adapter: Callable[..., Path]
 ) -> None:
     await _live_v1(control, make_adapter)
-    await control.kill("inventory", "it lies", BY)
-    await control.register_candidate(str(make_adapter(version=3)), "acme", BY)
+    await control.serving.kill("inventory", "it lies", BY)
+    await control.adapters.register(str(make_adapter(version=3)), "acme", BY)
     with pytest.raises(ConflictError, match=r"but inventory@1 is live"):
-        await control.gate(AdapterVersion("inventory", 3), GateConfig(), BY)
-    live = await control.live_version("inventory")
+        await control.evaluations.judge(AdapterVersion("inventory", 3), BY)
+    live = await control.adapters.live("inventory")
     assert live is not None
     assert live.id == V1
-    assert await control.live_version("nothing") is None
-    await _passed_v2(control, make_adapter, evaluation)
-    report = await control.revive("inventory", BY, V2)
+    assert await control.adapters.live("nothing") is None
+    await _passed_v2(control, make_adapter)
+    report = await control.serving.revive("inventory", BY, V2)
     assert report is not None
     assert report.current == "inventory@2"
 
@@ -117,18 +113,17 @@ async def test_a_kill_in_the_middle_of_a_swap_wins(
     control: ControlPlane,
     fleet: FakeFleet,
     make_adapter: Callable[..., Path],
-    evaluation: Evaluation,
 ) -> None:
     await _live_v1(control, make_adapter)
-    await _passed_v2(control, make_adapter, evaluation)
+    await _passed_v2(control, make_adapter)
     proving, go = _slow(fleet)
-    swap = asyncio.create_task(control.promote(V2, BY))
+    swap = asyncio.create_task(control.serving.promote(V2, BY))
     await proving.wait()
-    await control.kill("inventory", "stop", BY)
+    await control.serving.kill("inventory", "stop", BY)
     go.set()
     with pytest.raises(SwapError, match="switched off"):
         await swap
-    assert (await control.table()).live == {}
+    assert (await control.serving.table()).live == {}
     assert fleet.calls[-1] == "remove 2"
 
 
@@ -137,22 +132,22 @@ async def test_a_kill_that_a_replica_does_not_confirm_holds_at_the_gateways(
 ) -> None:
     await _live_v1(control, make_adapter)
     fleet.fail_on = "kill"
-    assert not (await control.kill("inventory", "stop", BY)).confirmed
-    assert (await control.table()).live == {}
-    with pytest.raises(ConflictError, match="there is no adapter"):
-        await control.kill("nope", "stop", BY)
+    assert not (await control.serving.kill("inventory", "stop", BY)).confirmed
+    assert (await control.serving.table()).live == {}
+    with pytest.raises(NotFoundError, match="there is no adapter"):
+        await control.serving.kill("nope", "stop", BY)
 
 
 async def test_to_revive_what_is_not_off_ends_no_rollout(
-    control: ControlPlane, make_adapter: Callable[..., Path], evaluation: Evaluation
+    control: ControlPlane, make_adapter: Callable[..., Path]
 ) -> None:
     await _live_v1(control, make_adapter)
-    await _passed_v2(control, make_adapter, evaluation)
+    await _passed_v2(control, make_adapter)
     plan = RolloutPlan(phases=(Phase(percent=50, min_requests=50, min_seconds=0),))
-    begun = await control.start_rollout(V2, plan, BY)
+    begun = await control.rollouts.start(V2, plan, BY)
     with pytest.raises(ConflictError, match="not switched off"):
-        await control.revive("inventory", BY)
-    assert await control.rollouts(1) == [begun]
+        await control.serving.revive("inventory", BY)
+    assert await control.rollouts.listed(1) == [begun]
 
 
 @contextmanager
@@ -163,7 +158,7 @@ def _no_room(control: ControlPlane) -> Iterator[None]:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.MonkeyPatch.context() as full:
-        full.setattr(control._chain, "append", append)
+        full.setattr(control._database._chain, "append", append)
         yield
 
 
@@ -172,19 +167,19 @@ async def test_a_kill_that_cannot_be_recorded_holds_and_is_recorded_later(
 ) -> None:
     await _live_v1(control, make_adapter)
     with _no_room(control):
-        report = await control.kill("inventory", "it lies", "ann")
+        report = await control.serving.kill("inventory", "it lies", "ann")
         assert (report.version, report.confirmed, report.recorded) == ("inventory@1", True, False)
         assert fleet.calls[-1] == "kill inventory"
-        table = await control.table()
+        table = await control.serving.table()
         assert (table.live, table.killed) == ({}, {"inventory"})
-        control._refresh()  # whatever else the gateways are told
-        assert (await control.table()).killed == {"inventory"}
-        with pytest.raises(ConflictError, match="there is no adapter"):
-            await control.kill("nope", "stop", BY)
-    newest = (await control.newest_events(1))[0]
+        control._routing.refresh()  # whatever else the gateways are told
+        assert (await control.serving.table()).killed == {"inventory"}
+        with pytest.raises(NotFoundError, match="there is no adapter"):
+            await control.serving.kill("nope", "stop", BY)
+    newest = (await control.events.newest(1))[0]
     assert newest["kind"] != "adapter.killed"
-    await control.watch((await control.table()).generation, 1.5)  # it ticks
-    newest = (await control.newest_events(1))[0]
+    await control.serving.watch((await control.serving.table()).generation, 1.5)  # it ticks
+    newest = (await control.events.newest(1))[0]
     assert (newest["kind"], newest["actor"]) == ("adapter.killed", "ann")
 
 
@@ -192,26 +187,25 @@ async def test_what_is_off_and_not_on_record_is_revived_once_it_can_be(
     control: ControlPlane,
     fleet: FakeFleet,
     make_adapter: Callable[..., Path],
-    evaluation: Evaluation,
     tmp_path: Path,
 ) -> None:
     await _live_v1(control, make_adapter)
-    await _passed_v2(control, make_adapter, evaluation)
+    await _passed_v2(control, make_adapter)
     plan = RolloutPlan(phases=(Phase(percent=50, min_requests=50, min_seconds=0),))
-    await control.start_rollout(V2, plan, BY)
+    await control.rollouts.start(V2, plan, BY)
     with _no_room(control):
         # Nor is a reason in the way that no database takes.
-        assert not (await control.kill("inventory", "it\0lies \udce9", "ann")).recorded
+        assert not (await control.serving.kill("inventory", "it\0lies \udce9", "ann")).recorded
         with pytest.raises(ConflictError, match="could not be recorded"):
-            await control.revive("inventory", BY)
-        assert not (await control.kill("inventory", "again", "bob")).recorded
-        await control._rollouts.tick(time.time())
+            await control.serving.revive("inventory", BY)
+        assert not (await control.serving.kill("inventory", "again", "bob")).recorded
+        await control.rollouts._controller.tick(time.time())
         assert "prepare inventory@2" not in fleet.calls
-    assert (await control.revive("inventory", BY)) is not None
-    assert (await control.table()).live.keys() == {"inventory"}
-    [rollout] = await control.rollouts(1)
+    assert (await control.serving.revive("inventory", BY)) is not None
+    assert (await control.serving.table()).live.keys() == {"inventory"}
+    [rollout] = await control.rollouts.listed(1)
     assert rollout.status == Status.WITHDRAWING, "it is not on trial again"
-    killed = [e for e in await control.newest_events(9) if e["kind"] == "adapter.killed"]
+    killed = [e for e in await control.events.newest(9) if e["kind"] == "adapter.killed"]
     assert [event["detail"]["reason"] for event in killed] == ["again", "itlies ?"]
     assert audit.verify(tmp_path / "audit").verified
 
@@ -225,22 +219,22 @@ def test_a_kill_that_cannot_be_recorded_is_tried_again_less_and_less() -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
         yield
 
-    kills, now = Kills(change), 0.0
+    kills, now = KillSwitch(change), 0.0
     kills.add("inventory", "it lies", actor="ann", now=now)
-    assert not kills.record("inventory", now)
+    assert not kills.persist("inventory", now)
     while now < 300.0:
         now += 1.0
-        kills.catch_up(now)
+        kills.retry(now)
     assert tries == [0.0, 1.0, 3.0, 7.0, 15.0, 31.0, 63.0, 123.0, 183.0, 243.0]
-    assert kills.unrecorded == {"inventory"}
+    assert kills.unpersisted == {"inventory"}
 
 
 async def test_a_revival_that_cannot_be_proved_leaves_it_off(
     control: ControlPlane, fleet: FakeFleet, make_adapter: Callable[..., Path]
 ) -> None:
     await _live_v1(control, make_adapter)
-    await control.kill("inventory", "stop", BY)
+    await control.serving.kill("inventory", "stop", BY)
     fleet.difference = 1.0
     with pytest.raises(SwapError):
-        await control.revive("inventory", BY)
-    assert (await control.table()).killed == {"inventory"}
+        await control.serving.revive("inventory", BY)
+    assert (await control.serving.table()).killed == {"inventory"}

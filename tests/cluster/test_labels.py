@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from cluster.registry.labels import GivenLabel, masked_label
+from cluster.records.labels import GivenLabel
+from cluster.registry.labels import masked_label
 
 
 def _label(answer: str, rationale: str = "") -> GivenLabel:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -14,14 +15,14 @@ from pydantic import TypeAdapter
 from sqlalchemy import Engine, func, select, text
 from sqlalchemy.orm import Session
 
-from cluster import adapters, audit
+from cluster import adapters, audit, base_models
 from cluster.audit import ChainWriter
-from cluster.dataset import DatasetManifest
-from cluster.errors import ConfigError, ConflictError, DataError
+from cluster.errors import ConfigError, ConflictError, DataError, NotFoundError
+from cluster.records.dataset import DatasetManifest
+from cluster.records.keys import KeyRequest, digest
+from cluster.records.model import BaseModelInfo
 from cluster.registry import access, answers, bases, card, events, keys, tenants, versions, writers
-from cluster.registry.bases import BaseModelInfo
 from cluster.registry.db import open_database
-from cluster.registry.keys import KeyRequest, digest
 from cluster.registry.schema import RolloutAnswer, RolloutRow, Table
 from cluster.rollout.evidence import Arm, Evidence, Moments
 from cluster.rollout.plan import Phase, RolloutPlan
@@ -31,7 +32,7 @@ from cluster.types import AdapterVersion, Role, VersionState
 Change = Callable[[], AbstractContextManager[Session]]
 ONE = BaseModelInfo(name="one", path="/one", digest="0" * 64, licence="apache-2.0")
 TWO = BaseModelInfo(name="two", path="/two", digest="2" * 64)
-BY = {"actor": "test", "now": 100.0}
+BY: dict[str, Any] = {"actor": "test", "now": 100.0}
 
 
 @pytest.fixture
@@ -96,6 +97,7 @@ def test_what_was_seen_of_a_rollout_is_put_to_its_phases(
         ):
             connection.execute(text(f"ALTER TABLE {table} DROP COLUMN {column}"))
         connection.execute(text("DROP TABLE writers"))
+        connection.execute(text("DROP TABLE gate_rules"))
         connection.execute(text("UPDATE alembic_version SET version_num = '0003'"))
     engine.dispose()
     engine = open_database(url)
@@ -159,7 +161,7 @@ def test_a_key_serves_until_it_expires_is_revoked_or_its_tenant_suspended(change
         listed = keys.listed(tx, "acme")
         assert {(k.principal, k.revoked_at) for k in listed} == {("shop", None), ("default", 100.0)}
         assert key.secret not in json.dumps([str(record) for record in listed])
-        with pytest.raises(ConflictError, match="no key"):
+        with pytest.raises(NotFoundError, match="no key"):
             keys.revoke(tx, "nope", **BY)
 
 
@@ -204,7 +206,7 @@ def test_an_adapter_is_its_owners_and_who_it_is_granted_to(
         tx.flush()
         assert access.access(tx, access.owners(tx)) == {"inventory": {"acme", "*"}}
         for wrong in (("nope", "rival"), ("inventory", "nobody")):
-            with pytest.raises(ConflictError, match="there is no"):
+            with pytest.raises(NotFoundError, match="there is no"):
                 access.grant(tx, *wrong, **BY)
 
 
@@ -257,7 +259,7 @@ def test_what_is_changed_is_chained_before_it_takes_effect(
 ) -> None:
     with change() as tx:
         tenants.ensure(tx, "acme", actor="ann", now=1.0)
-    with pytest.raises(ConflictError), change() as tx:  # noqa: PT012 - what fails is the change
+    with pytest.raises(NotFoundError), change() as tx:  # noqa: PT012 - what fails is the change
         tenants.ensure(tx, "rival", actor="ann", now=2.0)
         tenants.require(tx, "nobody")
     with Session(engine) as tx:
@@ -274,16 +276,16 @@ def test_what_is_changed_is_chained_before_it_takes_effect(
 def test_a_base_models_licence_is_read_from_its_card(tmp_path: Path) -> None:
     model = tmp_path / "mini"
     with pytest.raises(DataError, match="not the directory"):
-        bases.describe(model)
+        base_models.describe(model)
     model.mkdir()
     (model / "config.json").write_text("{}")
-    assert bases.describe(model).licence == "not stated"
+    assert base_models.describe(model).licence == "not stated"
     (model / "README.md").write_text("---\nlicense: mit\npermitted_use: research\n---\n# Mini")
-    found = bases.describe(model)
+    found = base_models.describe(model)
     assert (found.name, found.licence, found.permitted_use) == ("mini", "mit", "research")
     (model / "README.md").write_text("---\nlicense: [\n---\n")
     with pytest.raises(DataError, match="not YAML"):
-        bases.describe(model)
+        base_models.describe(model)
 
 
 def test_a_card_says_what_the_registry_knows(

@@ -1,5 +1,5 @@
-from cluster.registry.keys import KeyChange, KeyRequest
-from cluster.registry.remarks import remark
+from cluster.records.keys import KeyChange, KeyRequest
+from cluster.records.remarks import remark
 
 
 def test_what_people_remark_is_kept_masked() -> None:

@@ -31,9 +31,7 @@ def _rate(n: int, k: int) -> Moments:
     return Moments(n, k, k)
 
 
-def _arm(
-    n: int, failed: int = 0, ms: float = 20.0, confidence: float = 0.9, **more: Moments
-) -> Arm:
+def _arm(n: int, failed: int = 0, ms: float = 20.0, confidence: float = 0.9, **more: Any) -> Arm:
     return Arm(
         _rate(n, failed),
         Moments(n, n * ms, n * (ms * ms + 4)),
@@ -239,7 +237,9 @@ def test_a_trial_is_told_in_json_with_its_verdict_in_figures_and_words() -> None
     old, new = _rate(2000, 1000), _rate(2000, 1300)
     seen = Evidence(replace(_arm(2000), resolved=old), replace(_arm(2000), resolved=new))
     known = replace(
-        rollout, evidence={0: seen}, sides={side: {"": of} for side, of in _sides(old, new).items()}
+        rollout,
+        evidence={0: seen},
+        sides={side: {"": dict(of)} for side, of in _sides(old, new).items()},
     )
     told = json.loads(json.dumps(known.as_json()))
     assert told["verdict"]["says"] == "better"

@@ -6,19 +6,21 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cluster import runtime
 from cluster.config import load
 from cluster.errors import ConfigError, ConflictError
-from cluster.registry.bases import BaseModelInfo
+from cluster.records.model import BaseModelInfo
 from cluster.runtime import LocalCluster
 from cluster.wheel.config import WheelConfig
 from cluster.wheel.deployment import _require_same
 from cluster.wheel.narrator import Narrator
 from cluster.wheel.site import Site
 from tests.conftest import REPOSITORY
+from tests.fakes.control import ControlDouble
 
 CONFIG = REPOSITORY / "configs" / "local" / "demo.yaml"
 ONE = BaseModelInfo(name="one", path="/one", digest="1" * 64)
@@ -26,24 +28,28 @@ TWO = BaseModelInfo(name="two", path="/two", digest="2" * 64)
 
 
 @dataclass
-class Control:
+class Adapters:
     """What is asked of the control plane: its versions, and the base they stand on."""
 
     versions: list[str]
     base: BaseModelInfo
 
-    def adapter_versions(self) -> list[str]:
+    async def listed(self) -> list[str]:
         return self.versions
 
-    def base_model(self) -> BaseModelInfo:
+    async def base_model(self) -> BaseModelInfo:
         return self.base
 
 
+def _control(versions: list[str], base: BaseModelInfo) -> Any:
+    return ControlDouble(adapters=Adapters(versions, base))
+
+
 def test_another_base_model_is_refused_before_anything_is_retired() -> None:
-    _require_same(Control(["care@1"], ONE), ONE)  # type: ignore[arg-type]
-    _require_same(Control([], ONE), TWO)  # type: ignore[arg-type]
+    _require_same(_control(["care@1"], ONE), ONE)
+    _require_same(_control([], ONE), TWO)
     with pytest.raises(ConflictError, match="stand on one"):
-        _require_same(Control(["care@1"], ONE), TWO)  # type: ignore[arg-type]
+        _require_same(_control(["care@1"], ONE), TWO)
 
 
 def test_a_folder_that_no_run_made_is_refused_and_left_alone(tmp_path: Path) -> None:

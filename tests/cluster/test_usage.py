@@ -4,7 +4,6 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,14 @@ import pytest
 from sqlalchemy.orm import Session
 
 from cluster.audit import ChainWriter, Head, Place, read_pieces, read_traces
+from cluster.budget.metering import UsageBatch
 from cluster.budget.prices import Price, PriceBook
 from cluster.errors import ConflictError
+from cluster.records.trace import RequestTrace, document, metered
+from cluster.records.usage import MeteredUsage, TokenUsage
 from cluster.registry import access, events, residency, usage, writers
 from cluster.registry.db import open_database
-from cluster.registry.usage import Tally, TokenUse
+from tests.fakes.traces import request_trace
 
 
 @pytest.fixture
@@ -29,25 +31,16 @@ def tx(url: str) -> Iterator[Session]:
     engine.dispose()
 
 
-def _trace(
-    number: int, tenant: str = "acme", version: str = "care@1", **more: Any
-) -> dict[str, Any]:
-    return {
-        "trace_id": f"tr-{number}",
-        "tenant": tenant,
-        "key_id": f"k-{tenant}",
-        "cache": "off",
-        "recorded_at": 50.0,
-        "usage": {"version": version, "prompt_tokens": 10 + number, "completion_tokens": 3},
-        **more,
-    }
+def _trace(number: int, tenant: str = "acme", version: str = "care@1", **more: Any) -> RequestTrace:
+    used = {"usage": TokenUsage(version, 10 + number, 3), **more}
+    return request_trace(f"tr-{number}", tenant=tenant, key_id=f"k-{tenant}", **used)
 
 
-def _told(writer: str, traces: list[dict[str, Any]], first: int = 0) -> list[TokenUse]:
-    tally = Tally(writer, first)
+def _told(writer: str, traces: list[RequestTrace], first: int = 0) -> list[MeteredUsage]:
+    tally = UsageBatch(writer, first)
     for trace in traces:
-        tally.add(trace)
-    return tally.uses()
+        tally.add(metered(trace))
+    return tally.rows()
 
 
 def _tokens(tx: Session, tenant: str) -> tuple[int, int]:
@@ -58,17 +51,17 @@ def _tokens(tx: Session, tenant: str) -> tuple[int, int]:
 
 def test_a_stretch_told_twice_counts_once(tx: Session) -> None:
     rows = _told("w", [_trace(0), _trace(1), _trace(2, tenant="rival")])
-    assert usage.tell(tx, rows) == 2
-    assert usage.tell(tx, rows) == 0
+    assert usage.insert(tx, rows) == 2
+    assert usage.insert(tx, rows) == 0
     assert _tokens(tx, "acme") == (21, 6)
     assert _tokens(tx, "rival") == (12, 3)
-    assert usage.tell(tx, _told("other", [_trace(0)])) == 1
+    assert usage.insert(tx, _told("other", [_trace(0)])) == 1
 
 
 def test_refusals_cost_nothing_and_cached_answers_no_tokens(tx: Session) -> None:
-    nothing = {"version": "care@1", "prompt_tokens": 0, "completion_tokens": 0}
+    nothing = TokenUsage("care@1", 0, 0)
     traces = [_trace(0, usage=None), _trace(1, cache="hit", usage=nothing), _trace(2)]
-    usage.tell(tx, _told("w", traces))
+    usage.insert(tx, _told("w", traces))
     [line] = usage.bill(tx, "acme", 0.0, 100.0, PriceBook())["lines"]
     assert (line["requests"], line["cached"]) == (2, 1)
     assert (line["input_tokens"], line["output_tokens"]) == (12, 3)
@@ -83,41 +76,42 @@ def test_bill_and_log_agree_to_the_token(
     monkeypatch.setattr("cluster.audit._PIECE", drawn.choice((1, 300, 2000, 1 << 20)))
     folder, read = tmp_path / "audit", dict[str, Place]()
     for name in ("w1", "w2"):
-        writer, tally = ChainWriter(folder, name), Tally(name, 0)
+        writer, tally = ChainWriter(folder, name), UsageBatch(name, 0)
         for number in range(drawn.randint(1, 60)):
-            blocked = {"usage": None} if drawn.random() < 0.2 else {}
+            blocked: dict[str, Any] = {"usage": None} if drawn.random() < 0.2 else {}
             tenant = drawn.choice(("acme", "rival"))
             trace = _trace(number, tenant, f"care@{drawn.randint(1, 2)}", **blocked)
-            writer.append([trace])
-            tally.add(trace)
+            writer.append([document(trace)])
+            tally.add(metered(trace))
             fate = drawn.random()
             if fate < 0.25:
-                told = tally.uses()
-                tally = Tally(name, tally.after)
+                told = tally.rows()
+                tally = UsageBatch(name, tally.after)
                 if drawn.random() < 0.6:  # else it is lost on its way
-                    usage.tell(tx, told)
+                    usage.insert(tx, told)
                 if drawn.random() < 0.3:
-                    usage.tell(tx, told)
+                    usage.insert(tx, told)
             elif fate < 0.35:  # somebody reads the log while a stretch is still to be told
-                usage.settle(partial(nullcontext, tx), folder, read)
+                usage.reconcile(lambda: nullcontext(tx), folder, read)
         writer.close()
-    usage.settle(partial(nullcontext, tx), folder, read)
+    usage.reconcile(lambda: nullcontext(tx), folder, read)
     assert read.keys() == {"w1", "w2"}
     for name, place in read.items():
         assert list(read_pieces(folder, name, place)) == []
         whole = list(read_pieces(folder, name))
         assert whole[-1].after == place
-        assert [usage.untold(tx, piece) for piece in whole] == [[]] * len(whole)
+        assert [usage.find_missing(tx, piece) for piece in whole] == [[]] * len(whole)
     logged: Counter[str] = Counter()
-    for trace in read_traces(folder):
-        if trace["usage"]:
-            logged[trace["tenant"]] += trace["usage"]["prompt_tokens"]
+    for found in read_traces(folder):
+        assert isinstance(found, RequestTrace)
+        if found.usage is not None:
+            logged[found.tenant] += found.usage.input_tokens
     for tenant in ("acme", "rival"):
         assert _tokens(tx, tenant)[0] == logged[tenant]
 
 
 def test_a_bill_is_priced_line_by_line(tx: Session) -> None:
-    usage.tell(tx, _told("w", [_trace(0), _trace(0, version="base-model")]))
+    usage.insert(tx, _told("w", [_trace(0), _trace(0, version="base-model")]))
     usage.work(tx, usage.TRAINING, "care@1", tenant="acme", amount=1800.0, at=50.0)
     usage.work(tx, usage.TRAINING, "care@1", tenant="acme", amount=1800.0, at=50.0)
     usage.work(tx, usage.LABELS, "tr-1", tenant="acme", amount=1, at=50.0)
@@ -139,10 +133,10 @@ def test_a_bill_is_priced_line_by_line(tx: Session) -> None:
 
 def test_an_unregistered_writer_is_on_no_bill(tx: Session, tmp_path: Path) -> None:
     forged = ChainWriter(tmp_path, "forged")
-    forged.append([_trace(0)])
+    forged.append([document(_trace(0))])
     forged.close()
-    usage.settle(partial(nullcontext, tx), tmp_path, {})
-    assert usage.tell(tx, _told("forged", [_trace(0)])) == 0
+    usage.reconcile(lambda: nullcontext(tx), tmp_path, {})
+    assert usage.insert(tx, _told("forged", [_trace(0)])) == 0
     assert _tokens(tx, "acme") == (0, 0)
     with pytest.raises(ConflictError, match="not a registered writer"):
         writers.advance(tx, "forged", Head(1, ""), now=1.0)
@@ -163,10 +157,10 @@ def test_what_was_lost_is_dated_when_it_was_used_and_cut_where_prices_changed(
         usage.set_prices(tx, book, actor="t", now=at)
     writer = ChainWriter(tmp_path, "w")
     for at in (1000.0, 1900.0, 2100.0, 9000.0):
-        writer.append([_trace(0, recorded_at=at)])
+        writer.append([document(_trace(0, recorded_at=at))])
     writer.close()
     [piece] = read_pieces(tmp_path, "w")
-    assert usage.tell(tx, usage.untold(tx, piece)) == 3
+    assert usage.insert(tx, usage.find_missing(tx, piece)) == 3
     found = usage.bill(tx, "acme", 0.0, 10_000.0)
     assert found["usd"] == pytest.approx(2 * 10 * 1.0 + 2 * 10 * 2.0)
     assert usage.bill(tx, "acme", 0.0, 2000.0)["usd"] == pytest.approx(20.0)

@@ -1,14 +1,19 @@
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
 from cluster.answer import parse
 from cluster.errors import DataError
+from cluster.records.labels import Label
+from cluster.records.trace import document
+from data_jobs.rows import from_history, from_trace
 from data_jobs.sources.multidogo import read_workload
 from data_jobs.sources.retail import generate_workload
-from data_jobs.stages.rows import from_history, from_trace
+from tests.fakes.traces import request_trace
 
 HEADER = "conversationId\tturnNumber\tutteranceId\tutterance\tslot-labels\tintent\n"
 DOMAINS = ("alpha", "beta", "gamma")
@@ -77,7 +82,7 @@ def test_the_generated_workload_repeats_and_its_slots_stand_in_the_text() -> Non
             assert all(v in turn.text for values in turn.answer.slots.values() for v in values)
 
 
-def _line(record: object, number: int = 7) -> dict[str, object]:
+def _line(record: object, number: int = 7) -> dict[str, Any]:
     return {"file": "f.jsonl", "line": number, "raw": json.dumps(record).encode() + b"\n"}
 
 
@@ -104,31 +109,40 @@ def test_a_broken_history_line_is_a_fault_with_its_place() -> None:
 
 
 LABELS = {
-    "tr-1": {"trace_id": "tr-1", "answer": '{"intent": "x", "slots": {}}', "annotator": "ann"}
+    "tr-1": Label(
+        trace_id="tr-1",
+        adapter="a",
+        answer='{"intent": "x", "slots": {}}',
+        rationale="",
+        annotator="ann",
+        reason="sampled",
+    )
 }
+
+
+def _trace(trace_id: str, prompt: list[dict[str, str]]) -> dict[str, Any]:
+    trace = document(request_trace(trace_id, prompt=prompt))
+    return {**_line(None), "raw": msgspec.json.encode(trace) + b"\n"}
 
 
 def test_only_labelled_traces_train() -> None:
     prompt = [{"role": "user", "content": "hi"}]
-    rows = from_trace(_line({"trace_id": "tr-1", "prompt": prompt}), "a", LABELS)
+    rows = from_trace(_trace("tr-1", prompt), "a", LABELS)
     assert [(r["row_id"], r["trace_id"], r["annotator"]) for r in rows] == [
         ("trace:tr-1", "tr-1", "ann")
     ]
-    assert from_trace(_line({"trace_id": "tr-2", "prompt": prompt}), "a", LABELS) == []
+    assert from_trace(_trace("tr-2", prompt), "a", LABELS) == []
 
 
 @pytest.mark.parametrize(
-    ("record", "reason"),
+    ("line", "reason"),
     [
-        ("text", "not a trace"),
-        ({"trace_id": "tr-1"}, "not a trace"),
-        ({"trace_id": "tr-1", "prompt": []}, "not a structured answer"),
-        (
-            {"trace_id": "tr-1", "prompt": [{"role": "user", "content": "a@b.example.com"}]},
-            "personal data",
-        ),
+        (_line("text"), "not a trace"),
+        (_line({"trace_id": "tr-1"}), "not a trace"),
+        (_trace("tr-1", []), "not a structured answer"),
+        (_trace("tr-1", [{"role": "user", "content": "a@b.example.com"}]), "personal data"),
     ],
 )
-def test_unusable_traces_are_faults(record: object, reason: str) -> None:
-    (row,) = from_trace(_line(record), "a", LABELS)
+def test_unusable_traces_are_faults(line: dict[str, Any], reason: str) -> None:
+    (row,) = from_trace(line, "a", LABELS)
     assert reason in row["fault"]

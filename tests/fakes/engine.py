@@ -7,15 +7,14 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import nullcontext
 
 from serve_app.engine.residents import Residents
+from serve_app.generation.providers.base import OnItem, ignore
 from serve_app.protocol import (
-    Arrived,
     Delta,
     Generation,
     GenerationRequest,
     NotSupported,
     PromptTooLong,
     TokenLogprob,
-    unheard,
 )
 
 
@@ -72,7 +71,7 @@ class FakeEngine:
         return generation
 
     async def stream(
-        self, request: GenerationRequest, arrived: Arrived = unheard
+        self, request: GenerationRequest, arrived: OnItem = ignore
     ) -> AsyncGenerator[Delta | Generation, None]:
         generation = self._generation(request)
         asked = request.sampling.top_logprobs is not None
@@ -80,7 +79,7 @@ class FakeEngine:
             await self.wait()
             for number, piece in enumerate(generation.text, 1):
                 tokens = (TokenLogprob(piece, self.logprob),) if asked else ()
-                delta = Delta(piece, tokens, generation.prompt_tokens, number)
+                delta = Delta(piece, tokens, generation.input_tokens, number)
                 arrived(delta)
                 yield delta
         arrived(generation)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from cluster.control.protocol import Proof, ServedAdapter
+from cluster.control.protocol import Proof
+from cluster.records.adapter import ServedAdapter
 
 
 class FakeFleet:

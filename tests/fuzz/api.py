@@ -23,7 +23,7 @@ from schemathesis.checks import not_a_server_error
 from schemathesis.generation import GenerationMode
 from schemathesis.specs.openapi.checks import response_schema_conformance, status_code_conformance
 
-from cluster.control.actor import ControlPlane
+from cluster.control.plane import ControlPlane
 from cluster.types import Role
 from serve_app.config import GatewayConfig
 from serve_app.gateway.connections import Bounds, Connections
@@ -46,9 +46,9 @@ def served() -> Iterator[tuple[str, str]]:
         adapter = publish_adapter(folder)
         database = f"sqlite:///{folder / 'registry.db'}"
         control = ControlPlane(database, FakeFleet(), max_rank=32, audit=folder / "audit")
-        await control.serve_base(BASE, "fuzz")
+        await control.serving.serve_base(BASE, "fuzz")
         admin = Admin(control, _CONFIG)
-        await control.register_candidate(str(adapter), "house", "fuzz")
+        await control.adapters.register(str(adapter), "house", "fuzz")
         await admin.add("operator", "house", Role.OPERATOR)
         sock = socket.socket()
         sock.bind(("127.0.0.1", 0))
@@ -62,7 +62,7 @@ def served() -> Iterator[tuple[str, str]]:
             await asyncio.sleep(0.01)
         ready.set()
         await serving
-        control._engine.dispose()
+        control.close()
 
     with tempfile.TemporaryDirectory() as folder:
         thread = threading.Thread(target=lambda: asyncio.run(serve(Path(folder))), daemon=True)
@@ -80,7 +80,7 @@ def fuzz(cases: int, number: int) -> Counter[str]:
     seen = Counter[str]()
     with served() as (url, key):
         schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
-        operations = [result.ok() for result in schema.get_all_operations()]
+        operations = [result.ok() for result in schema.get_all_operations()]  # type: ignore[union-attr]
         each = max(1, cases // (2 * len(operations)))
         for operation in operations:
             for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from cluster.errors import UserError
 from cluster.governance.structured import mask_text
 from cluster.governance.vault import Vault, placeholders, restore
+from cluster.policy.rules.discount_cap import MaxDiscount
 from cluster.text import normalise
 from serve_app.gateway.messages import Offer
 from serve_app.schemas import check_schema, enforced
@@ -52,7 +53,7 @@ _KEYWORDS = st.sampled_from(
         *("minItems", "maxItems", "format", "minimum", "if", "then", "prefixItems"),
     ]
 )
-_WORTH = st.sampled_from(
+_WORTH: st.SearchStrategy[Any] = st.sampled_from(
     [
         *("object", "string", "array", "#", "#/$defs/a", "#/properties/a", ["a"], ["string", 1]),
         *("^a+$", "(a{1,50}){1,50}", "(?=a)b", "[a-z]{1,9999}", "(((((a*)*)*)*)*)", "\\", "["),
@@ -97,9 +98,9 @@ def stream_guard(drawn: tuple[str, list[int]]) -> None:
     text, cuts = drawn
     places = sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})
     pieces = [text[a:b] for a, b in pairwise(places)]
-    guard = StreamGuard({}, 20, masks=True, structured=False, taken=(), keep=())
+    guard = StreamGuard({}, (MaxDiscount(20),), masks=True, structured=False, taken=(), keep=())
     shown = "".join([*(guard.push(piece) for piece in pieces), guard.finish()])
-    whole = StreamGuard({}, 20, masks=True, structured=False, taken=(), keep=())
+    whole = StreamGuard({}, (MaxDiscount(20),), masks=True, structured=False, taken=(), keep=())
     assert shown == whole.push(text) + whole.finish()
 
 
@@ -133,6 +134,6 @@ TARGETS: dict[str, tuple[st.SearchStrategy[Any], Callable[[Any], None]]] = {
 
 def timed(target: Callable[[Any], None], value: Any) -> None:
     """Run a target; slowness is a finding too."""
-    started = time.perf_counter()
+    started = time.process_time()  # of its own work: the machine may be busy
     target(value)
-    assert time.perf_counter() - started < _SLOW_S, "it takes too long"
+    assert time.process_time() - started < _SLOW_S, "it takes too long"

@@ -17,6 +17,10 @@ CORPUS: list[tuple[str, Any]] = [
     ("masking", '[null, "\\ud800ann@shop.example.com"]'),
     ("masking", '[true, "\\u00e9ann@shop.example.com"]'),
     ("masking", '{"a": [false, ["\\n415-555-0132"]]}'),
+    # A removed control character had parted two runs of combining marks.
+    ("normaliser", "\u0327" * 39 + "\u202a" + "\u0327" * 39),
+    ("normaliser", "\u0958" + "\u093c" * 30),
+    ("stream-guard", ("415-555-0132\u00b7415-555-0132<|", [13])),
 ]
 
 

@@ -1,126 +1,100 @@
-"""One small run of the demo, whose cluster stays up for all integration tests."""
+"""The clusters of the integration tests: one a tier, started by the first test that needs it."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import openai
 import pytest
 
 from tests.conftest import REPOSITORY
+from tests.integration.running import CONFIG, RunningCluster, free_port
 
-_UP_S = 1500
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+_UP_S, _DEMO_S, _IMPORT_S = 300, 1500, 300
 
 
-class Wheel:
-    """A finished demo whose cluster still serves."""
+class Plane(RunningCluster):
+    """A cluster whose adapters have random weights: `focus` at version 2, `other` at version 1."""
 
-    def __init__(self, workdir: Path) -> None:
-        self.workdir = workdir
-        self.port = free_port()
-        self.output = workdir.parent / "output.txt"
-        self.report_path = workdir.parent / "r.json"
-        command = [
-            *("./scripts/demo", "--serve"),
-            *("--config", "tests/integration/smoke/demo.yaml", "--workdir", str(workdir)),
-            *("--port", str(self.port), "--report", str(self.report_path)),
-        ]
-        self.process = subprocess.Popen(
-            command,
-            cwd=REPOSITORY,
-            stdout=self.output.open("wb"),
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    focus, other = "inventory", "loyalty"
 
-    def wait_until_serving(self) -> None:
-        deadline = time.monotonic() + _UP_S
-        while time.monotonic() < deadline:
-            if "API key" in self.output.read_text(errors="replace"):
-                return
-            if self.process.poll() is not None:
-                break
-            time.sleep(0.5)
-        pytest.fail(f"the demo did not come up:\n{self.output.read_text(errors='replace')[-6000:]}")
-
-    @property
-    def report(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.report_path.read_text())
-        return found
-
-    @property
-    def openai(self) -> openai.OpenAI:
-        serving = self.report["serving"]
-        return openai.OpenAI(
-            base_url=serving["base_url"], api_key=serving["api_key"], max_retries=0
-        )
-
-    def command(self, *arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "cluster.cli.main", *arguments],
-            cwd=REPOSITORY,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-        )
-
-    def do(self, *arguments: str, timeout: float = 120) -> Any:
-        """What an operator command says, as JSON."""
-        given = (*arguments, "--workdir", str(self.workdir), "--json")
-        done = self.command(*given, timeout=timeout)
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
-
-    def make_live(self, name: str, versions: int, folder: Path) -> None:
-        """Versions of random weights: all registered and passed, the first one live."""
-        base = REPOSITORY / "cluster/models/headrace-mini"
+    def __init__(self, folder: Path) -> None:
+        workdir, port = folder / "work", free_port()
+        # The router and the document index are what a cluster cannot do without.
         subprocess.run(
             [
-                *(sys.executable, "-m", "serve_app.bench.versions", "--base", str(base)),
-                *("--out", str(folder), f"{name}:{versions}"),
+                *(sys.executable, "-m", "data_jobs.main", "import"),
+                *("--config", "tests/integration/smoke/import.yaml"),
+                *("--set", f"out={workdir / 'workload'}"),
             ],
             cwd=REPOSITORY,
             check=True,
             capture_output=True,
-            timeout=300,
+            timeout=_IMPORT_S,
         )
-        for version in range(1, versions + 1):
-            path = str(folder / name / str(version))
-            self.do("adapters", "register", path, "--tenant", "demo")
-            assert self.do("adapters", "gate", f"{name}@{version}")["passed"]
-            if version == 1:
-                promoted = self.do("adapters", "promote", f"{name}@1")
-                assert promoted["current"] == f"{name}@1"
+        command = [sys.executable, "-m", "cluster.cli.main", "up", "--workdir", str(workdir)]
+        super().__init__(workdir, [*command, "--config", CONFIG, "--port", str(port)], port)
+        self.base_url = f"http://127.0.0.1:{port}/v1"
 
-    def stop(self) -> None:
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-            try:
-                self.process.wait(60)
-            except subprocess.TimeoutExpired:
-                os.killpg(self.process.pid, signal.SIGKILL)
+    def prepare(self, folder: Path) -> None:
+        """Issue a key and bring the adapters into service."""
+        self.wait_for_output("base URL", _UP_S)
+        roles = ("--role", "inference", "--role", "label")
+        vouches = ("--attribute", "vouches_for_users=true")
+        self.api_key = self.do("keys", "issue", "--tenant", "demo", *roles, *vouches)["secret"]
+        self.make_live({self.focus: 2, self.other: 1}, folder)
+        assert self.do("adapters", "promote", f"{self.focus}@2")["current"] == f"{self.focus}@2"
+
+
+class Demo(RunningCluster):
+    """A finished demonstration whose cluster still serves."""
+
+    def __init__(self, folder: Path) -> None:
+        workdir, port = folder / "work", free_port()
+        self.report_path = folder / "r.json"
+        command = [
+            *("./scripts/demo", "--serve", "--config", CONFIG, "--workdir", str(workdir)),
+            *("--port", str(port), "--report", str(self.report_path)),
+        ]
+        super().__init__(workdir, command, port)
+
+    def prepare(self) -> None:
+        """Wait until it serves."""
+        self.wait_for_output("API key", _DEMO_S)
+        serving = self.report["serving"]
+        self.base_url, self.api_key = serving["base_url"], serving["api_key"]
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """What it reports of its run."""
+        found: dict[str, Any] = json.loads(self.report_path.read_text())
+        return found
+
+    @property
+    def focus(self) -> str:
+        """The adapter that it improved."""
+        return str(self.report["swap"]["adapter"])
 
 
 @pytest.fixture(scope="session")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wheel]:
-    found = Wheel(tmp_path_factory.mktemp("wheel") / "work")
+def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plane]:
+    found = Plane(tmp_path_factory.mktemp("plane"))
     try:
-        found.wait_until_serving()
+        found.prepare(tmp_path_factory.mktemp("versions"))
+        yield found
+    finally:
+        found.stop()
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
+    found = Demo(tmp_path_factory.mktemp("demo"))
+    try:
+        found.prepare()
         yield found
     finally:
         found.stop()

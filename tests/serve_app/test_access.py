@@ -8,11 +8,13 @@ import httpx
 import pytest
 
 from cluster.control.protocol import RoutingTable
+from cluster.records.trace import Refusal, RefusalTrace
 from cluster.types import EVERYONE, Principal, Role
 from serve_app.gateway.auth import Authenticator
-from serve_app.gateway.denials import Denials
 from serve_app.gateway.errors import Refused
-from serve_app.protocol import AdapterKilled, Block, Envelope
+from serve_app.gateway.refusal_log import RefusalLog
+from serve_app.protocol import AdapterKilled, Envelope
+from tests.fakes.traces import refusal_of
 from tests.serve_app.test_gateway import GOOD, REACHED, V1, World
 
 CHAT = "/v1/chat/completions"
@@ -66,7 +68,8 @@ async def test_a_model_out_of_reach_is_one_that_does_not_exist(
     else:
         assert (response.status_code, error["code"]) == (404, "model_not_found")
         assert "inventory" not in error["message"].replace(repr(model[:64]), "")
-        assert recorded.model == model[:256]
+        assert isinstance(recorded.event, RefusalTrace)
+        assert recorded.event.requested_model == model[:256]
     assert not world.engine.requests
 
 
@@ -152,8 +155,9 @@ async def test_a_request_under_way_is_cut_off_by_a_kill(
     response = await asyncio.wait_for(asked, 5)
     assert "adapter_killed" in response.text
     assert response.status_code == (200 if stream else 503)
-    assert world.audited[0].block is not None
-    assert world.audited[0].block.code == "adapter_killed"
+    refusal = refusal_of(world.audited[0])
+    assert refusal is not None
+    assert refusal.code == "adapter_killed"
     with pytest.raises(AdapterKilled), world.engine.residents.using(V1):
         pass
 
@@ -167,15 +171,15 @@ async def test_strangers_cannot_fill_the_log() -> None:
     async def count(principal: Principal, _envelope: Envelope) -> None:
         left[principal.key_id] = left.get(principal.key_id, 1000) - 1
         if principal.key_id == "unknown":
-            raise Refused(Block(503, "budget_unavailable", "who knows"))
+            raise Refused(Refusal(503, "budget_unavailable", "who knows"))
         if left[principal.key_id] < 0:
-            raise Refused(Block(429, "rate_limit_exceeded", "no more"))
+            raise Refused(Refusal(429, "rate_limit_exceeded", "no more"))
 
     now, left = [100.0], {"poor": 3}
-    denials = Denials(record, count, lambda: now[0])
-    unknown = Refused(Block(401, "invalid_api_key", "no"))
+    denials = RefusalLog(record, count, lambda: now[0])
+    unknown = Refused(Refusal(401, "invalid_api_key", "no"))
     known = Refused(
-        Block(404, "model_not_found", "no"),
+        Refusal(404, "model_not_found", "no"),
         principal=Principal("k", "acme", frozenset()),
         model="secret",
     )
@@ -188,12 +192,14 @@ async def test_strangers_cannot_fill_the_log() -> None:
     assert len(recorded) == strangers + 100
     now[0] += 1
     await denials(unknown, "/y")
-    assert recorded[-1].metadata == {"path": "/y", "unrecorded_before": str(1000 - strangers)}
-    assert await denials(Refused(Block(400, "invalid_value", "no")), "/z") is None
+    event = recorded[-1].event
+    assert isinstance(event, RefusalTrace)
+    assert (event.path, event.unrecorded_before) == ("/y", 1000 - strangers)
+    assert await denials(Refused(Refusal(400, "invalid_value", "no")), "/z") is None
     now[0] += 1
     before = len(recorded)
     for status in (400, 409, 413) * 100:
-        improper = Refused(Block(status, "x", "no"), principal=known.principal)
+        improper = Refused(Refusal(status, "x", "no"), principal=known.principal)
         await denials(improper, "/v1/labels")
     assert before < len(recorded) < before + 50
     assert recorded[-1].tenant == "acme"
@@ -202,7 +208,7 @@ async def test_strangers_cannot_fill_the_log() -> None:
     for who in ("poor", "unknown"):
         principal, before = Principal(who, who, frozenset()), len(recorded)
         for _ in range(100):
-            denied = Refused(Block(403, "access_denied", "no"), principal=principal)
+            denied = Refused(Refusal(403, "access_denied", "no"), principal=principal)
             await denials(denied, "/key/list")
         found = len(recorded) - before
         assert 20 <= found < 50
@@ -211,7 +217,7 @@ async def test_strangers_cannot_fill_the_log() -> None:
         assert recorded[-1].metadata["unrecorded_before"] == str(100 - found)
     # Nor does one tenant keep another's out of it.
     other = Principal("r", "rival", frozenset())
-    await denials(Refused(Block(409, "x", "no"), principal=other), "/v1/rollouts")
+    await denials(Refused(Refusal(409, "x", "no"), principal=other), "/v1/rollouts")
     assert (recorded[-1].tenant, recorded[-1].metadata) == ("rival", {"path": "/v1/rollouts"})
 
 

@@ -8,42 +8,23 @@ from typing import Any
 import httpx
 import pytest
 
-from cluster.adapters import Evaluation
 from cluster.audit import Head
-from cluster.budget.limits import Limits
 from cluster.budget.prices import Price, PriceBook
-from cluster.control.actor import ControlPlane
-from cluster.registry.bases import BaseModelInfo
-from cluster.registry.keys import KeyRecord, KeyRequest
-from cluster.registry.usage import TokenUse
-from cluster.rollout.gate import GateConfig
+from cluster.control.plane import ControlPlane
+from cluster.records.keys import KeyRequest
+from cluster.records.model import BaseModelInfo
+from cluster.records.usage import MeteredUsage
 from cluster.types import AdapterVersion, Role
 from serve_app.config import GatewayConfig
 from serve_app.gateway.app import create_app
 from serve_app.gateway.auth import Authenticator
 from serve_app.gateway.rates import Rates
+from tests.fakes.evaluations import report
 from tests.fakes.fleet import FakeFleet
 from tests.serve_app.test_gateway import GOOD, World
 
 BASE = BaseModelInfo(name="headrace-mini", path="/base", digest="0" * 64, licence="apache-2.0")
-OPEN = GateConfig(min_accuracy=0.0, max_p_value=1.0, min_gain=-1.0)
 V1, V2 = AdapterVersion("inventory", 1), AdapterVersion("inventory", 2)
-
-
-class Plane:
-    """The actor's methods under its client's names."""
-
-    def __init__(self, control: ControlPlane) -> None:
-        self._control = control
-
-    async def keys(self, tenant: str | None) -> list[KeyRecord]:
-        return await self._control.listed_keys(tenant)
-
-    async def limits(self, scope: str) -> Limits:
-        return await self._control.limits_of(scope)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._control, name)
 
 
 class Admin:
@@ -51,29 +32,28 @@ class Admin:
 
     def __init__(self, control: ControlPlane, config: GatewayConfig | None = None) -> None:
         self.control = control
-        world = World(spend=control.spend)
+        world = World(spend=control.ledger.exchange)
         self.app = create_app(
-            road=world.road,
+            pipeline=world.pipeline,
             authenticate=Authenticator(
-                control.resolve_key,
+                control.keys.resolve,
                 5.0,
-                lambda: control._table.keys,
+                lambda: control._routing.present.keys,
                 rates=None if config is None else Rates(config.management_rpm),
             ),
-            labels=world,
-            table=lambda: control._table,
+            table=lambda: control._routing.present,
             base_model="headrace-mini",
             config=config or GatewayConfig(),
             count_tokens=len,
             budgets=world.budgets,
-            plane=Plane(control),
+            control=control,
         )
         self.world = world
         self.secrets: dict[str, str] = {}
 
     async def add(self, name: str, tenant: str, *roles: Role) -> None:
         request = KeyRequest(tenant=tenant, roles=roles)
-        self.secrets[name] = (await self.control.issue_key(request, "test")).secret
+        self.secrets[name] = (await self.control.keys.issue(request, "test")).secret
 
     async def __call__(self, who: str, method: str, path: str, body: Any = None) -> httpx.Response:
         transport = httpx.ASGITransport(app=self.app)
@@ -86,14 +66,14 @@ class Admin:
 async def admin(tmp_path: Path) -> AsyncIterator[Admin]:
     database = f"sqlite:///{tmp_path / 'registry.db'}"
     control = ControlPlane(database, FakeFleet(), max_rank=32, audit=tmp_path / "audit")
-    await control.serve_base(BASE, "test")
+    await control.serving.serve_base(BASE, "test")
     admin = Admin(control)
     await admin.add("admin", "acme", Role.ADMIN)
     await admin.add("user", "acme", Role.INFERENCE)
     await admin.add("rival", "rival", Role.ADMIN)
     await admin.add("operator", "house", Role.OPERATOR)
     yield admin
-    control._engine.dispose()
+    control.close()
 
 
 async def test_a_key_is_made_used_bounded_and_ended(admin: Admin) -> None:
@@ -140,7 +120,7 @@ async def test_a_key_is_made_used_bounded_and_ended(admin: Admin) -> None:
     ended = await admin("admin", "POST", "/key/delete", {"keys": [key["token_id"]]})
     assert ended.json() == {"deleted_keys": [key["token_id"]]}
     assert (await admin(key["key"], "GET", "/v1/models")).status_code == 401
-    newest = await admin.control.newest_events(20)
+    newest = await admin.control.events.newest(20)
     whose = {event["actor"] for event in newest if event["subject"] == key["token_id"]}
     assert len(whose) == 1
     assert next(iter(whose)).startswith("acme/default key ")
@@ -169,6 +149,7 @@ async def test_a_bad_key_request_is_told_why(admin: Admin, body: Any, field: str
 
 
 async def test_who_may_ask(admin: Admin) -> None:
+    body: dict[str, Any] | None
     for method, path, body in (
         ("POST", "/key/generate", {}),
         ("GET", "/key/list", None),
@@ -187,7 +168,8 @@ async def test_who_may_ask(admin: Admin) -> None:
     body = {"metadata": {"tier": "gold"}, "team_id": "acme"}
     assert (await admin("operator", "POST", "/key/generate", body)).status_code == 200
     tiered = (await admin("operator", "POST", "/key/generate", {**body, "duration": "7d"})).json()
-    for change in ({"duration": "never"}, {"models": []}):
+    changes: list[dict[str, Any]] = [{"duration": "never"}, {"models": []}]
+    for change in changes:
         longer = await admin("admin", "POST", "/key/update", {"key": tiered["token_id"], **change})
         assert longer.status_code == 403, "what an operator gave is an operator's to prolong"
     named = {"key": tiered["token_id"], "key_alias": "gold", "duration": "8d"}
@@ -201,7 +183,7 @@ async def test_who_may_ask(admin: Admin) -> None:
 async def test_another_tenants_things_do_not_exist(
     admin: Admin, make_adapter: Callable[..., Path]
 ) -> None:
-    await admin.control.register_candidate(str(make_adapter()), "acme", "test")
+    await admin.control.adapters.register(str(make_adapter()), "acme", "test")
     mine = (await admin("admin", "GET", "/key/info")).json()["key"]
     for method, path, body in (
         ("GET", f"/key/info?key={mine}", None),
@@ -223,17 +205,17 @@ async def test_another_tenants_things_do_not_exist(
         assert refused.status_code == 404, (path, refused.text)
         assert admin.world.audited[-1].tenant == "rival"
     assert (await admin("rival", "GET", "/v1/adapters")).json() == {"data": []}
-    assert not (await admin.control.table()).killed
+    assert not (await admin.control.serving.table()).killed
     assert (await admin("admin", "GET", "/key/info")).json()["info"]["blocked"] is False
 
 
 async def test_adapters_are_switched_granted_and_rolled_out(
-    admin: Admin, make_adapter: Callable[..., Path], evaluation: Evaluation
+    admin: Admin, make_adapter: Callable[..., Path]
 ) -> None:
     control = admin.control
-    await control.register_candidate(str(make_adapter()), "acme", "test")
-    await control.gate(V1, OPEN, "test")
-    await control.promote(V1, "test")
+    await control.adapters.register(str(make_adapter()), "acme", "test")
+    await control.evaluations.judge(V1, "test")
+    await control.serving.promote(V1, "test")
     [row] = (await admin("admin", "GET", "/v1/adapters")).json()["data"]
     assert (row["version"], row["state"]) == ("inventory@1", "live")
     card = await admin("admin", "GET", "/v1/adapters/inventory@1/card")
@@ -254,13 +236,9 @@ async def test_adapters_are_switched_granted_and_rolled_out(
     assert (await admin("rival", "GET", "/v1/adapters")).json()["data"] != []
     await admin("admin", "POST", "/v1/adapters/inventory/withdraw", {"tenant": "rival"})
     assert (await admin("rival", "GET", "/v1/adapters")).json()["data"] == []
-    second = evaluation.model_copy(
-        update={"previous": "inventory@1", "previous_accuracy": 0.8, "wins": 60, "losses": 10}
-    )
-    await control.register_candidate(
-        str(make_adapter(version=2, evaluation=second)), "acme", "test"
-    )
-    await control.gate(V2, OPEN, "test")
+    second = report(previous="inventory@1", previous_accuracy=0.8, wins=60, losses=10)
+    await control.adapters.register(str(make_adapter(version=2, evaluation=second)), "acme", "test")
+    await control.evaluations.judge(V2, "test")
     begun = await admin("admin", "POST", "/v1/rollouts", {"version": "inventory@2"})
     assert begun.status_code == 201
     [listed] = (await admin("admin", "GET", "/v1/rollouts")).json()["data"]
@@ -276,11 +254,11 @@ async def test_adapters_are_switched_granted_and_rolled_out(
 
 
 async def test_a_tenant_reads_its_bill_and_an_operator_every_bill(admin: Admin) -> None:
-    await admin.control.set_prices(PriceBook(default=Price(input=2e6)), "test")
+    await admin.control.ledger.set_prices(PriceBook(default=Price(input=2e6)), "test")
     now = time.time()
-    row = TokenUse("w", 0, 9, now, "acme", "k", "care@1", 3, 1, 40, 5)
-    await admin.control.register_writer("w")
-    await admin.control.tell_use("w", Head(9, ""), [row])
+    row = MeteredUsage("w", 0, 9, now, "acme", "k", "care@1", 3, 1, 40, 5)
+    await admin.control.usage.register_writer("w")
+    await admin.control.usage.record("w", Head(9, ""), [row])
     bill = (await admin("admin", "GET", "/v1/usage?since=1d")).json()
     assert (bill["tenant"], bill["usd"]) == ("acme", 80.0)
     assert bill["lines"][0]["input_tokens"] == 40
@@ -295,11 +273,11 @@ async def test_an_operator_bounds_a_tenant(admin: Admin) -> None:
     more = {"team_id": "acme", "max_budget": 9.5}
     both = (await admin("operator", "POST", "/team/update", more)).json()
     assert (both["rpm_limit"], both["max_budget"]) == (7, 9.5)
-    principal = await admin.control.resolve_key(_digest(admin.secrets["user"]))
+    principal = await admin.control.keys.resolve(_digest(admin.secrets["user"]))
     assert principal is not None
     assert principal.limited == ("tenant:acme",)
     unknown = await admin("operator", "POST", "/team/update", {"team_id": "nobody", "rpm_limit": 7})
-    assert unknown.status_code == 409
+    assert unknown.status_code == 404
 
 
 @pytest.mark.parametrize("path", ["/v1/load_lora_adapter", "/v1/unload_lora_adapter"])
@@ -311,7 +289,7 @@ async def test_the_engines_own_paths_are_nobodys(admin: Admin, path: str, who: s
 
 
 def _digest(secret: str) -> str:
-    from cluster.registry.keys import digest
+    from cluster.records.keys import digest
 
     return digest(secret)
 

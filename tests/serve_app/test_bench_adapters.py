@@ -2,6 +2,7 @@
 
 import itertools
 from collections import Counter
+from typing import Any
 
 import pytest
 
@@ -112,7 +113,7 @@ def test_crowds_are_compared_round_by_round_in_one_engine_and_by_medians_between
         "8 by Zipf, 256 held": 100,
         "1000 by Zipf, 256 held": 70,
     }
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"name": name, "tokens_per_s": value * scale}
         for name, value in names.items()
         for scale in (0.5, 1.0, 3.0)

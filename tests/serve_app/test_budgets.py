@@ -8,14 +8,17 @@ import httpx
 import pytest
 
 from cluster.budget.exchange import Desk, Reservation, Settlement
-from cluster.budget.ledger import Ledger, Refusal, Room
-from cluster.budget.limits import Limits, Seed
+from cluster.budget.ledger import Ledger, LimitExceeded, Room
 from cluster.budget.prices import Price, PriceBook
+from cluster.records.limits import Limits, Seed
+from cluster.records.usage import TokenUsage
 from cluster.types import Principal, Role
 from serve_app.config import ContextConfig
-from serve_app.gateway.budgets import Budgets, most_read
+from serve_app.gateway.budgets import Budgets
 from serve_app.gateway.errors import Refused
-from serve_app.protocol import Envelope, Sampling, Usage
+from serve_app.generation.usage import max_input_tokens
+from serve_app.protocol import Envelope, Sampling
+from tests.fakes.traces import refusal_of
 from tests.serve_app.test_gateway import GOOD, World
 
 CHAT = "/v1/chat/completions"
@@ -39,7 +42,7 @@ class Bank:
 
     async def spend(
         self, settlements: list[Settlement], reservations: list[Reservation]
-    ) -> list[Room | Refusal]:
+    ) -> list[Room | LimitExceeded]:
         self.calls += 1
         await asyncio.sleep(0)
         if self.down:
@@ -90,7 +93,7 @@ async def test_requests_over_the_bound_get_429_and_when_to_come_back(
     assert refused.json()["error"]["code"] == "rate_limit_exceeded"
     assert 1 <= int(refused.headers["retry-after"]) <= 61
     assert len(world.engine.requests) == 2
-    assert sum(e.block is not None and e.block.status == 429 for e in world.audited) == 4
+    assert [r.status for r in map(refusal_of, world.audited) if r is not None].count(429) == 4
     bank.now += 61
     assert (await _ask(client)).status_code == 200
 
@@ -129,12 +132,12 @@ async def test_what_was_used_is_settled_and_on_record(
     [settled] = await bank.until_settled(1)
     assert settled.uses is not None
     # The prompt counts once, with the first of its answers that an engine gave.
-    assert sorted((use.version, use.read, use.written) for use in settled.uses) == [
+    assert sorted((use.target, use.input_tokens, use.output_tokens) for use in settled.uses) == [
         ("inventory@1", 0, 7),
         ("inventory@1", 5, 7),
     ]
-    used = sorted((e.usage for e in world.audited if e.usage), key=lambda one: one.prompt_tokens)
-    assert used == [Usage("inventory@1", 0, 7), Usage("inventory@1", 5, 7)]
+    used = sorted((e.usage for e in world.audited if e.usage), key=lambda one: one.input_tokens)
+    assert used == [TokenUsage("inventory@1", 0, 7), TokenUsage("inventory@1", 5, 7)]
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -149,13 +152,17 @@ async def test_a_prompt_counts_though_the_first_of_its_answers_is_cached(
         assert (await _ask(client, **seeded)).status_code == 200
         assert (await _ask(client, **seeded, n=3)).status_code == 200
     _, settled = await bank.until_settled(2)
-    assert sorted((use.read, use.written) for use in settled.uses or ()) == [(0, 0), (0, 7), (5, 7)]
+    assert sorted((use.input_tokens, use.output_tokens) for use in settled.uses or ()) == [
+        (0, 0),
+        (0, 7),
+        (5, 7),
+    ]
 
 
 async def test_a_prompt_is_reserved_once_for_all_its_answers(
     client: httpx.AsyncClient, bank: Bank
 ) -> None:
-    most = most_read(GOOD["messages"], Sampling(), 512)  # type: ignore[arg-type]
+    most = max_input_tokens(GOOD["messages"], Sampling(), 512)  # type: ignore[arg-type]
     bank.bound(tpm=most + 4 * 10)
     assert (await _ask(client, max_tokens=10, n=4)).status_code == 200
     bank.now += 61
@@ -165,13 +172,13 @@ async def test_a_prompt_is_reserved_once_for_all_its_answers(
 async def test_many_at_once_share_a_bound_of_tokens(
     world: World, client: httpx.AsyncClient, bank: Bank
 ) -> None:
-    most = most_read(GOOD["messages"], Sampling(), 512) + 10  # type: ignore[arg-type]
+    most = max_input_tokens(GOOD["messages"], Sampling(), 512) + 10  # type: ignore[arg-type]
     bank.bound(tpm=4 * most)
     answers = await asyncio.gather(
         *(_ask(client, max_tokens=10, stream=bool(n % 2)) for n in range(12))
     )
     assert sum(answer.status_code == 200 for answer in answers) >= 4
-    used = sum(u.prompt_tokens + u.completion_tokens for u in (e.usage for e in world.audited) if u)
+    used = sum(u.input_tokens + u.output_tokens for u in (e.usage for e in world.audited) if u)
     assert used <= 4 * most
 
 
@@ -184,21 +191,21 @@ async def test_a_stream_given_up_costs_what_was_written(world: World, bank: Bank
         "acme",
         {},
         "auto",
-        GOOD["messages"],
-        Sampling(max_tokens=10),  # type: ignore[arg-type]
+        GOOD["messages"],  # type: ignore[arg-type]
+        Sampling(max_tokens=10),
     )
     hold = await world.budgets.reserve(principal, None, [envelope])
-    walk = world.road.stream(envelope, hold.ended)
+    walk = world.pipeline.stream(envelope, hold.ended)
     assert await anext(walk) is envelope
     await anext(walk)  # the first piece
     await walk.aclose()
     [settled] = await bank.until_settled(1)
     assert settled.uses is not None
     [use] = settled.uses
-    assert use.read == 5
-    assert 1 <= use.written < len(world.engine.answer)
+    assert use.input_tokens == 5
+    assert 1 <= use.output_tokens < len(world.engine.answer)
     [record] = world.audited
-    assert record.usage == Usage("inventory@1", use.read, use.written)
+    assert record.usage == TokenUsage("inventory@1", use.input_tokens, use.output_tokens)
 
 
 async def test_a_whole_answer_given_up_costs_its_reservation(
@@ -218,8 +225,8 @@ async def test_a_whole_answer_given_up_costs_its_reservation(
     [settled] = await bank.until_settled(1)
     assert settled.uses is not None
     [use] = settled.uses
-    most = most_read(GOOD["messages"], Sampling(), 512)  # type: ignore[arg-type]
-    assert (use.read, use.written) == (most, 10)
+    most = max_input_tokens(GOOD["messages"], Sampling(), 512)  # type: ignore[arg-type]
+    assert (use.input_tokens, use.output_tokens) == (most, 10)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -280,7 +287,7 @@ async def test_embeddings_are_bounded_and_metered(
     assert answer.json()["usage"]["prompt_tokens"] == 3
     [settled] = await bank.until_settled(1)
     assert settled.uses is not None
-    assert sum(use.read for use in settled.uses) == 3
+    assert sum(use.input_tokens for use in settled.uses) == 3
     assert {envelope.key_id for envelope in world.audited} == {"k9"}
     assert (await client.post("/v1/embeddings", json=body, headers=KEY)).status_code == 429
 
@@ -299,7 +306,7 @@ async def test_what_is_kept_on_record_counts_as_a_request(
         assert (await _ask(client, model="nothing")).status_code == 404
     assert await say() == 200, "mistakes of one key are not its tenant's requests"
     assert await say() == 429
-    blocked = [one.block.status for one in world.audited if one.block is not None]
+    blocked = [one.status for one in map(refusal_of, world.audited) if one is not None]
     assert blocked == [404] * 5 + [429]
     assert all(one.usage is None for one in world.audited), "none of it is billed"
 
@@ -310,7 +317,7 @@ async def test_tokens_a_minute_are_reserved_as_they_are_used_and_money_at_most(b
 
     async def spend(
         settlements: list[Settlement], reservations: list[Reservation]
-    ) -> list[Room | Refusal]:
+    ) -> list[Room | LimitExceeded]:
         asked.extend(reservations)
         return await bank.spend(settlements, reservations)
 
@@ -322,7 +329,7 @@ async def test_tokens_a_minute_are_reserved_as_they_are_used_and_money_at_most(b
     bank.bound(tpm=400)
     for model in ("base-model", "care@1", "stock", None):
         (await budgets.reserve(principal, model, [envelope])).close()
-    own = most_read(said, Sampling(), 4096)
+    own = max_input_tokens(said, Sampling(), 4096)
     assert [one.read - own for one in asked] == [1200] * 4
     assert [(one.expected or 0) - own for one in asked] == [150, 0, 60, 150]
     bank.bound(tpm=100)
@@ -361,7 +368,7 @@ async def test_who_leaves_while_waiting_for_the_ledger_has_reserved_nothing(
 
     async def wait(
         settlements: list[Settlement], reservations: list[Reservation]
-    ) -> list[Room | Refusal]:
+    ) -> list[Room | LimitExceeded]:
         await slow.wait()
         return await spend(settlements, reservations)
 
@@ -383,12 +390,12 @@ async def test_who_leaves_while_waiting_for_the_ledger_has_reserved_nothing(
 
 def test_the_most_that_is_read_counts_all_that_gets_into_the_prompt() -> None:
     plain = [{"role": "user", "content": "hi"}]
-    least = most_read(plain, Sampling(), 10**6)
+    least = max_input_tokens(plain, Sampling(), 10**6)
     tools = Sampling(tools="x" * 5000)
-    assert most_read(plain, tools, 10**6) >= least + 5000
+    assert max_input_tokens(plain, tools, 10**6) >= least + 5000
     called = [{**plain[0], "tool_calls": [{"function": {"arguments": "y" * 3000}}]}]
-    assert most_read(called, Sampling(), 10**6) >= least + 3000
+    assert max_input_tokens(called, Sampling(), 10**6) >= least + 3000
     # NFC makes two letters of one here, and a space goes into every chat marker.
     grows = [{"role": "user", "content": chr(0x958) * 100 + "<|x|>" * 100}]
-    assert most_read(grows, Sampling(), 10**6) >= 100 * (6 + 6)
-    assert most_read(called, tools, 64) == 64
+    assert max_input_tokens(grows, Sampling(), 10**6) >= 100 * (6 + 6)
+    assert max_input_tokens(called, tools, 64) == 64

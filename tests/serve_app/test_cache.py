@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from cluster.control.protocol import RoutingTable
-from serve_app.cache import ResponseCache
+from cluster.policy.rules.discount_cap import MaxDiscount
 from serve_app.config import CacheConfig
+from serve_app.generation.cache import ResponseCache
 from serve_app.protocol import Envelope, Generation, Sampling
 from tests.serve_app.test_gateway import GOOD, REACHED, V2, World
 
@@ -53,7 +54,7 @@ def _set(name: str, value: object) -> Change:
     "change",
     [
         _set("tenant", "other"),
-        _set("max_discount", 20),
+        _set("constraints", (MaxDiscount(20),)),
         _set("chat", False),
         _set("sampling", Sampling(max_tokens=5)),
         _set("sampling", Sampling(json_schema="{}")),

@@ -17,7 +17,7 @@ from vllm.lora.lora_model import LoRAModel
 from vllm.lora.peft_helper import PEFTHelper
 
 from cluster.adapters import PEFT_CONFIG, WEIGHTS
-from cluster.registry.versions import AdapterRecord
+from cluster.records.adapter import AdapterRecord
 from serve_app.engine.checkpoint import Checkpoints
 from tests.conftest import MODEL
 

@@ -16,7 +16,8 @@ from openai.types import completion_create_params as text_params
 from openai.types import embedding_create_params as embedding_params
 from openai.types.chat import completion_create_params as chat_params
 
-from cluster.budget.limits import Limits
+from cluster.records.limits import Limits
+from cluster.records.trace import FeedbackTrace
 from serve_app.config import GatewayConfig
 from serve_app.gateway import answers
 from serve_app.gateway.admin_wire import UpdateKey
@@ -321,7 +322,9 @@ async def test_the_base_models_answer_takes_feedback(world: World, http: httpx.A
     answer = await http.post("/v1/feedback", json=body)
     assert answer.status_code == 200, answer.text
     assert answer.json()["counted"] is False
-    assert world.audited[-1].metadata["disliked"] == "true"
+    event = world.audited[-1].event
+    assert isinstance(event, FeedbackTrace)
+    assert event.outcomes == {"disliked": True}
 
 
 async def test_one_model_is_told_by_its_name(http: httpx.AsyncClient) -> None:

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from cluster.audit import Head
-from cluster.control.actor import ControlPlane
-from cluster.registry.keys import KeyRequest
-from cluster.registry.usage import TokenUse
+from cluster.control.plane import ControlPlane
+from cluster.records.keys import KeyRequest
+from cluster.records.usage import MeteredUsage
 from cluster.types import Role
 from tests.fakes.fleet import FakeFleet
+from tests.fakes.traces import refusal_of
 from tests.serve_app.test_admin import BASE, Admin
 
 
@@ -20,20 +21,21 @@ from tests.serve_app.test_admin import BASE, Admin
 async def admin(tmp_path: Path, make_adapter: Callable[..., Path]) -> AsyncIterator[Admin]:
     database = f"sqlite:///{tmp_path / 'registry.db'}"
     control = ControlPlane(database, FakeFleet(), max_rank=32, audit=tmp_path / "audit")
-    await control.serve_base(BASE, "test")
+    await control.serving.serve_base(BASE, "test")
     for name in ("care", "stock"):
-        await control.register_candidate(str(make_adapter(name=name)), "acme", "test")
+        await control.adapters.register(str(make_adapter(name=name)), "acme", "test")
     admin = Admin(control)
     await admin.add("admin", "acme", Role.ADMIN)
-    for name, more in {
+    bounds: dict[str, dict[str, Any]] = {
         "scoped": {"models": ("care",)},
         "brief": {"lasts_s": 3600.0},
         "bounded": {"limits": {"rpm": 9}},
-    }.items():
+    }
+    for name, more in bounds.items():
         request = KeyRequest.model_validate({"tenant": "acme", "roles": (Role.ADMIN,), **more})
-        admin.secrets[name] = (await control.issue_key(request, "test")).secret
+        admin.secrets[name] = (await control.keys.issue(request, "test")).secret
     yield admin
-    control._engine.dispose()
+    control.close()
 
 
 @pytest.mark.parametrize(
@@ -57,7 +59,7 @@ async def test_no_key_makes_one_that_has_more(
     assert made.status_code == status, made.text
     if status == 403:
         assert made.json()["error"]["message"].startswith("this key ")
-        assert admin.world.audited[-1].block is not None
+        assert refusal_of(admin.world.audited[-1]) is not None
 
 
 @pytest.mark.parametrize(
@@ -104,11 +106,12 @@ async def test_a_key_for_one_adapter_manages_no_other_and_no_key_for_more(admin:
     mine = (await admin("scoped", "GET", "/key/info")).json()["key"]
     for path in (f"/key/info?key={whole}", f"/key/info?key={admin.secrets['admin']}"):
         assert (await admin("scoped", "GET", path)).status_code == 404
-    for path, body in (
+    change: dict[str, Any]
+    for path, change in (
         ("/key/delete", {"keys": [whole]}),
         ("/key/update", {"key": whole, "rpm_limit": 1}),
     ):
-        assert (await admin("scoped", "POST", path, body)).status_code == 404
+        assert (await admin("scoped", "POST", path, change)).status_code == 404
     assert (await admin("scoped", "GET", "/key/list")).json()["keys"] == [mine]
 
 
@@ -164,12 +167,12 @@ async def test_a_bound_that_an_operator_adds_is_held_and_one_it_lifts_is_free(ad
 
 
 async def test_a_key_of_one_adapter_is_told_the_bill_of_that_alone(admin: Admin) -> None:
-    await admin.control.register_writer("w")
+    await admin.control.usage.register_writer("w")
     rows = [
-        TokenUse("w", 0, 9, time.time(), "acme", "k", version, 1, 0, 10, 5)
+        MeteredUsage("w", 0, 9, time.time(), "acme", "k", version, 1, 0, 10, 5)
         for version in ("care@1", "stock@1", "base-model")
     ]
-    await admin.control.tell_use("w", Head(9, ""), rows)
+    await admin.control.usage.record("w", Head(9, ""), rows)
     whole, mine = [
         (await admin(who, "GET", "/v1/usage?since=1d")).json() for who in ("admin", "scoped")
     ]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from serve_app.engine.logprobs import TokenAligner
 from serve_app.engine.prompts import ControlTokens, conversation
 from serve_app.protocol import GenerationRequest, Sampling, TokenLogprob
+from tests.fakes.targets import target
 
 CONTROL = ControlTokens(["<s>", "</s>", "[INST]", "<|im_start|>", "<start_of_turn>", "x"])
 
@@ -33,7 +34,7 @@ def test_tools_and_calls_are_cleared_of_them_too() -> None:
         {"role": "assistant", "content": "", "tool_calls": json.dumps([call])},
     )
     sampling = Sampling(tools=json.dumps([{"function": {"description": "[INST]"}}]))
-    request = GenerationRequest("r", messages, sampling, None)
+    request = GenerationRequest("r", messages, sampling, target())
     for knows_tools in (True, False):
         found = json.dumps(conversation(request, CONTROL, knows_tools=knows_tools))
         assert not any(token in found for token in ("<s>", "</s>", "[INST]"))

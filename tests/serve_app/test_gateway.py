@@ -4,36 +4,42 @@ import asyncio
 import json
 import struct
 from collections.abc import AsyncIterator, Callable, Sequence
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import httpx
 import pytest
 
-from cluster.budget.ledger import Refusal, Room
-from cluster.control.protocol import RoutingTable, ServedAdapter
-from cluster.registry.labels import GivenLabel, LabelTask
+from cluster.budget.ledger import LimitExceeded, Room
+from cluster.control.protocol import RoutingTable
+from cluster.policy.rules import PolicyConfig
+from cluster.records.adapter import ServedAdapter
+from cluster.records.labels import GivenLabel, LabelTask
+from cluster.records.trace import Route
 from cluster.types import Principal, Role
-from serve_app.cache import ResponseCache
 from serve_app.config import (
     CacheConfig,
     GatewayConfig,
     GovernanceConfig,
     MonitoringConfig,
-    PolicyConfig,
     StageConfig,
 )
 from serve_app.gateway.app import create_app
 from serve_app.gateway.auth import Authenticator
 from serve_app.gateway.budgets import Budgets, Spend
-from serve_app.gateway.road import Hop, Road
-from serve_app.handoff import Handoff, StageCall
-from serve_app.protocol import Envelope, Route, Stage
+from serve_app.generation.attempts import Attempts
+from serve_app.generation.cache import ResponseCache
+from serve_app.pipeline.batcher import StageBatcher, StageCall
+from serve_app.pipeline.pipeline import Pipeline, StepRunner
+from serve_app.pipeline.steps import STEPS, Row, Step, run
+from serve_app.protocol import Envelope, Stage
 from serve_app.stages.data_prep import DataPrep
 from serve_app.stages.governance import Governance
 from serve_app.stages.monitoring import Monitoring
 from serve_app.stages.policy import Policy
-from serve_app.steps import STEPS, Row, Step, run
 from tests.fakes.engine import FakeEngine
+from tests.fakes.targets import targets
+from tests.fakes.traces import refusal_of
 
 V1 = ServedAdapter("inventory", 1, 1, "/a/1", "d1")
 V2 = ServedAdapter("inventory", 2, 2, "/a/2", "d2")
@@ -41,7 +47,7 @@ REACHED = {"inventory": frozenset({"acme"})}
 GOOD = {"model": "auto", "messages": [{"role": "user", "content": "hi"}]}
 
 
-async def _nothing_bounded(*_: object) -> list[Room | Refusal]:
+async def _nothing_bounded(*_: object) -> list[Room | LimitExceeded]:
     raise AssertionError("a caller whom nothing bounds asks nobody")
 
 
@@ -52,7 +58,7 @@ class World:
         self,
         cache_mode: Literal["off", "exact", "semantic"] = "off",
         spend: Spend = _nothing_bounded,
-        plane: Any = None,
+        rollouts: Any = None,
         *,
         answer_values: Literal["show", "mask"] = "show",
         config: GatewayConfig | None = None,
@@ -65,31 +71,24 @@ class World:
         self.table = RoutingTable(1, {"inventory": V1}, REACHED)
         self.audited: list[Envelope] = []
         cache = ResponseCache(CacheConfig(mode=cache_mode), "p1")
-        self.road = Road(
-            self._hops(),
-            self.engine,
-            lambda: self.table,
-            cache,
-            base="base",
-            window=512,
-            masks_answers=answer_values == "mask",
-        )
+        self.attempts = Attempts(self.engine, lambda: self.table, cache, targets())
+        self.pipeline = Pipeline(self._hops(), self.attempts, masks_answers=answer_values == "mask")
         self.budgets = Budgets(spend, 512)
+        self.control: Any = SimpleNamespace(labels=self, rollouts=rollouts)
         self.app = create_app(
-            road=self.road,
+            pipeline=self.pipeline,
             authenticate=Authenticator(self._resolve, 5.0, lambda: len(self.ended)),
-            labels=self,
             table=lambda: self.table,
             base_model="mini",
             config=config or GatewayConfig(max_body_bytes=20_000),
             count_tokens=lambda texts: sum(len(text.split()) for text in texts),
             budgets=self.budgets,
-            plane=plane,
+            control=self.control,
             most_characters=most_characters,
         )
 
     async def _resolve(self, digest: str) -> Principal | None:
-        from cluster.registry.keys import digest as of
+        from cluster.records.keys import digest as of
 
         keys = {
             of("hr-user"): Principal("k1", "acme", frozenset({Role.INFERENCE})),
@@ -107,7 +106,7 @@ class World:
         }
         return None if digest in self.ended else keys.get(digest)
 
-    def _hops(self) -> dict[str, Hop]:
+    def _hops(self) -> dict[str, StepRunner]:
         async def route(batch: list[Envelope]) -> list[Envelope]:
             for envelope in batch:
                 envelope.route = Route("inventory", "x", 1.0, 0.0, "test")
@@ -134,20 +133,20 @@ class World:
             "audit": audit,
         }
         return {
-            step.name: Handoff(step, _call(stages[step.stage]), StageConfig())
+            step.name: StageBatcher(step, _call(stages[step.stage]), StageConfig())
             for step in STEPS.values()
         }
 
-    async def claim_labels(
+    async def claim(
         self, tenant: str, annotator: str, limit: int, adapters: Sequence[str] = ()
     ) -> list[LabelTask]:
         self.claimed_of = list(adapters)
         return []
 
-    async def submit_labels(self, tenant: str, given: list[GivenLabel]) -> int:
+    async def submit(self, tenant: str, given: list[GivenLabel]) -> int:
         return len(given)
 
-    async def label_counts(self, tenant: str) -> dict[str, int]:
+    async def counts(self, tenant: str) -> dict[str, int]:
         return {"queued": 0}
 
 
@@ -296,15 +295,16 @@ async def test_without_the_right_key_nothing_is_served(
     assert response.json()["error"]["type"] in ("authentication_error", "permission_error")
     assert not world.engine.requests
     [recorded] = world.audited
-    assert recorded.block is not None
-    assert recorded.block.status == status
+    refusal = refusal_of(recorded)
+    assert refusal is not None
+    assert refusal.status == status
     assert recorded.key_id == ("k2" if status == 403 else "")
 
 
 async def test_a_refused_request_is_audited(world: World, client: httpx.AsyncClient) -> None:
     body = {**GOOD, "messages": [{"role": "user", "content": "x" * 900}]}
     assert (await client.post("/v1/chat/completions", json=body)).status_code == 400
-    assert [e.block.code for e in world.audited if e.block] == ["context_length_exceeded"]
+    assert [e.refusal.code for e in world.audited if e.refusal] == ["context_length_exceeded"]
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -328,14 +328,14 @@ async def test_a_request_caught_in_a_swap_is_answered_by_the_new_version(
 async def test_a_version_that_nothing_replaces_is_waited_for_once(
     world: World, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, stream: bool
 ) -> None:
-    monkeypatch.setattr("serve_app.gateway.road._NEWS_S", 0.05)
+    monkeypatch.setattr("serve_app.generation.attempts._WAIT_BUDGET_S", 0.05)
     slept, sleep = list[float](), asyncio.sleep
 
     async def counted(seconds: float) -> None:
         slept.append(seconds)
         await sleep(seconds)
 
-    monkeypatch.setattr("serve_app.gateway.road.asyncio.sleep", counted)
+    monkeypatch.setattr("serve_app.generation.attempts.asyncio.sleep", counted)
     await world.engine.residents.drain(V1.int_id, 1.0)
     response = await client.post("/v1/chat/completions", json={**GOOD, "stream": stream})
     assert "adapter_unavailable" in response.text
@@ -377,22 +377,21 @@ async def test_labels_need_their_own_role(world: World, client: httpx.AsyncClien
     bad = await client.post("/v1/labels", json={"labels": [climbing]}, headers=headers)
     assert bad.status_code == 400
     assert "adapter" in bad.json()["error"]["message"]
-    block = world.audited[-1].block
-    assert block is not None
-    assert block.param == "labels.0.adapter"
+    refusal = refusal_of(world.audited[-1])
+    assert refusal is not None
+    assert refusal.param == "labels.0.adapter"
 
 
 async def test_over_the_bound_requests_are_refused_before_any_work(world: World) -> None:
     app = create_app(
-        road=world.road,
+        pipeline=world.pipeline,
         authenticate=Authenticator(world._resolve, 5.0),
-        labels=world,
         table=lambda: world.table,
         base_model="mini",
         config=GatewayConfig(max_under_way=2, max_tenant_share=1.0),
         count_tokens=len,
         budgets=world.budgets,
-        plane=world,  # type: ignore[arg-type]
+        control=world.control,
     )
     release = asyncio.Event()
     world.engine.wait = release.wait
@@ -417,7 +416,7 @@ async def test_over_the_bound_requests_are_refused_before_any_work(world: World)
 
 
 async def test_a_stream_ends_with_its_key(world: World, client: httpx.AsyncClient) -> None:
-    from cluster.registry.keys import digest
+    from cluster.records.keys import digest
 
     world.engine.answer = "one two three four"
     pieces = list[str]()
@@ -480,7 +479,7 @@ async def test_a_fault_of_ours_has_openais_shape_and_no_detail(
     async def broken(envelope: Envelope) -> None:
         raise RuntimeError("a secret path")
 
-    monkeypatch.setattr(world.road, "answer", broken)
+    monkeypatch.setattr(world.pipeline, "answer", broken)
     transport = httpx.ASGITransport(app=world.app, raise_app_exceptions=False)
     headers = {"Authorization": "Bearer hr-user"}
     async with httpx.AsyncClient(

@@ -442,7 +442,7 @@ def test_a_slot_of_the_head_is_cleared_where_it_held_something() -> None:
 
 def test_a_slot_of_the_head_that_was_half_written_is_cleared() -> None:
     layer = Layer(*weights())
-    layer.set_lora = Mock(side_effect=RuntimeError("of another shape"))
+    layer.set_lora = Mock(side_effect=RuntimeError("of another shape"))  # type: ignore[method-assign]
     used = _clear_what_is_used(layer)
     with pytest.raises(RuntimeError, match="shape"):
         layer.set_lora(2, "a", "b")

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from serve_app.breaker import Breaker, BreakerState
 from serve_app.config import BreakerConfig, StageConfig
-from serve_app.handoff import Crowd, FairQueue, Handoff, InProcess, Pending
+from serve_app.pipeline.batcher import BatchSizer, FairQueue, LocalStage, Pending, StageBatcher
+from serve_app.pipeline.breaker import Breaker, BreakerState
+from serve_app.pipeline.steps import CONTEXT, POLICY, ROUTE, Row, Step, run
 from serve_app.protocol import Envelope, Sampling
-from serve_app.steps import CONTEXT, POLICY, ROUTE, Row, Step, run
 
-DONE = ([], [], None, None, None, [])
+DONE: tuple[Any, ...] = ([], [], None, None, None, [])
 
 
 def _envelope(trace_id: str = "t") -> Envelope:
@@ -28,7 +28,7 @@ async def test_what_queues_while_calls_are_in_flight_leaves_as_one_call() -> Non
         await gate.wait()
         return [(model.encode(), None, None, []) for _, model in rows]
 
-    hop = Handoff(ROUTE, call, StageConfig(max_in_flight=1, max_batch=8))
+    hop = StageBatcher(ROUTE, call, StageConfig(max_in_flight=1, max_batch=8))
     envelopes = [_envelope(str(n)) for n in range(10)]
     waiting = [asyncio.create_task(hop(envelope)) for envelope in envelopes]
     await asyncio.sleep(0)
@@ -46,11 +46,11 @@ async def _broken(step: Step, rows: list[Row], deadlines: list[float]) -> list[A
 
 async def test_a_failing_closed_stage_blocks_and_an_open_one_warns() -> None:
     closed, opened = _envelope(), _envelope()
-    await Handoff(POLICY, _broken, StageConfig(on_failure="closed"))(closed)
-    assert closed.block is not None
-    assert closed.block.status == 503
-    await Handoff(CONTEXT, _broken, StageConfig(on_failure="open"))(opened)
-    assert opened.block is None
+    await StageBatcher(POLICY, _broken, StageConfig(on_failure="closed"))(closed)
+    assert closed.refusal is not None
+    assert closed.refusal.status == 503
+    await StageBatcher(CONTEXT, _broken, StageConfig(on_failure="open"))(opened)
+    assert opened.refusal is None
     assert opened.warnings == ["context: failed: RuntimeError; continued without it"]
     assert opened.spans[-1].outcome == "failed: RuntimeError"
 
@@ -62,7 +62,7 @@ async def test_a_late_stage_is_not_waited_for_and_changes_nothing() -> None:
         await finish.wait()
         return [(["late passage"], ["late prompt"], None, [])]
 
-    hop = Handoff(CONTEXT, slow, StageConfig(on_failure="open", budget_ms=10))
+    hop = StageBatcher(CONTEXT, slow, StageConfig(on_failure="open", budget_ms=10))
     envelope = _envelope()
     await hop(envelope)
     assert envelope.spans[-1].outcome == "late"
@@ -76,8 +76,8 @@ async def test_a_stage_that_loses_envelopes_is_a_fault() -> None:
         return []
 
     envelope = _envelope()
-    await Handoff(POLICY, lossy, StageConfig())(envelope)
-    assert envelope.block is not None
+    await StageBatcher(POLICY, lossy, StageConfig())(envelope)
+    assert envelope.refusal is not None
 
 
 async def test_a_cancelled_request_frees_its_place() -> None:
@@ -89,7 +89,7 @@ async def test_a_cancelled_request_frees_its_place() -> None:
         await gate.wait()
         return [(b"", None, None, []) for _ in rows]
 
-    hop = Handoff(ROUTE, call, StageConfig(max_in_flight=1))
+    hop = StageBatcher(ROUTE, call, StageConfig(max_in_flight=1))
     first = asyncio.create_task(hop(_envelope("first")))
     second = asyncio.create_task(hop(_envelope("second")))
     third = asyncio.create_task(hop(_envelope("third")))
@@ -109,14 +109,14 @@ async def test_a_queue_at_its_bound_refuses_with_429() -> None:
         await gate.wait()
         return [DONE for _ in rows]
 
-    hop = Handoff(POLICY, call, StageConfig(max_in_flight=1, max_queue=2))
+    hop = StageBatcher(POLICY, call, StageConfig(max_in_flight=1, max_queue=2))
     waiting = [asyncio.create_task(hop(_envelope())) for _ in range(3)]
     await asyncio.sleep(0.01)
     assert hop.full
     refused = _envelope()
     await hop(refused)
-    assert refused.block is not None
-    assert (refused.block.status, refused.spans[-1].outcome) == (429, "queue full")
+    assert refused.refusal is not None
+    assert (refused.refusal.status, refused.spans[-1].outcome) == (429, "queue full")
     gate.set()
     await asyncio.gather(*waiting)
     assert not hop.full
@@ -133,7 +133,7 @@ async def test_an_open_breaker_spares_the_stage_until_a_probe_succeeds() -> None
         return [DONE for _ in rows]
 
     config = StageConfig(breaker=BreakerConfig(failures=3, cool_s=0.05))
-    hop = Handoff(POLICY, call, config)
+    hop = StageBatcher(POLICY, call, config)
     for _ in range(6):
         envelope = _envelope()
         await hop(envelope)
@@ -144,7 +144,7 @@ async def test_an_open_breaker_spares_the_stage_until_a_probe_succeeds() -> None
     for _ in range(2):
         envelope = _envelope()
         await hop(envelope)
-    assert (calls, envelope.block, envelope.spans[-1].outcome) == (5, None, "ok")
+    assert (calls, envelope.refusal, envelope.spans[-1].outcome) == (5, None, "ok")
 
 
 def test_the_breaker_hands_out_one_probe_at_a_time() -> None:
@@ -207,12 +207,12 @@ async def test_in_process_the_same_rules_hold_without_a_queue() -> None:
         return [DONE for _ in rows]
 
     config = StageConfig(breaker=BreakerConfig(failures=2, cool_s=60))
-    hop = InProcess(POLICY, call, config)
+    hop = LocalStage(POLICY, call, config)
     outcomes = []
     for _ in range(5):
         envelope = _envelope()
         await hop(envelope)
-        outcomes.append((envelope.spans[-1].outcome, envelope.block is None))
+        outcomes.append((envelope.spans[-1].outcome, envelope.refusal is None))
     assert calls == [1, 1, 1, 1]
     assert outcomes == [
         ("ok", True),
@@ -230,11 +230,11 @@ async def test_a_call_waits_for_its_share_of_a_crowd_and_no_longer_than_it_may()
         sizes.append(len(rows))
         return [DONE for _ in rows]
 
-    crowd = Crowd(stations=2)
-    hop = Handoff(POLICY, call, StageConfig(linger_ms=60_000, budget_ms=100_000), crowd=crowd)
+    crowd = BatchSizer(stations=2)
+    hop = StageBatcher(POLICY, call, StageConfig(linger_ms=60_000, budget_ms=100_000), crowd=crowd)
     await hop(_envelope())
     assert sizes == [1]
-    crowd.walking = 7
+    crowd.in_progress = 7
     waiting = [asyncio.create_task(hop(_envelope())) for _ in range(4)]
     await asyncio.sleep(0.01)
     assert sizes == [1]
@@ -242,8 +242,8 @@ async def test_a_call_waits_for_its_share_of_a_crowd_and_no_longer_than_it_may()
     waiting.append(asyncio.create_task(hop(_envelope())))
     await asyncio.gather(*waiting)
     assert sizes == [1, 6]
-    crowd.walking = 1000
-    brief = Handoff(POLICY, call, StageConfig(linger_ms=5), crowd=crowd)
+    crowd.in_progress = 1000
+    brief = StageBatcher(POLICY, call, StageConfig(linger_ms=5), crowd=crowd)
     await brief(_envelope())
     assert sizes == [1, 6, 1]
 
@@ -261,7 +261,7 @@ async def test_a_tenant_that_fills_a_queue_keeps_no_other_waiting() -> None:
         envelope.tenant, envelope.attributes = tenant, {"who": tenant}
         return envelope
 
-    hop = Handoff(POLICY, call, StageConfig(max_in_flight=1, max_batch=2))
+    hop = StageBatcher(POLICY, call, StageConfig(max_in_flight=1, max_batch=2))
     asked = [asyncio.create_task(hop(of("noisy"))) for _ in range(9)]
     await asyncio.sleep(0.01)
     asked.append(asyncio.create_task(hop(of("quiet"))))
@@ -304,10 +304,10 @@ async def test_what_only_waited_says_nothing_of_the_stage() -> None:
         return [DONE for _ in rows]
 
     config = StageConfig(max_in_flight=1, max_batch=1, budget_ms=50)
-    hop = Handoff(POLICY, call, config, breaker=breaker)
+    hop = StageBatcher(POLICY, call, config, breaker=breaker)
     envelopes = [_envelope() for _ in range(8)]
     await asyncio.gather(*(hop(one) for one in envelopes))
     assert breaker.told == [False], "the one that was sent"
     assert [one.spans[-1].outcome for one in envelopes] == ["late"] + ["queue full"] * 7
-    assert [one.block.status for one in envelopes if one.block] == [503] + [429] * 7
+    assert [one.refusal.status for one in envelopes if one.refusal] == [503] + [429] * 7
     gate.set()

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from cluster.control.actor import ControlPlane
+from cluster.control.plane import ControlPlane
 from cluster.types import Role
 from tests.fakes.fleet import FakeFleet
-from tests.serve_app.test_admin import BASE, OPEN, Admin
+from tests.serve_app.test_admin import BASE, Admin
 
 HIDDEN, ABSENT = "hidden", "absent"
 
@@ -19,14 +19,14 @@ async def admin(tmp_path: Path, make_adapter: Callable[..., Path]) -> AsyncItera
     """`hidden` is live, and another tenant's."""
     database = f"sqlite:///{tmp_path / 'registry.db'}"
     control = ControlPlane(database, FakeFleet(), max_rank=32, audit=tmp_path / "audit")
-    await control.serve_base(BASE, "test")
-    version = await control.register_candidate(str(make_adapter(name=HIDDEN)), "rival", "test")
-    await control.gate(version, OPEN, "test")
-    await control.promote(version, "test")
+    await control.serving.serve_base(BASE, "test")
+    version = await control.adapters.register(str(make_adapter(name=HIDDEN)), "rival", "test")
+    await control.evaluations.judge(version, "test")
+    await control.serving.promote(version, "test")
     admin = Admin(control)
     await admin.add("admin", "acme", Role.ADMIN)
     yield admin
-    control._engine.dispose()
+    control.close()
 
 
 def _chat(name: str) -> dict[str, Any]:

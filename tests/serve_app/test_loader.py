@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.control.protocol import ServedAdapter
 from cluster.errors import SwapError
+from cluster.records.adapter import ServedAdapter
 from cluster.storage import require_stable
 from serve_app.engine.loader import Loader
 from serve_app.engine.residents import Residents
@@ -49,7 +49,7 @@ class Control:
     async def desired(self) -> list[ServedAdapter]:
         return self.adapters
 
-    async def wanted(self, int_id: int) -> ServedAdapter | None:
+    async def desired_version(self, int_id: int) -> ServedAdapter | None:
         self.asked += 1
         await asyncio.sleep(0)
         if self.down:

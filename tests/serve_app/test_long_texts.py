@@ -13,13 +13,13 @@ from cluster.governance.structured import mask_text
 from cluster.governance.vault import TooManyValues, Vault, mask, placeholders
 from serve_app import long_texts
 from serve_app.config import GovernanceConfig, StageConfig
-from serve_app.handoff import Handoff, Lanes
 from serve_app.long_texts import Busy, LongTexts, is_long
+from serve_app.pipeline.batcher import Lanes, StageBatcher
+from serve_app.pipeline.steps import DATA_PREP, MASK, run
 from serve_app.prompt_length import most_characters
 from serve_app.protocol import Envelope, Generation, Sampling
 from serve_app.stages.data_prep import DataPrep
 from serve_app.stages.governance import Governance
-from serve_app.steps import DATA_PREP, MASK, run
 from tests.serve_app.test_gateway import GOOD, World
 
 #: Numbers in groups that could be many things: the slowest text known.
@@ -77,14 +77,14 @@ async def test_the_event_loop_goes_on_while_a_long_text_is_masked() -> None:
         turns += 1
     assert turns > 20, "it took turns with others"
     [done] = await work
-    assert done.block is None or done.block.code == "too_many_values"
+    assert done.refusal is None or done.refusal.code == "too_many_values"
 
 
 async def test_work_that_takes_too_long_ends_and_nothing_of_it_is_kept() -> None:
     governance = Governance(GovernanceConfig(limit_s=0.02))
     [late] = await governance([_envelope(GROUPS)])
-    assert late.block is not None
-    assert (late.block.status, late.block.code) == (400, "text_too_complex")
+    assert late.refusal is not None
+    assert (late.refusal.status, late.refusal.code) == (400, "text_too_complex")
     assert late.messages == [{"role": "user", "content": "[withheld: too many personal values]"}], (
         "a text that was masked in part only reaches no log"
     )
@@ -120,14 +120,14 @@ async def test_a_call_of_many_long_texts_is_answered() -> None:
     stage = Governance()
     texts = [_envelope("1234 5678 " * 30) for _ in range(32)]
     done = await asyncio.gather(*(stage([one]) for one in texts))
-    assert [one.block for [one] in done] == [None] * 32
+    assert [one.refusal for [one] in done] == [None] * 32
 
 
 async def test_an_answer_that_takes_too_long_to_mask_is_withheld() -> None:
     envelope = _envelope("hi")
     envelope.generation = Generation(GROUPS, "m@1", 1, 1, "stop", 0.0, 0.0, 1.0, 1.0, "r")
     [done] = await Governance(GovernanceConfig(limit_s=0.02))([envelope])
-    assert done.block is None
+    assert done.refusal is None
     assert done.answer == "[withheld: too many personal values]"
     assert done.generation is not None
     assert "١" not in done.generation.text
@@ -196,14 +196,14 @@ async def test_a_long_text_holds_up_no_other_in_a_hand_off() -> None:
         return [(*row[1:], None, []) for row in rows]
 
     config = StageConfig(linger_ms=0.0)
-    others = Handoff(DATA_PREP, call, config)
-    apart = Handoff(DATA_PREP, call, config.model_copy(update={"max_batch": 1}))
+    others = StageBatcher(DATA_PREP, call, config)
+    apart = StageBatcher(DATA_PREP, call, config.model_copy(update={"max_batch": 1}))
     lanes = Lanes(others, apart, lambda envelope: is_long(envelope.texts()))
     long = [asyncio.ensure_future(lanes(_envelope("x" * 9000))) for _ in range(6)]
     await asyncio.sleep(0)
     short = _envelope("hello")
     await asyncio.wait_for(lanes(short), 5)
-    assert short.block is None
+    assert short.refusal is None
     free.set()
     await asyncio.gather(*long)
     assert sorted(len(sizes) for sizes in called) == [1] * 7

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from cluster.control.protocol import ServedAdapter
-from cluster.control.traffic import Traffic
-from serve_app.engine.placement import Placement, copies, ranked
+from cluster.control.load_shares import LoadShares
+from cluster.records.adapter import ServedAdapter
+from serve_app.generation.providers.placement import Placement, copies, ranked
 from serve_app.rpc.client import ReplicaLost
 from serve_app.rpc.server import Address
 
@@ -137,14 +137,14 @@ async def test_one_replica_takes_everything() -> None:
 
 
 def test_shares_follow_the_traffic_and_forget() -> None:
-    traffic = Traffic()
+    traffic = LoadShares()
     assert traffic.shares(["a", "b"], 0.0) == {"a": 0.0, "b": 0.0}
-    traffic.saw("a", 300.0, 0.0)
-    traffic.saw("b", 100.0, 0.0)
-    traffic.saw("other", 1e9, 0.0)
+    traffic.add("a", 300.0, 0.0)
+    traffic.add("b", 100.0, 0.0)
+    traffic.add("other", 1e9, 0.0)
     shares = traffic.shares(["b", "a", "c"], 0.0)
     assert list(shares) == ["a", "b", "c"]
     assert shares["a"] == pytest.approx(0.75)
-    traffic.saw("b", 100.0, 600.0)
+    traffic.add("b", 100.0, 600.0)
     assert traffic.shares(["a", "b"], 600.0)["b"] == pytest.approx(125 / 200)
     assert traffic.shares(["a", "b"], 1e6) == {"a": 0.0, "b": 0.0}

@@ -7,24 +7,24 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from cluster.adapters import GoldenProbe
 from cluster.config import BaseModelRef
-from cluster.control.protocol import ServedAdapter
 from cluster.errors import SwapError
+from cluster.records.adapter import GoldenProbe, ServedAdapter
 from serve_app.config import EngineConfig, PlainPool
-from serve_app.engine.plain import Merged, Pools
+from serve_app.engine.merged import MergedModel
 from serve_app.engine.residents import Residents
+from serve_app.generation.providers.base import OnItem, ignore
+from serve_app.generation.providers.pools import Pools
 from serve_app.protocol import (
     AdapterGone,
     AdapterKilled,
-    Arrived,
     Delta,
     EngineFailed,
     Generation,
     GenerationRequest,
     Sampling,
-    unheard,
 )
+from tests.fakes.targets import target
 
 CARE = ServedAdapter(
     "care",
@@ -61,13 +61,13 @@ class Control:
     async def desired(self) -> list[ServedAdapter]:
         return self.live
 
-    async def wanted(self, int_id: int) -> ServedAdapter | None:
+    async def desired_version(self, int_id: int) -> ServedAdapter | None:
         return next((one for one in self.live if one.int_id == int_id), None)
 
 
 async def test_a_merged_model_is_proved_when_its_version_is_live() -> None:
     engine, control = Engine(), Control()
-    merged = Merged(engine, control, "r1", "care@2")
+    merged = MergedModel(engine, control, "r1", "care@2")
     await merged.reconcile()
     assert not engine.residents.held
     control.live = [CARE]
@@ -86,14 +86,14 @@ async def test_a_model_that_is_not_the_version_serves_nobody() -> None:
     engine = Engine()
     engine.difference = 0.5
     with pytest.raises(SwapError, match="away from its trainer"):
-        await Merged(engine, Control(CARE), "r1", "care@2").reconcile()
+        await MergedModel(engine, Control(CARE), "r1", "care@2").reconcile()
     with pytest.raises(AdapterKilled), engine.residents.using(CARE):
         pass
 
 
 async def test_a_merged_model_comes_back_when_its_version_is_revived() -> None:
     engine, control = Engine(), Control(CARE)
-    merged = Merged(engine, control, "r1", "care@2")
+    merged = MergedModel(engine, control, "r1", "care@2")
     await merged.reconcile()
     engine.residents.kill("care")
     await merged.reconcile()  # switched off and revived since it last looked
@@ -103,7 +103,7 @@ async def test_a_merged_model_comes_back_when_its_version_is_revived() -> None:
 
 async def test_the_base_model_needs_no_proof_and_nothing_is_swapped_into_it() -> None:
     engine = Engine()
-    base = Merged(engine, Control(CARE), "r1", None)
+    base = MergedModel(engine, Control(CARE), "r1", None)
     await base.reconcile()
     await base.hold(CARE)
     assert engine.proved == 0
@@ -113,7 +113,7 @@ async def test_the_base_model_needs_no_proof_and_nothing_is_swapped_into_it() ->
 
 
 class Remote:
-    """Stands for `RemoteEngine`."""
+    """Stands for `VLLMReplicas`."""
 
     def __init__(self, name: str, error: Exception | None = None, after: int = 0) -> None:
         self.name, self.error, self.after = name, error, after
@@ -128,7 +128,7 @@ class Remote:
         return self._generation()
 
     async def stream(
-        self, request: GenerationRequest, arrived: Arrived = unheard
+        self, request: GenerationRequest, arrived: OnItem = ignore
     ) -> AsyncGenerator[Delta | Generation, None]:
         for number in range(3):
             if self.error is not None and number == self.after:
@@ -138,7 +138,7 @@ class Remote:
 
 
 def _request(adapter: ServedAdapter | None) -> GenerationRequest:
-    return GenerationRequest("r", (), Sampling(), adapter)
+    return GenerationRequest("r", (), Sampling(), target(adapter))
 
 
 async def _both(pools: Pools, adapter: ServedAdapter | None) -> set[str]:
@@ -147,17 +147,17 @@ async def _both(pools: Pools, adapter: ServedAdapter | None) -> set[str]:
     return {whole.text, *pieces}
 
 
-def _pools(main: Remote, plain: dict[str | None, Any]) -> Pools:
+def _pools(main: Remote, plain: dict[str, Any]) -> Pools:
     return Pools(main, plain)  # type: ignore[arg-type]
 
 
 async def test_each_request_goes_to_the_engine_of_its_version() -> None:
-    plain = {None: Remote("base"), "care@2": Remote("merged")}
+    plain = {"base": Remote("base"), "care@2": Remote("merged")}
     pools = _pools(Remote("main"), plain)
     assert await _both(pools, None) == {"base"}
     assert await _both(pools, CARE) == {"merged"}
     assert await _both(pools, replace(CARE, version=3)) == {"main"}
-    plain[None].reachable = False
+    plain["base"].reachable = False
     assert await _both(pools, None) == {"main"}
 
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cluster.adapters import WEIGHTS, GoldenProbe
+from cluster.adapters import WEIGHTS
+from cluster.records.adapter import GoldenProbe
 from serve_app.engine.probes import (
     MISSING,
     Given,
@@ -60,7 +61,10 @@ def test_an_empty_answer_is_no_proof() -> None:
 
 
 def _given(*found: dict[int, float] | None) -> list[dict[int, Logprob] | None]:
-    return [one and {token: Logprob(value) for token, value in one.items()} for one in found]
+    return [
+        {token: Logprob(value) for token, value in one.items()} if one is not None else None
+        for one in found
+    ]
 
 
 def test_what_is_written_from_a_later_place_is_compared_with_what_belongs_there() -> None:

@@ -9,10 +9,10 @@ from dataclasses import replace
 
 import pytest
 
-from cluster.control.protocol import ServedAdapter
+from cluster.records.adapter import ServedAdapter
 from serve_app.engine.in_flight import InFlight
-from serve_app.engine.placement import ranked
-from serve_app.engine.remote import RemoteEngine
+from serve_app.generation.providers.placement import ranked
+from serve_app.generation.providers.vllm_replicas import VLLMReplicas
 from serve_app.protocol import (
     AdapterGone,
     Delta,
@@ -23,6 +23,7 @@ from serve_app.protocol import (
 )
 from serve_app.rpc.pool import Pool
 from serve_app.rpc.server import Address, Server
+from tests.fakes.targets import target
 from tests.waiting import until
 
 WORDS = ["one", "two", "three", "four", "five", "six"]
@@ -58,7 +59,7 @@ class Engine:
 
 
 def _request(name: str) -> GenerationRequest:
-    return GenerationRequest(name, ({"role": "user", "content": "hi"},), Sampling(), None)
+    return GenerationRequest(name, ({"role": "user", "content": "hi"},), Sampling(), target())
 
 
 @pytest.fixture
@@ -72,20 +73,20 @@ def in_flight(engine: Engine) -> InFlight:
 
 
 @pytest.fixture
-async def remote(in_flight: InFlight) -> AsyncIterator[RemoteEngine]:
+async def remote(in_flight: InFlight) -> AsyncIterator[VLLMReplicas]:
     server = Server("r", in_flight.methods)
 
     async def discover() -> list[Address]:
         return [await server.address("127.0.0.1")]
 
     pool = Pool("engine", discover)
-    yield RemoteEngine(pool, lambda _name: 0.0)
+    yield VLLMReplicas(pool, lambda _name: 0.0)
     await pool.close()
     await server.leave()
 
 
 async def test_requests_that_leave_together_keep_their_answers(
-    in_flight: InFlight, remote: RemoteEngine
+    in_flight: InFlight, remote: VLLMReplicas
 ) -> None:
     found = await asyncio.gather(*(remote.complete(_request(f"r{i}")) for i in range(9)))
     assert [one.text.split(":")[0] for one in found] == [f"r{i}" for i in range(9)]
@@ -93,7 +94,7 @@ async def test_requests_that_leave_together_keep_their_answers(
 
 
 async def test_an_answer_does_not_wait_for_its_neighbours(
-    engine: Engine, remote: RemoteEngine
+    engine: Engine, remote: VLLMReplicas
 ) -> None:
     engine.gates["slow"] = asyncio.Event()
     slow = asyncio.ensure_future(remote.complete(_request("slow")))
@@ -104,7 +105,7 @@ async def test_an_answer_does_not_wait_for_its_neighbours(
     assert (await slow).text.startswith("slow")
 
 
-async def test_one_fault_fails_one_request(remote: RemoteEngine) -> None:
+async def test_one_fault_fails_one_request(remote: VLLMReplicas) -> None:
     names = ("fine", "gone", "broken", "good")
     found = await asyncio.gather(
         *(remote.complete(_request(name)) for name in names), return_exceptions=True
@@ -140,8 +141,8 @@ async def test_an_adapter_is_found_wherever_it_is_held(holder: int | None, strea
         return [await server.address("127.0.0.1") for server in servers]
 
     pool = Pool("engine", discover)
-    remote = RemoteEngine(pool, lambda _name: 0.0)
-    request = replace(_request("one"), adapter=ServedAdapter("care", 1, 7, "/care", "d"))
+    remote = VLLMReplicas(pool, lambda _name: 0.0)
+    request = replace(_request("one"), target=target(ServedAdapter("care", 1, 7, "/care", "d")))
 
     async def ask() -> str:
         if not streamed:
@@ -167,7 +168,7 @@ async def test_an_adapter_is_found_wherever_it_is_held(holder: int | None, strea
 
 
 async def test_who_leaves_is_stopped_alone(
-    engine: Engine, in_flight: InFlight, remote: RemoteEngine
+    engine: Engine, in_flight: InFlight, remote: VLLMReplicas
 ) -> None:
     engine.gates = {"left": asyncio.Event(), "stays": asyncio.Event()}
     left = asyncio.ensure_future(remote.complete(_request("left")))
@@ -180,13 +181,13 @@ async def test_who_leaves_is_stopped_alone(
     assert (await stays).text.startswith("stays")
 
 
-async def _read(remote: RemoteEngine, name: str) -> str:
+async def _read(remote: VLLMReplicas, name: str) -> str:
     return "".join(
         [item.text async for item in remote.stream(_request(name)) if isinstance(item, Delta)]
     )
 
 
-async def test_streams_come_whole_and_in_order(in_flight: InFlight, remote: RemoteEngine) -> None:
+async def test_streams_come_whole_and_in_order(in_flight: InFlight, remote: VLLMReplicas) -> None:
     found = await asyncio.gather(*(_read(remote, f"r{i}") for i in range(20)))
     assert found == ["".join(f"r{i}:{word} " for word in WORDS) for i in range(20)]
     assert in_flight.under_way == 0
@@ -215,7 +216,7 @@ async def test_pieces_of_a_word_leave_the_replica_as_one() -> None:
 
 
 async def test_a_stream_that_is_left_stops_its_request_and_no_other(
-    engine: Engine, in_flight: InFlight, remote: RemoteEngine
+    engine: Engine, in_flight: InFlight, remote: VLLMReplicas
 ) -> None:
     engine.gates = {"left": asyncio.Event(), "stays": asyncio.Event()}
     items = remote.stream(_request("left"))
@@ -229,7 +230,7 @@ async def test_a_stream_that_is_left_stops_its_request_and_no_other(
 
 
 async def test_what_has_arrived_is_heard_of_before_it_is_read(
-    engine: Engine, remote: RemoteEngine
+    engine: Engine, remote: VLLMReplicas
 ) -> None:
     came = list[Delta | Generation]()
     async with aclosing(remote.stream(_request("ahead"), came.append)) as items:
@@ -241,7 +242,7 @@ async def test_what_has_arrived_is_heard_of_before_it_is_read(
 
 @pytest.mark.parametrize(("name", "error"), [("gone", AdapterGone), ("broken", EngineFailed)])
 async def test_faults_of_a_stream_are_raised_where_it_is_read(
-    remote: RemoteEngine, name: str, error: type[Exception]
+    remote: VLLMReplicas, name: str, error: type[Exception]
 ) -> None:
     other = asyncio.ensure_future(_read(remote, "other"))
     with pytest.raises(error):
@@ -258,7 +259,7 @@ async def test_a_replica_is_made_ready_for_the_adapter_that_is_asked_for() -> No
     engine = Engine()
     in_flight = InFlight(engine.complete, engine.stream, ready)
     adapter = ServedAdapter("a", 1, 1, "/a", "d")
-    assert await in_flight.complete(replace(_request("x"), adapter=adapter))
-    assert [item async for item in in_flight.stream(replace(_request("y"), adapter=adapter))]
+    assert await in_flight.complete(replace(_request("x"), target=target(adapter)))
+    assert [item async for item in in_flight.stream(replace(_request("y"), target=target(adapter)))]
     assert await in_flight.complete(_request("z"))
     assert held == ["a@1", "a@1"]

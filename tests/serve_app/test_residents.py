@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from cluster.control.protocol import ServedAdapter
+from cluster.records.adapter import ServedAdapter
 from serve_app.engine.residents import Residents
 from serve_app.protocol import AdapterGone
 

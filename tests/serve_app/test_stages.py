@@ -17,28 +17,21 @@ from numpy.typing import NDArray
 from cluster import router_artefact, storage
 from cluster.audit import ChainWriter, Head, read_traces, verify
 from cluster.errors import ArtifactError, ConflictError
-from cluster.registry.labels import LabelTask
-from cluster.registry.usage import TokenUse
+from cluster.policy.rules import PolicyConfig
+from cluster.policy.rules.discount_cap import DiscountCap, MaxDiscount
+from cluster.policy.rules.vip_route import VipRoute
+from cluster.records.labels import LabelTask
+from cluster.records.trace import Refusal, RequestTrace, Route, Snippet
+from cluster.records.usage import MeteredUsage, TokenUsage
 from cluster.router_artefact import RouterArtefact
 from serve_app.config import (
     ContextConfig,
-    DiscountCap,
     MonitoringConfig,
-    PolicyConfig,
     RoutingConfig,
-    VipRoute,
 )
 from serve_app.context.index import DocumentIndex
-from serve_app.protocol import (
-    EMBEDDING_MODEL,
-    Block,
-    Envelope,
-    Generation,
-    Route,
-    Sampling,
-    Snippet,
-    Usage,
-)
+from serve_app.pipeline.steps import settle
+from serve_app.protocol import EMBEDDING_MODEL, Envelope, Generation, Sampling
 from serve_app.routing.router import Router
 from serve_app.stages.audit import Audit, label_task
 from serve_app.stages.context import Context
@@ -47,7 +40,6 @@ from serve_app.stages.governance import Governance
 from serve_app.stages.monitoring import Monitoring, share_of
 from serve_app.stages.policy import Policy
 from serve_app.stages.routing import Embedder, Routing, lazily
-from serve_app.steps import settle
 from tests.waiting import until
 
 
@@ -66,9 +58,9 @@ def _generation(text: str = "ok", mean: float = -0.01, least: float = -0.02) -> 
 async def test_data_prep_normalises_and_refuses_nothing() -> None:
     good, empty = await DataPrep()([_envelope(" a\t b "), _envelope(" \u200b ")])
     assert good.messages[0]["content"] == " a\t b "
-    assert good.block is None
-    assert empty.block is not None
-    assert empty.block.code == "empty_messages"
+    assert good.refusal is None
+    assert empty.refusal is not None
+    assert empty.refusal.code == "empty_messages"
 
 
 # -- routing -----------------------------------------------------------------------------------
@@ -178,8 +170,8 @@ async def test_the_discount_cap_spares_gold_members() -> None:
     gold, other = await Policy(RULES)(
         [_routed("40% discount please", tier="gold"), _routed("40% discount please")]
     )
-    assert (gold.max_discount, gold.conflicts) == (None, [])
-    assert other.max_discount == 20
+    assert (gold.constraints, gold.conflicts) == ((), [])
+    assert other.constraints == (MaxDiscount(20),)
     assert other.conflicts == ["asked for more than 20% discount"]
 
 
@@ -247,7 +239,7 @@ class Registry:
     """Stores what the audit stage reports; reports of use block until `back` is set."""
 
     tasks: list[LabelTask] = field(default_factory=list)
-    uses: list[TokenUse] = field(default_factory=list)
+    uses: list[MeteredUsage] = field(default_factory=list)
     writers: list[str] = field(default_factory=list)
     head: Head = Head(0, "")  # noqa: RUF009 - immutable
     back: asyncio.Event | None = None
@@ -255,18 +247,22 @@ class Registry:
     async def register_writer(self, writer: str) -> None:
         self.writers.append(writer)
 
-    async def enqueue_labels(self, tasks: list[LabelTask]) -> int:
+    async def enqueue(self, tasks: list[LabelTask]) -> int:
         self.tasks.extend(tasks)
         return len(tasks)
 
-    async def tell_use(self, writer: str, head: Head, uses: list[TokenUse]) -> int:
+    async def record(self, writer: str, head: Head, rows: list[MeteredUsage]) -> int:
         if writer not in self.writers:
             raise ConflictError("not registered")
         if self.back is not None:
             await self.back.wait()
-        self.uses.extend(uses)
+        self.uses.extend(rows)
         self.head = head
-        return len(uses)
+        return len(rows)
+
+
+def _requests(folder: Path) -> list[RequestTrace]:
+    return [trace for trace in read_traces(folder) if isinstance(trace, RequestTrace)]
 
 
 async def test_audit_writes_before_it_acknowledges_and_forwards_edge_cases(tmp_path: Path) -> None:
@@ -277,15 +273,15 @@ async def test_audit_writes_before_it_acknowledges_and_forwards_edge_cases(tmp_p
         envelope = (await Governance()([envelope]))[0]
         envelope.vault = {}
         envelope.generation = _generation(mean=-2.0 if envelope is flagged else -0.001)
-        envelope.usage = Usage("care@1", 11, 7)
+        envelope.usage = TokenUsage("care@1", 11, 7)
         envelope.prompt = envelope.messages
-    stage = Audit(ChainWriter(tmp_path, "w"), registry)
+    stage = Audit(ChainWriter(tmp_path, "w"), registry, registry)
     batch = await Monitoring(MonitoringConfig(sample_share=0.0))([flagged, plain])
     await stage(batch)
     found = verify(tmp_path)
     assert (found.records, found.verified) == (2, True)
     assert "555-01" not in (tmp_path / "traces-w.jsonl").read_text()
-    assert [trace["spans"][-1]["stage"] for trace in read_traces(tmp_path)] == ["audit", "audit"]
+    assert [trace.spans[-1].name for trace in _requests(tmp_path)] == ["audit", "audit"]
     await until(lambda: bool(registry.tasks and registry.uses))
     assert [task.trace_id for task in registry.tasks] == ["tr-2"]
     # The first record waited for it.
@@ -299,7 +295,7 @@ async def test_audit_writes_before_it_acknowledges_and_forwards_edge_cases(tmp_p
 
 async def test_a_registry_that_forgot_the_writer_is_told_of_it_again(tmp_path: Path) -> None:
     registry = Registry()
-    stage = Audit(ChainWriter(tmp_path, "w"), registry)
+    stage = Audit(ChainWriter(tmp_path, "w"), registry, registry)
     for number in range(2):
         envelope = _envelope("hi")
         envelope.trace_id = f"tr-{number}"
@@ -313,14 +309,15 @@ async def test_names_that_callers_choose_are_masked_in_the_record(tmp_path: Path
     vouched = {"mail": "ann@shop.example.com", "tier": "gold"}
     envelope = _envelope(model="ann@shop.example.com <|x|>", **vouched)
     envelope.metadata = {"note": "call 415-555-0132", "ann@shop.example.com": "1"}
-    envelope.block = Block(404, "model_not_found", "model 'ann@shop.example.com' is not served")
+    envelope.refusal = Refusal(404, "model_not_found", "model 'ann@shop.example.com' is not served")
     envelope.warnings = ["ignored: ann@shop.example.com"]
-    await Audit(ChainWriter(tmp_path, "w"), Registry())([envelope])
-    [record] = read_traces(tmp_path)
+    registry = Registry()
+    await Audit(ChainWriter(tmp_path, "w"), registry, registry)([envelope])
+    [record] = _requests(tmp_path)
     assert "ann@" not in str(record)
     assert "415-555" not in str(record)
-    assert record["requested_model"] == "[EMAIL_1] < |x|>"
-    assert record["attributes"]["tier"] == "gold"
+    assert record.requested_model == "[EMAIL_1] < |x|>"
+    assert record.attributes["tier"] == "gold"
     # Policy has seen what the key said.
     assert envelope.attributes["mail"] == "ann@shop.example.com"
 
@@ -328,10 +325,11 @@ async def test_names_that_callers_choose_are_masked_in_the_record(tmp_path: Path
 async def test_a_record_of_too_many_values_costs_no_other_its_place(tmp_path: Path) -> None:
     many, other = _envelope(), _envelope()
     many.metadata = {"a": " ".join(f"10.{n // 250}.{n % 250}.7" for n in range(1100))}
-    await Audit(ChainWriter(tmp_path, "w"), Registry())([many, other])
-    first, second = read_traces(tmp_path)
-    assert first["metadata"] == {"a": "[withheld: too many personal values]"}
-    assert second["metadata"] == {}
+    registry = Registry()
+    await Audit(ChainWriter(tmp_path, "w"), registry, registry)([many, other])
+    first, second = _requests(tmp_path)
+    assert first.metadata == {"a": "[withheld: too many personal values]"}
+    assert second.metadata == {}
 
 
 async def test_passages_of_one_tenant_stand_in_no_others_prompt(index: DocumentIndex) -> None:
@@ -389,11 +387,11 @@ async def test_what_waits_for_the_registry_keeps_its_time(
     used = registry.uses
     monkeypatch.setattr("serve_app.stages.audit.time.time", lambda: now[0])
 
-    stage = Audit(ChainWriter(tmp_path, "w"), registry)
+    stage = Audit(ChainWriter(tmp_path, "w"), registry, registry)
     for minute in range(4):
         for _ in range(2):
             envelope = _envelope()
-            envelope.generation, envelope.usage = _generation(mean=0.0), Usage("care@1", 11, 7)
+            envelope.generation, envelope.usage = _generation(mean=0.0), TokenUsage("care@1", 11, 7)
             now[0] = 1000.0 + 60 * minute
             await stage([envelope])
         await asyncio.sleep(0.03)
@@ -429,7 +427,8 @@ class SlowWriter(ChainWriter):
 
 async def test_a_caller_that_leaves_during_a_write_breaks_no_chain(tmp_path: Path) -> None:
     writer = SlowWriter(tmp_path)
-    stage = Audit(writer, Registry())
+    registry = Registry()
+    stage = Audit(writer, registry, registry)
     left = asyncio.ensure_future(stage([_envelope()]))
     assert await asyncio.to_thread(writer.entered.acquire, True, 10)
     left.cancel()

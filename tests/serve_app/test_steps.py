@@ -7,13 +7,18 @@ import time
 
 import pytest
 
-from serve_app.config import DiscountCap, MonitoringConfig, PolicyConfig, VipRoute
-from serve_app.protocol import Envelope, Generation, Route, Sampling, Stage, Verdicts
+from cluster.policy.decision import Override
+from cluster.policy.rules import PolicyConfig
+from cluster.policy.rules.discount_cap import DiscountCap, MaxDiscount
+from cluster.policy.rules.vip_route import VipRoute
+from cluster.records.trace import Route, Verdicts
+from serve_app.config import MonitoringConfig
+from serve_app.pipeline.steps import AFTER, AUDIT, BEFORE, STEPS, Step, run, settle
+from serve_app.protocol import Envelope, Generation, Sampling, Stage
 from serve_app.stages.data_prep import DataPrep
 from serve_app.stages.governance import Governance
 from serve_app.stages.monitoring import Monitoring
 from serve_app.stages.policy import Policy
-from serve_app.steps import AFTER, AUDIT, BEFORE, STEPS, Step, run, settle
 
 _RULES = PolicyConfig(
     rules=(
@@ -33,7 +38,7 @@ def _full(step: Step) -> Envelope:
     messages = [{"role": "user", "content": "call  415-555-0132 for 40% off"}]
     envelope = Envelope("tr-1", 1.0, "acme", {"tier": "vip"}, "auto", messages, Sampling())
     envelope.route = Route("loyalty", "points", 0.9, 0.1, "intent")
-    envelope.max_discount = 20
+    envelope.constraints = (MaxDiscount(20),)
     if step.name in {"governance_out", "monitoring"}:
         envelope.generation = Generation(
             "mail a@b.example.com for 40% off",
@@ -79,7 +84,8 @@ def test_masked_values_cross_to_no_later_stage() -> None:
 
 def test_what_side_by_side_steps_said_is_brought_together() -> None:
     envelope = _full(AUDIT)
-    envelope.override, envelope.conflicts = "care", ["asked for more than 20% discount"]
+    envelope.override = Override("care", "vip_route")
+    envelope.conflicts = ["asked for more than 20% discount"]
     envelope.verdicts = Verdicts(0.9, 0.9, [], sampled=True)
     settle(envelope)
     settle(envelope)

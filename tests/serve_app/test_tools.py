@@ -38,7 +38,10 @@ async def client(world: World) -> AsyncIterator[openai.AsyncOpenAI]:
     transport = httpx.ASGITransport(app=world.app)
     async with httpx.AsyncClient(transport=transport) as http:
         yield openai.AsyncOpenAI(
-            base_url="http://test/v1", api_key="hr-user", max_retries=0, http_client=http
+            base_url="http://test/v1",
+            api_key="hr-user",
+            max_retries=0,
+            http_client=http,  # type: ignore[arg-type]
         )
 
 

@@ -8,11 +8,12 @@ import httpx
 import pytest
 
 from cluster.control.protocol import Split
+from cluster.records.trace import FeedbackTrace
 from cluster.rollout.evidence import Arm, Evidence, Moments
 from cluster.rollout.groups import group_of
 from cluster.rollout.state import chosen
 from cluster.types import AdapterVersion
-from serve_app.gateway import road
+from serve_app.generation import attempts
 from tests.serve_app.test_access import _as
 from tests.serve_app.test_gateway import GOOD, V2, World
 from tests.waiting import until
@@ -42,7 +43,7 @@ def _split(world: World, percent: float, *, shadow: bool = False) -> None:
 
 
 def _seen(world: World) -> Evidence:
-    reports = world.road.trials.reports("g")
+    reports = world.attempts.trials.reports("g")
     assert {(r.rollout, r.phase) for r in reports} <= {(9, 1)}
     return sum((r.seen for r in reports), Evidence())
 
@@ -87,7 +88,7 @@ async def test_whoever_names_a_version_gets_that_one(
 async def test_where_a_candidate_is_not_to_be_had_the_live_version_answers(
     world: World, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, stream: bool
 ) -> None:
-    monkeypatch.setattr(road, "_NEWS_S", 0.01)
+    monkeypatch.setattr(attempts, "_WAIT_BUDGET_S", 0.01)
     world.engine.residents.discard(V2.int_id)
     _split(world, 100)
     body = {**GOOD, "model": "inventory", "stream": stream}
@@ -96,7 +97,7 @@ async def test_where_a_candidate_is_not_to_be_had_the_live_version_answers(
     assert _seen(world) == Evidence(), "that is no fault of its own, nor was the live one drawn"
     _split(world, 100, shadow=True)
     assert (await client.post(CHAT, json=body)).status_code == 200
-    await until(lambda: not world.road.trials._shadows)
+    await until(lambda: not world.attempts.trials._shadows)
     assert _seen(world) == Evidence()
 
 
@@ -119,7 +120,7 @@ async def test_a_shadow_is_tried_and_shown_to_nobody(
     shadow = world.engine.requests[1]
     assert shadow.adapter == V2
     assert shadow.messages == world.engine.requests[0].messages
-    await until(lambda: not world.road.trials._shadows)
+    await until(lambda: not world.attempts.trials._shadows)
     seen = _seen(world)
     assert (seen.baseline.errors.n, seen.candidate.errors.n) == (1, 1)
     assert len(world.audited) == 1
@@ -143,7 +144,7 @@ async def test_shadows_do_not_crowd_users_out(world: World, client: httpx.AsyncC
         await asyncio.sleep(0)
     assert sum(r.request_id.endswith("-shadow") for r in world.engine.requests) == 8
     free.set()
-    await until(lambda: not world.road.trials._shadows)
+    await until(lambda: not world.attempts.trials._shadows)
     seen = _seen(world)
     assert seen.baseline.errors.n == seen.candidate.errors.n == 8
 
@@ -219,7 +220,7 @@ async def test_accounts_set_aside_get_the_live_version(
         world.table = replace(world.table, splits={"inventory": split})
         answer = await client.post(CHAT, json=body)
         assert answer.headers["x-headrace-model"] == wanted
-    [report] = world.road.trials.reports("g")
+    [report] = world.attempts.trials.reports("g")
     assert report.account == "acme/k1"
 
 
@@ -229,7 +230,7 @@ class Judge:
     def __init__(self) -> None:
         self.judged: list[tuple[str, str, Arm]] = []
 
-    async def judge(self, trace_id: str, version: AdapterVersion, found: Arm) -> bool:
+    async def record_outcome(self, trace_id: str, version: AdapterVersion, found: Arm) -> bool:
         if trace_id == "down":
             raise ConnectionError("restarting")
         self.judged.append((trace_id, str(version), found))
@@ -243,7 +244,7 @@ async def test_the_answers_of_a_trial_are_told_with_who_gave_them(
     for number in range(10):
         body = {**GOOD, "model": "inventory", "user": f"u{number}"}
         assert (await client.post(CHAT, json=body)).status_code == 200
-    [report] = world.road.trials.reports("g")
+    [report] = world.attempts.trials.reports("g")
     assert list(report.answered) == [envelope.trace_id for envelope in world.audited]
     sides = ["candidate" if chosen(9, f"u{n}", 50) else "baseline" for n in range(10)]
     assert [given.side for given in report.answered.values()] == sides
@@ -251,27 +252,27 @@ async def test_the_answers_of_a_trial_are_told_with_who_gave_them(
     assert [given.group for given in report.answered.values()] == groups
     _split(world, 100, shadow=True)
     await client.post(CHAT, json={**GOOD, "model": "inventory"})
-    await until(lambda: not world.road.trials._shadows)
-    assert all(not report.answered for report in world.road.trials.reports("g"))
+    await until(lambda: not world.attempts.trials._shadows)
+    assert all(not report.answered for report in world.attempts.trials.reports("g"))
 
 
 async def test_what_was_not_heard_is_told_again(world: World, client: httpx.AsyncClient) -> None:
     _split(world, 50)
     for _ in range(2):
         assert (await client.post(CHAT, json={**GOOD, "model": "inventory"})).status_code == 200
-    first = world.road.trials.reports("g")
-    world.road.trials.unheard(first)
+    first = world.attempts.trials.reports("g")
+    world.attempts.trials.requeue(first)
     assert (await client.post(CHAT, json={**GOOD, "model": "inventory"})).status_code == 200
-    again, later = world.road.trials.reports("g")
+    again, later = world.attempts.trials.reports("g")
     assert [again] == first
     assert again.number < later.number
     assert len(later.answered) == 1
-    assert world.road.trials.reports("g") == []
+    assert world.attempts.trials.reports("g") == []
 
 
 async def test_feedback_is_recorded_and_handed_on() -> None:
     judge = Judge()
-    world = World(plane=judge)
+    world = World(rollouts=judge)
     transport = httpx.ASGITransport(app=world.app)
     async with httpx.AsyncClient(
         transport=transport, base_url="http://test", headers=_as("hr-user")
@@ -285,8 +286,10 @@ async def test_feedback_is_recorded_and_handed_on() -> None:
         assert (answer.status_code, answer.json()["counted"]) == (200, True)
         arm = Arm(disliked=Moments(1, 1.0, 1.0), rating=Moments(1, 2.0, 4.0))
         assert judge.judged == [("tr-1", "inventory@2", arm)]
-        recorded = world.audited[0].metadata
-        assert recorded == {"feedback_on": "tr-1", "disliked": "true", "rating": "2"}
+        event = world.audited[0].event
+        assert isinstance(event, FeedbackTrace)
+        assert (event.about, event.version) == ("tr-1", "inventory@2")
+        assert event.outcomes == {"disliked": True, "rating": 2}
         assert not (await say(trace_id="down", resolved=True)).json()["counted"]
         assert not (await say(model="inventory", resolved=True)).json()["counted"]
         assert (await say()).status_code == 400

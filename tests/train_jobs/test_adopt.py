@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from cluster import adapters
+from cluster.base_models import describe
 from cluster.bundle import signing
 from cluster.bundle.export import Source, export
 from cluster.config import BaseModelRef
 from cluster.errors import ArtifactError, ConfigError, HeadraceError
-from cluster.registry.bases import describe
-from cluster.registry.versions import AdapterRecord
+from cluster.records.adapter import AdapterRecord
 from cluster.workload import TurnRecord, write_turns
 from tests.conftest import MODEL
 from train_jobs.adopt import adopt
@@ -86,7 +86,7 @@ def test_a_foreign_adapter_gets_its_proofs_here(
     path = adopt(config(foreign))
     manifest = adapters.inspect(path, max_rank=32)
     assert (str(manifest.id), manifest.rank, manifest.seconds) == ("care@3", 4, 0.0)
-    assert manifest.evaluation.heldout_rows == 6
+    assert manifest.evaluation.headline.rows == 6
     assert len(manifest.golden) == 2
     for probe in manifest.golden:
         assert len(probe.logprobs) == len(probe.target_token_ids)
@@ -238,9 +238,9 @@ def test_a_bundle_comes_back_as_it_left(
     assert found.golden == record.manifest.golden
     assert found.dataset == record.manifest.dataset
     assert found.recipe["imported from"] == f"a bundle of care@2, signed by {fingerprint}"
-    assert (found.evaluation.previous, found.evaluation.wins) == (None, 0)
-    assert found.evaluation.accuracy == record.manifest.evaluation.accuracy
+    assert (found.evaluation.previous, found.evaluation.headline.wins) == (None, None)
+    assert found.evaluation.headline.value == record.manifest.evaluation.headline.value
     measured = adapters.inspect(
         adopt(config(bundle, version=4, trusted=(fingerprint,))), max_rank=32
     )
-    assert (measured.evaluation.heldout_rows, measured.golden) == (6, record.manifest.golden)
+    assert (measured.evaluation.headline.rows, measured.golden) == (6, record.manifest.golden)

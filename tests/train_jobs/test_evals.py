@@ -9,7 +9,7 @@ from cluster.config import BaseModelRef, load
 from cluster.errors import ArtifactError
 from cluster.workload import TurnRecord
 from tests.conftest import REPOSITORY
-from train_jobs.batches import IGNORE, Collator, chat_ids
+from train_jobs.batches import IGNORE, PromptCompletions, chat_ids
 from train_jobs.config import EvalConfig, TrainConfig
 from train_jobs.evals.understanding import Evaluator, score
 from train_jobs.loop import learning_rate
@@ -33,7 +33,7 @@ def test_scoring_counts_intents_and_slot_pairs() -> None:
 
 def test_only_the_completion_carries_loss() -> None:
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
-    collator = Collator(tokenizer, 64)
+    collator = PromptCompletions(tokenizer, 64)
     prompt = '[{"role": "user", "content": "hi"}]'
     batch = collator({"prompt": [prompt, prompt], "completion": ["yes", "y " * 90]})
     start = len(chat_ids(tokenizer, [{"role": "user", "content": "hi"}]))

@@ -14,9 +14,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from cluster.adapters import PEFT_CONFIG, WEIGHTS, GoldenProbe
+from cluster.adapters import PEFT_CONFIG, WEIGHTS
 from cluster.config import BaseModelRef
 from cluster.errors import ArtifactError
+from cluster.records.adapter import GoldenProbe
 from tests.conftest import MODEL
 from train_jobs.lora import with_adapter
 from train_jobs.peft_folder import copied, read_given, require_same_reading, write_plain

@@ -11,15 +11,20 @@ from typing import Any
 
 import torch
 
-from cluster.adapters import WEIGHTS, Evaluation, GoldenProbe
+from cluster.adapters import WEIGHTS
 from cluster.answer import Understanding, parse
 from cluster.config import BaseModelRef
 from cluster.processor import precision
+from cluster.records.adapter import GoldenProbe
+from cluster.records.evaluation import EvaluationReport, Metric, SuiteResult
 from cluster.storage import file_digest, write_atomic
 from cluster.workload import TurnRecord
 from train_jobs.batches import chat_ids
 from train_jobs.config import EvalConfig
 from train_jobs.lora import with_adapter
+
+#: The name of this suite in reports and gate rules.
+SUITE = "understanding"
 
 
 @dataclass(frozen=True)
@@ -121,7 +126,7 @@ class Evaluator:
 
     def evaluate(
         self, candidate: Path, previous: Path | None, label: str | None, trained: set[str]
-    ) -> Evaluation:
+    ) -> EvaluationReport:
         """The candidate, the base and the live version on the same rows.
 
         `trained` holds the texts of the training rows; rows outside it are also scored apart.
@@ -131,19 +136,38 @@ class Evaluator:
         unseen = [
             ok for ok, t in zip(mine.correct, self.turns, strict=True) if t.text not in trained
         ]
-        pairs = list(zip(mine.correct, theirs.correct, strict=True)) if theirs else []
-        return Evaluation(
-            heldout_rows=len(self.turns),
-            accuracy=mine.accuracy,
-            slot_f1=mine.slot_f1,
-            unseen_rows=len(unseen),
-            unseen_accuracy=sum(unseen) / len(unseen) if unseen else 0.0,
-            base_accuracy=base.accuracy,
-            previous=label if theirs else None,
-            previous_accuracy=theirs.accuracy if theirs else None,
-            wins=sum(ours and not other for ours, other in pairs),
-            losses=sum(other and not ours for ours, other in pairs),
+        rows = len(self.turns)
+        accuracy = Metric(value=mine.accuracy, rows=rows, base=base.accuracy)
+        slot_f1 = Metric(value=mine.slot_f1, rows=rows, base=base.slot_f1)
+        if theirs is not None:
+            pairs = list(zip(mine.correct, theirs.correct, strict=True))
+            paired = {
+                "previous": theirs.accuracy,
+                "wins": sum(ours and not other for ours, other in pairs),
+                "losses": sum(other and not ours for ours, other in pairs),
+            }
+            accuracy = accuracy.model_copy(update=paired)
+            slot_f1 = slot_f1.model_copy(update={"previous": theirs.slot_f1})
+        metrics = {
+            "accuracy": accuracy,
+            "slot_f1": slot_f1,
+            "unseen_accuracy": Metric(
+                value=sum(unseen) / len(unseen) if unseen else 0.0, rows=len(unseen)
+            ),
+        }
+        suite = SuiteResult(metrics=metrics, outcomes=self._keep(mine.correct))
+        return EvaluationReport(
+            suites={SUITE: suite},
+            primary=f"{SUITE}/accuracy",
+            previous=label if theirs is not None else None,
         )
+
+    def _keep(self, outcomes: list[bool]) -> str:
+        """Keep outcomes by row under their own digest, beside the scores."""
+        document = json.dumps(outcomes)
+        digest = hashlib.sha256(document.encode()).hexdigest()
+        write_atomic(self.cache / f"outcomes-{digest}.json", document)
+        return digest
 
     def probes(self, adapter: Path) -> tuple[GoldenProbe, ...]:
         """Prompts, the adapter's own greedy answers and the log-probabilities of the tokens of

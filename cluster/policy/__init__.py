@@ -1,0 +1,1 @@
+"""Business rules: facts about a request become a decision, which is carried out elsewhere."""

@@ -1,0 +1,1 @@
+"""Frozen, versioned values that cross a package or a disk boundary; no SQL, Ray or torch."""

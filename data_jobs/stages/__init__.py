@@ -1,1 +1,0 @@
-"""Row transformations of the dataset pipeline: pure functions from row to row."""

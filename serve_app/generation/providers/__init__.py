@@ -1,0 +1,1 @@
+"""Providers of generated answers; each implements `serve_app.generation.providers.base`."""
