@@ -1,7 +1,7 @@
 """What Headrace asks of Ray beyond its stable interface: each flag and attribute with its reason.
 
 The only module to change when Ray changes under us. Flags are read by Ray when it is imported, in
-every process of the cluster; `cluster.runtime` sets them.
+every process of the cluster; `cluster.launch.local` sets them.
 """
 
 from __future__ import annotations

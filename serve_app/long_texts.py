@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from cluster.governance.findings import OutOfTime, Tick
 from cluster.records.trace import Refusal
-from serve_app.tasks import apart
+from serve_app.tasks import spawn_detached
 
 T = TypeVar("T")
 
@@ -84,7 +84,7 @@ class LongTexts:
         job = _Job(work, loop.create_future(), loop.time() + self._patience_s)
         mine.append(job)
         if self._working is None or self._working.done():
-            self._working = apart(self._work())
+            self._working = spawn_detached(self._work())
         result: T = await job.answer
         return result
 

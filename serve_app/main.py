@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _deploy(config: ServeConfig, workdir: Path) -> None:
-    from cluster.runtime import attach, require_cluster
+    from cluster.launch.local import attach, require_cluster
 
     cluster = require_cluster(workdir)
     attach(cluster)

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 
-def apart(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+def spawn_detached(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
     """Run `work` outside the request that happened to start it.
 
     A client that goes away has everything cancelled that was called in its request's context, and

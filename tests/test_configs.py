@@ -6,16 +6,16 @@ import pytest
 
 from cluster.budget.prices import PriceBook
 from cluster.config import ConfigModel, load
+from cluster.demo.config import DemoConfig
 from cluster.records.gate import GateRules
 from cluster.rollout.plan import RolloutPlan
-from cluster.wheel.config import WheelConfig
 from data_jobs.config import DatasetConfig, ImportConfig
 from serve_app.config import ServeConfig
 from tests.conftest import REPOSITORY
 from train_jobs.config import AdoptConfig, TrainConfig
 
 SCHEMAS: dict[str, type[ConfigModel]] = {
-    "local/demo.yaml": WheelConfig,
+    "local/demo.yaml": DemoConfig,
     "serve/local.yaml": ServeConfig,
     "serve/cluster.yaml": ServeConfig,
     "serve/bench.yaml": ServeConfig,
@@ -43,13 +43,13 @@ def test_it_loads(name: str) -> None:
 
 
 def test_what_the_demo_names_exists() -> None:
-    demo = load(WheelConfig, REPOSITORY / "configs" / "local" / "demo.yaml")
+    demo = load(DemoConfig, REPOSITORY / "configs" / "local" / "demo.yaml")
     for path in (demo.serve, demo.train, demo.data, demo.base_model.path):
         assert (REPOSITORY / path).exists(), path
 
 
 def test_the_smoke_configs_load() -> None:
     folder = Path(__file__).parent / "integration" / "smoke"
-    load(WheelConfig, folder / "demo.yaml")
+    load(DemoConfig, folder / "demo.yaml")
     load(TrainConfig, folder / "train.yaml")
     load(ImportConfig, folder / "import.yaml")

@@ -80,10 +80,10 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _import(options: argparse.Namespace) -> int:
-    from cluster import runtime
     from cluster.bundle import signing
     from cluster.control import jobs
     from cluster.errors import UserError
+    from cluster.launch import local as runtime
 
     source, tenant = options.source.resolve(), named_tenant(options.tenant)
     if options.heldout and not options.heldout.is_file():

@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from cluster.wheel.demo import run
+    from cluster.demo.run import run
 
     return run(
         config=options.config,
@@ -86,13 +86,16 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _up(options: argparse.Namespace) -> int:
-    from cluster.wheel.up import run
+    from cluster.config import load
+    from cluster.demo.config import DemoConfig
+    from cluster.launch.up import run
 
-    return run(config=options.config, workdir=options.workdir, port=options.port)
+    # The same file as the demonstration's, whose folder it serves again.
+    return run(config=load(DemoConfig, options.config), workdir=options.workdir, port=options.port)
 
 
 def _down(options: argparse.Namespace) -> int:
-    from cluster import runtime
+    from cluster.launch import local as runtime
 
     stopped = runtime.stop(options.workdir.resolve())
     print("stopped" if stopped else "nothing was running")

@@ -26,7 +26,7 @@ def client(options: argparse.Namespace) -> ControlClient:
     Raises:
         ConflictError: none does.
     """
-    from cluster import runtime
+    from cluster.launch import local as runtime
 
     cluster = runtime.require_cluster(options.workdir.resolve())
     # Ray prints its advice on standard output, where a reader of ours expects only the answer.

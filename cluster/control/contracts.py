@@ -22,7 +22,7 @@ from cluster.records.labels import GivenLabel, Label, LabelTask
 from cluster.records.limits import Limits
 from cluster.records.model import BaseModelInfo
 from cluster.records.usage import MeteredUsage
-from cluster.rollout.evidence import Arm
+from cluster.rollout.evidence import VariantStats
 from cluster.rollout.gate import Verdict
 from cluster.rollout.plan import RolloutPlan
 from cluster.rollout.state import Report, Rollout
@@ -360,7 +360,9 @@ class Rollouts(Protocol):
         """Count evidence that a gateway gathered; reports are numbered, and count once."""
         ...
 
-    async def record_outcome(self, trace_id: str, version: AdapterVersion, found: Arm) -> bool:
+    async def record_outcome(
+        self, trace_id: str, version: AdapterVersion, found: VariantStats
+    ) -> bool:
         """Count what became of an answer on trial; whether anything of it was new."""
         ...
 

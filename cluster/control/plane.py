@@ -1,7 +1,7 @@
 """The control plane: composes the services, and dispatches calls to them.
 
 One process owns the registry's connection, so that no request path ever waits on SQL. Made into a
-named Ray actor by `cluster.runtime`; tests use it as a plain object.
+named Ray actor by `cluster.launch.local`; tests use it as a plain object.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from cluster.control.swap import check_proofs
 from cluster.errors import ConflictError, NotFoundError, VerificationError
 from cluster.records.adapter import ServedAdapter
 from cluster.rollout.decide import Action, Decision
-from cluster.rollout.evidence import Arm, Evidence
+from cluster.rollout.evidence import Evidence, VariantStats
 from cluster.rollout.outcomes import Answer
 from cluster.rollout.state import Report, Rollout, Status
 from cluster.types import AdapterVersion
@@ -140,7 +140,7 @@ class RolloutController:
             self._store.note(report)
         self._active.update(taken)
 
-    def judge(self, trace_id: str, version: AdapterVersion, found: Arm) -> bool:
+    def judge(self, trace_id: str, version: AdapterVersion, found: VariantStats) -> bool:
         """Count what became of an answer of `version`; whether anything of it was new."""
         rollout = self.of(version.name)
         if rollout is None or version not in (rollout.candidate, rollout.baseline):
@@ -182,8 +182,10 @@ class RolloutController:
             ConflictError: it has not shown what it had to.
         """
         rollout = self.of(adapter)
-        if rollout is None or rollout.status != Status.RUNNING:
+        if rollout is None:
             raise NotFoundError(f"no rollout of {adapter[:64]!r} is under way")
+        if rollout.status != Status.RUNNING:
+            raise ConflictError(f"the rollout of {rollout.candidate} is {rollout.status}")
         decision = rollout.agreed(now)
         if decision.action is not Action.PROMOTE:
             raise ConflictError(f"{rollout.candidate} is not to be promoted yet: {decision.reason}")

@@ -23,7 +23,7 @@ from cluster.budget.metering import UsageBatch
 from cluster.budget.prices import PriceBook
 from cluster.records.trace import decode_metered
 from cluster.records.usage import MeteredUsage
-from cluster.registry import events, residency
+from cluster.registry import events, live_hours
 from cluster.registry import writers as log_writers
 from cluster.registry.schema import Label, PriceRow, TokenRow, WorkRow
 
@@ -156,7 +156,7 @@ def bill(
     for since, until, book in _slices(tx, start, end, prices):
         seconds = _amount(tx, TRAINING, tenant, since, until, adapters=adapters)
         labels = _amount(tx, LABELS, tenant, since, until, adapters=adapters)
-        live = residency.seconds(tx, tenant, since, until, adapters) / 3600
+        live = live_hours.seconds(tx, tenant, since, until, adapters) / 3600
         trained, labelled, hours = trained + seconds, labelled + labels, hours + live
         extra += seconds / 3600 * book.training_hour + labels * book.label
         extra += live * book.adapter_hour

@@ -12,8 +12,8 @@ from operator import attrgetter
 from cluster.rollout.evidence import Evidence, Moments
 from cluster.rollout.plan import Guardrails, RolloutPlan
 from cluster.rollout.sequential import (
-    FEWEST,
     FEWEST_GROUPS,
+    MIN_OBSERVATIONS,
     Range,
     compared,
     radius,
@@ -170,7 +170,7 @@ def _thin(limits: Guardrails, seen: Evidence, alpha: float) -> list[_Worse]:
     )
     found = []
     for what, less, more, allowed, own in rows:
-        if not 0 < min(less.n, more.n) < FEWEST:
+        if not 0 < min(less.n, more.n) < MIN_OBSERVATIONS:
             continue
         apart, low = more.mean - less.mean, -inf
         if what == "error rate":
@@ -180,7 +180,7 @@ def _thin(limits: Guardrails, seen: Evidence, alpha: float) -> list[_Worse]:
 
 
 def _rough(moments: Moments, alpha: float) -> float:
-    few = moments.n < FEWEST
+    few = moments.n < MIN_OBSERVATIONS
     return rough_radius(moments.n, alpha) if few else radius(moments, alpha, within=_RATE)
 
 

@@ -40,7 +40,7 @@ class Moments:
 
 
 @dataclass(frozen=True)
-class Arm:
+class VariantStats:
     """One version's measures. Rates are moments of zeros and ones."""
 
     errors: Moments = field(default_factory=Moments)
@@ -59,9 +59,9 @@ class Arm:
     groups: int = 0
     """Of users: a bit for each group that a request was of, see `cluster.rollout.groups`."""
 
-    def __add__(self, other: Arm) -> Arm:
+    def __add__(self, other: VariantStats) -> VariantStats:
         sums: dict[str, Any] = {n: getattr(self, n) + getattr(other, n) for n in MEASURES}
-        return Arm(**sums, groups=self.groups | other.groups)
+        return VariantStats(**sums, groups=self.groups | other.groups)
 
     def as_json(self) -> dict[str, float | None]:
         """Its means for a reader; None for an outcome nobody reported."""
@@ -77,15 +77,15 @@ class Arm:
 
 
 #: What an arm has moments of.
-MEASURES = tuple(f.name for f in fields(Arm) if f.name != "groups")
+MEASURES = tuple(f.name for f in fields(VariantStats) if f.name != "groups")
 
 
 @dataclass(frozen=True)
 class Evidence:
     """Both arms side by side, over the same time."""
 
-    baseline: Arm = field(default_factory=Arm)
-    candidate: Arm = field(default_factory=Arm)
+    baseline: VariantStats = field(default_factory=VariantStats)
+    candidate: VariantStats = field(default_factory=VariantStats)
 
     def __add__(self, other: Evidence) -> Evidence:
         return Evidence(self.baseline + other.baseline, self.candidate + other.candidate)

@@ -9,14 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from cluster.rollout.evidence import MEASURES, Arm, Moments
+from cluster.rollout.evidence import MEASURES, Moments, VariantStats
 
 Side = Literal["baseline", "candidate"]
 """Of a rollout: who gave an answer."""
 
 
 @dataclass(frozen=True)
-class Given:
+class AnswerSource:
     """Who gave an answer, the group of the user who got it (see `cluster.rollout.groups`), and the
     account of the key it came with (see `cluster.rollout.accounts`)."""
 
@@ -35,9 +35,9 @@ class Answer:
     group: int
     account: str = ""
     counted: frozenset[str] = frozenset()
-    """The outcomes of it that are known, by their names in `Arm`."""
+    """The outcomes of it that are known, by their names in `VariantStats`."""
 
-    def judged(self, found: Arm) -> tuple[Answer, Arm] | None:
+    def judged(self, found: VariantStats) -> tuple[Answer, VariantStats] | None:
         """The answer with `found` known of it, and what of that is new; None where nothing is."""
         names = {name for name in MEASURES if getattr(found, name).n}
         if names <= self.counted:

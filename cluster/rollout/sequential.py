@@ -15,7 +15,7 @@ from cluster.rollout.evidence import Moments
 #: The number of observations at which the interval is tightest.
 _TUNED_FOR = 500
 #: Below this the normal approximation behind the interval does not hold.
-FEWEST = 30
+MIN_OBSERVATIONS = 30
 #: Below this nothing can be said of how much groups differ.
 FEWEST_GROUPS = 20
 
@@ -40,7 +40,7 @@ def radius(moments: Moments, alpha: float, *, within: Range | None) -> float:
     variance to go by: of a measure that lies `within` a range, two observations more, one at each
     end, stand in for what may come.
     """
-    if moments.n < FEWEST:
+    if moments.n < MIN_OBSERVATIONS:
         return inf
     seen = moments + Moments.of(within) if within else moments
     return sqrt(seen.variance * _stretch(seen.n, alpha))
@@ -49,7 +49,7 @@ def radius(moments: Moments, alpha: float, *, within: Range | None) -> float:
 def rough_radius(n: int, alpha: float) -> float:
     """As `radius`, of a share of which little was seen: by Hoeffding's inequality (1963), for each
     of so many looks."""
-    return sqrt(log(2 * FEWEST / alpha) / (2 * n)) if 0 < n < FEWEST else inf
+    return sqrt(log(2 * MIN_OBSERVATIONS / alpha) / (2 * n)) if 0 < n < MIN_OBSERVATIONS else inf
 
 
 def grouped_radius(groups: Collection[Moments], alpha: float, *, within: Range) -> float:
@@ -106,7 +106,7 @@ def compared(
     one that had more requests just then (Simpson's paradox). So each is compared by itself, and the
     differences are weighted by what they tell (Cochran, 1954).
     """
-    told = [pair for pair in stretches if min(pair[0].n, pair[1].n) >= FEWEST]
+    told = [pair for pair in stretches if min(pair[0].n, pair[1].n) >= MIN_OBSERVATIONS]
     if not told:
         return None
     weights = [old.n * new.n / (old.n + new.n) for old, new in told]

@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 from cluster.rollout import accounts
 from cluster.rollout.decide import Action, Decision, decide
 from cluster.rollout.evidence import Evidence, Moments
-from cluster.rollout.outcomes import Given, Side
+from cluster.rollout.outcomes import AnswerSource, Side
 from cluster.rollout.plan import RolloutPlan
-from cluster.rollout.sequential import FEWEST
+from cluster.rollout.sequential import MIN_OBSERVATIONS
 from cluster.rollout.trial import Verdict, verdict
 from cluster.types import AdapterVersion
 
@@ -51,7 +51,7 @@ class Report:
     rollout: int
     phase: int
     seen: Evidence
-    answered: dict[str, Given] = field(default_factory=dict)
+    answered: dict[str, AnswerSource] = field(default_factory=dict)
     """Who gave which answers, by trace id, where users saw them."""
     group: int | None = None
     """Of users, where it is one user's word on an answer."""
@@ -207,7 +207,7 @@ class Rollout:
                 return Decision(Action.HOLD, reason, aside=frozenset(left))
             return Decision(Action.HOLD, f"without {_counted(part)}: {rest.reason}")
         foreign = any("/" not in name and name != self.owner for name in part)
-        needed = min(FEWEST, self.plan.phases[self.phase].min_requests)
+        needed = min(MIN_OBSERVATIONS, self.plan.phases[self.phase].min_requests)
         if foreign and without.seen.candidate.errors.n < needed:
             return Decision(Action.HOLD, f"without {_counted(part)} too little was seen")
         return None

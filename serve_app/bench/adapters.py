@@ -23,9 +23,9 @@ from typing import Any
 import aiohttp
 
 from cluster.errors import HeadraceError
+from cluster.progress import ProgressReporter
 from cluster.quantiles import percentile
 from cluster.types import AdapterVersion
-from cluster.wheel.narrator import Narrator
 from serve_app.bench import intervals, systems, versions
 from serve_app.bench.systems import System
 from serve_app.bench.versions import DTYPE
@@ -121,13 +121,13 @@ class Spans:
     hurried: list[tuple[float, float]] = field(default_factory=list)
 
 
-def run(folder: Path, plan: Plan, narrator: Narrator) -> dict[str, Any]:
+def run(folder: Path, plan: Plan, progress: ProgressReporter) -> dict[str, Any]:
     """Make the versions, deploy, swap under load, and judge every answer."""
     folder.mkdir(parents=True, exist_ok=True)
-    narrator.step(f"Make {plan.swaps + 1} versions of one adapter, and {len(_OTHERS)} others")
+    progress.step(f"Make {plan.swaps + 1} versions of one adapter, and {len(_OTHERS)} others")
     made = _versions(folder, plan)
     offline = json.loads((made / "offline.json").read_text())
-    narrator.step("Start a Ray cluster and deploy the graph on the real engine")
+    progress.step("Start a Ray cluster and deploy the graph on the real engine")
     settings = (
         f"base_model.dtype={DTYPE}",
         f"engine.autoscaling.min_replicas={plan.replicas}",
@@ -136,9 +136,9 @@ def run(folder: Path, plan: Plan, narrator: Narrator) -> dict[str, Any]:
     with systems.ours(folder, plan.config, "fused", "vllm", settings) as system:
         _register(made, plan)
         clients = 2 * plan.clients + plan.watchers
-        narrator.step(f"{plan.swaps} swaps in {plan.blocks} blocks and a last, {clients} clients")
-        answers, swaps, spans = asyncio.run(_under_load(system, plan, offline["prompts"], narrator))
-        narrator.step(f"Switch it off and on again, {plan.kills} times, {plan.clients} clients")
+        progress.step(f"{plan.swaps} swaps in {plan.blocks} blocks and a last, {clients} clients")
+        answers, swaps, spans = asyncio.run(_under_load(system, plan, offline["prompts"], progress))
+        progress.step(f"Switch it off and on again, {plan.kills} times, {plan.clients} clients")
         asked, kills = asyncio.run(_switched(system, plan, offline["prompts"]))
     return {
         "plan": {**asdict(plan), "config": plan.config.name},
@@ -187,7 +187,7 @@ def _promote(version: AdapterVersion) -> dict[str, Any]:
 
 
 async def _under_load(
-    system: System, plan: Plan, prompts: list[str], narrator: Narrator
+    system: System, plan: Plan, prompts: list[str], progress: ProgressReporter
 ) -> tuple[list[Answer], list[Swap], Spans]:
     answers, swaps, spans = list[Answer](), list[Swap](), Spans()
     async with _client(system, prompts) as client:
@@ -209,12 +209,12 @@ async def _under_load(
             spans.rest.append(await _rest(each * plan.every_s))
             spans.swap.append(await _block(islice(following, each), swaps, plan.every_s))
             took = spans.swap[-1][1] - spans.swap[-1][0]
-            narrator.say(f"block {block + 1}: {each} swaps in {took:.1f} s")
+            progress.say(f"block {block + 1}: {each} swaps in {took:.1f} s")
         spans.rest.append(await _rest(each * plan.every_s))
         rest = plan.swaps - len(swaps)
         spans.hurried.append(await _block(islice(following, rest), swaps, 0.0))
         took = spans.hurried[0][1] - spans.hurried[0][0]
-        narrator.say(f"{rest} swaps, one after another, in {took:.1f} s")
+        progress.say(f"{rest} swaps, one after another, in {took:.1f} s")
         await asyncio.sleep(1.0)
         client.stopped = True
         await asyncio.gather(*asking)

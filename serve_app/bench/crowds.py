@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.wheel.narrator import Narrator
+from cluster.progress import ProgressReporter
 from serve_app.bench import versions
 from serve_app.bench.systems import REPOSITORY
 from serve_app.config import EngineConfig
@@ -39,19 +39,19 @@ class Plan:
     """Adapters that one of the engines has room for; the others hold all."""
 
 
-def run(folder: Path, plan: Plan, narrator: Narrator) -> dict[str, Any]:
+def run(folder: Path, plan: Plan, progress: ProgressReporter) -> dict[str, Any]:
     """Make the adapters, measure, and compare medians of the rounds."""
     folder.mkdir(parents=True, exist_ok=True)
-    narrator.step(f"Make {plan.adapters} adapters and their offline answers (once a machine)")
+    progress.step(f"Make {plan.adapters} adapters and their offline answers (once a machine)")
     made = versions.made(_MODEL, folder, [f"{_NAME}:{plan.adapters}"], _MAKE_S)
     merged = _merged(folder, made)
     rows: list[dict[str, Any]] = []
 
     def measure(what: str, *arguments: str) -> None:
-        narrator.step(what)
+        progress.step(what)
         for row in _crowd(made, plan, arguments):
             rows.append(row)
-            narrator.say(
+            progress.say(
                 f"{row['name']:<14} {row['tokens_per_s']:7.0f} tokens/s  {row['requests']:5d} "
                 f"answers, {row['right']} right, {row['wrong']} wrong, {row['failed']} failed  "
                 f"{row['memory_mib']:6.0f} MiB"

@@ -14,8 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cluster.progress import ProgressReporter
 from cluster.quantiles import percentile
-from cluster.wheel.narrator import Narrator
 from serve_app.bench import systems
 from serve_app.bench.streams import Stream
 from serve_app.bench.systems import System
@@ -56,7 +56,7 @@ class Measurement:
     broken: int
 
 
-def run(folder: Path, plan: Plan, narrator: Narrator) -> dict[str, Any]:
+def run(folder: Path, plan: Plan, progress: ProgressReporter) -> dict[str, Any]:
     """Measure every system in every round; returns rows, medians and ratios."""
     folder.mkdir(parents=True, exist_ok=True)
     order, rows = random.Random(0), list[Measurement]()
@@ -69,9 +69,9 @@ def run(folder: Path, plan: Plan, narrator: Narrator) -> dict[str, Any]:
     }
     for number in range(plan.rounds):
         for name in order.sample(sorted(starts), len(starts)):
-            narrator.step(f"Round {number + 1} of {plan.rounds}: {name} on the real engine")
+            progress.step(f"Round {number + 1} of {plan.rounds}: {name} on the real engine")
             with starts[name]() as system:
-                rows += _measure(system, number, plan, narrator)
+                rows += _measure(system, number, plan, progress)
     return {
         "plan": {**asdict(plan), "config": plan.config.name},
         "ratios": ratios(rows),
@@ -79,14 +79,16 @@ def run(folder: Path, plan: Plan, narrator: Narrator) -> dict[str, Any]:
     }
 
 
-def _measure(system: System, number: int, plan: Plan, narrator: Narrator) -> list[Measurement]:
+def _measure(
+    system: System, number: int, plan: Plan, progress: ProgressReporter
+) -> list[Measurement]:
     rows = []
     for concurrency in plan.concurrencies:
         settings = {"concurrency": concurrency, "max_tokens": plan.max_tokens}
         system.stream(seconds=_WARM_S, seed=900, **settings)
         seconds, streams = system.stream(seconds=plan.seconds, seed=number, **settings)
         row = summed(number, system.name, concurrency, seconds, streams)
-        narrator.say(
+        progress.say(
             f"{concurrency:3d} streams  {row.tokens_per_s:7.1f} tokens/s  "
             f"first {row.first_p50:7.2f} ms  "
             f"token {row.per_token_p50:6.2f} p99 {row.per_token_p99:6.2f} ms"

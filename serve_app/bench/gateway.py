@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.processes import pin
-from cluster.wheel.narrator import Narrator
+from cluster.progress import ProgressReporter
 from serve_app.bench import systems
 from serve_app.bench.systems import System
 
@@ -47,7 +47,7 @@ class Measurement:
     errors: dict[str, int]
 
 
-def run(folder: Path, plan: Plan, narrator: Narrator) -> dict[str, Any]:
+def run(folder: Path, plan: Plan, progress: ProgressReporter) -> dict[str, Any]:
     """In each round start one system after another in shuffled order, alone on the machine.
 
     What is not measured does not run, so that nobody's idle processes cost the others.
@@ -58,9 +58,9 @@ def run(folder: Path, plan: Plan, narrator: Narrator) -> dict[str, Any]:
         starts = _starts(folder, plan, behind)
         for number in range(plan.rounds):
             for name in order.sample(sorted(starts), len(starts)):
-                narrator.step(f"Round {number + 1} of {plan.rounds}: {name}")
+                progress.step(f"Round {number + 1} of {plan.rounds}: {name}")
                 with starts[name]() as system:
-                    rows += _measure(system, behind, number, plan, narrator)
+                    rows += _measure(system, behind, number, plan, progress)
     return {
         "plan": {**asdict(plan), "config": plan.config.name},
         "litellm": systems.LITELLM,
@@ -84,7 +84,7 @@ def _starts(folder: Path, plan: Plan, behind: System) -> dict[str, Start]:
 
 
 def _measure(
-    system: System, upstream: System, number: int, plan: Plan, narrator: Narrator
+    system: System, upstream: System, number: int, plan: Plan, progress: ProgressReporter
 ) -> Iterator[Measurement]:
     for concurrency in (1, plan.concurrency):
         system.measure(
@@ -94,7 +94,7 @@ def _measure(
         _place(system, upstream, pinned=pinned)
         for kind in ("sequential", "throughput", "cached"):
             row = _row(system, kind, number, plan, pinned=pinned)
-            narrator.say(
+            progress.say(
                 f"{'one core' if pinned else 'unpinned'}  {kind:<10} {row.rps:7.1f} rps  p50 "
                 f"{row.p50_ms:7.2f}  p99 {row.p99_ms:7.2f} ms  errors {row.errors}"
             )

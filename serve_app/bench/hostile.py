@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.wheel.narrator import Narrator
+from cluster.progress import ProgressReporter
 from serve_app.bench import systems
 from serve_app.bench.attacks import KINDS
 from serve_app.bench.systems import System
@@ -60,7 +60,7 @@ class Row:
         return not self.errors and self.p99_ms <= max(2 * quiet_p99_ms, _UNNOTICED_MS)
 
 
-def run(folder: Path, plan: Plan, narrator: Narrator) -> dict[str, Any]:
+def run(folder: Path, plan: Plan, progress: ProgressReporter) -> dict[str, Any]:
     """Measure the victim at rest, then beside each kind; raw rows and the worst of them."""
     with systems.ours(folder, plan.config, plan.placement, plan.engine, _SETTINGS) as system:
         from cluster.control.client import ControlClient
@@ -72,12 +72,12 @@ def run(folder: Path, plan: Plan, narrator: Narrator) -> dict[str, Any]:
         _measure(system, _WARM_S, 900)
         quiet = _measure(system, 2 * plan.seconds, 901)
         p99 = quiet.quantile(0.99)
-        narrator.say(f"at rest: p50 {quiet.quantile(0.5):.1f}  p99 {p99:.1f} ms")
+        progress.say(f"at rest: p50 {quiet.quantile(0.5):.1f}  p99 {p99:.1f} ms")
         rows = list[Row]()
         for number, kind in enumerate(plan.kinds):
             rows.append(_beside(system, key, kind, plan, number=number, quiet_p99_ms=p99))
             row = rows[-1]
-            narrator.say(
+            progress.say(
                 f"{kind:<26} p50 {row.p50_ms:7.1f}  p99 {row.p99_ms:7.1f} ms  {row.ratio:5.2f} x  "
                 f"errors {row.errors}  attacker {row.attacker}"
             )

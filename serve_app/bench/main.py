@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import HeadraceError
+from cluster.progress import ProgressReporter
 from cluster.storage import write_atomic
-from cluster.wheel.narrator import Narrator
 from serve_app.bench import crowds
 
 #: So that each block has one.
@@ -100,13 +100,13 @@ def _add_hostile(verbs: Any) -> argparse.ArgumentParser:
 def _gateway(options: argparse.Namespace) -> dict[str, Any]:
     from serve_app.bench import gateway
 
-    narrator = Narrator()
+    progress = ProgressReporter()
     plan = gateway.Plan(options.rounds, options.seconds, options.concurrency)
     with _quiet(options.workdir) as folder:
-        found = gateway.run(folder, plan, narrator)
-    narrator.step("Against LiteLLM at its best of one or two workers (medians of the rounds)")
+        found = gateway.run(folder, plan, progress)
+    progress.step("Against LiteLLM at its best of one or two workers (medians of the rounds)")
     for name, value in found["ratios"].items():
-        narrator.say(f"{value:6.2f} x  {name}")
+        progress.say(f"{value:6.2f} x  {name}")
     if not options.no_engine:
         options.placement = None
         found["engine"] = _engine(options)
@@ -116,38 +116,38 @@ def _gateway(options: argparse.Namespace) -> dict[str, Any]:
 def _engine(options: argparse.Namespace) -> dict[str, Any]:
     from serve_app.bench import engine
 
-    narrator = Narrator()
+    progress = ProgressReporter()
     placements = tuple(options.placement or engine.Plan.placements)
     plan = engine.Plan(options.rounds, options.seconds, placements=placements)
     with _quiet(options.workdir) as folder:
-        found = engine.run(folder, plan, narrator)
-    narrator.step("Against the engine's own server (medians of the rounds)")
+        found = engine.run(folder, plan, progress)
+    progress.step("Against the engine's own server (medians of the rounds)")
     for name, value in found["ratios"].items():
-        narrator.say(f"{value:8.2f}  {name}")
+        progress.say(f"{value:8.2f}  {name}")
     return found
 
 
 def _overload(options: argparse.Namespace) -> dict[str, Any]:
     from serve_app.bench import pressure
 
-    narrator = Narrator()
+    progress = ProgressReporter()
     plan = pressure.Plan(options.placement, options.seconds, options.concurrency)
     with _quiet(options.workdir) as folder:
-        found = pressure.overload(folder, plan, narrator)
-    narrator.step(f"{found['goodput']:.3f} of the peak; {found['refused']} clean refusals")
-    narrator.say(f"other errors: {found['other_errors']}")
-    narrator.say(f"recovered after {found['recovered_after_s']} s")
+        found = pressure.overload(folder, plan, progress)
+    progress.step(f"{found['goodput']:.3f} of the peak; {found['refused']} clean refusals")
+    progress.say(f"other errors: {found['other_errors']}")
+    progress.say(f"recovered after {found['recovered_after_s']} s")
     return found
 
 
 def _streams(options: argparse.Namespace) -> dict[str, Any]:
     from serve_app.bench import pressure
 
-    narrator = Narrator()
+    progress = ProgressReporter()
     plan = pressure.Plan(options.placement, concurrency=options.concurrency)
     with _quiet(options.workdir) as folder:
-        found = pressure.streams(folder, plan, narrator)
-    narrator.step(f"{found['complete']} of {found['streams']} complete in {found['seconds']} s")
+        found = pressure.streams(folder, plan, progress)
+    progress.step(f"{found['complete']} of {found['streams']} complete in {found['seconds']} s")
     return found
 
 
@@ -158,13 +158,13 @@ def _hostile(options: argparse.Namespace) -> dict[str, Any]:
     kinds = tuple(options.kind or KINDS)
     if unknown := sorted(set(kinds) - set(KINDS)):
         raise HeadraceError(f"--kind {unknown[0]}: one of {', '.join(KINDS)}")
-    narrator = Narrator()
+    progress = ProgressReporter()
     plan = hostile.Plan(options.placement, options.seconds, options.clients, options.engine, kinds)
-    narrator.step(f"One tenant beside another's attacks: {plan.placement}, {plan.engine} engine")
+    progress.step(f"One tenant beside another's attacks: {plan.placement}, {plan.engine} engine")
     with _quiet(options.workdir) as folder:
-        found = hostile.run(folder, plan, narrator)
+        found = hostile.run(folder, plan, progress)
     verdict = "held" if found["held"] else f"NOT held: {', '.join(found['not_held'])}"
-    narrator.step(
+    progress.step(
         f"worst p99 {found['worst_victim_p99_ms']:.1f} ms, {found['worst_victim_ratio']:.2f} x; "
         f"{found['victim_errors']} errors; {verdict}"
     )
@@ -174,15 +174,15 @@ def _hostile(options: argparse.Namespace) -> dict[str, Any]:
 def _soak(options: argparse.Namespace) -> dict[str, Any]:
     from serve_app.bench import soak
 
-    narrator = Narrator()
+    progress = ProgressReporter()
     plan = soak.Plan(options.minutes, options.concurrency, options.placement)
     with _quiet(options.workdir) as folder:
-        found = soak.run(folder, plan, narrator)
-    narrator.step(f"{found['requests']} requests, {found['errors']} errors")
+        found = soak.run(folder, plan, progress)
+    progress.step(f"{found['requests']} requests, {found['errors']} errors")
     first, last = found["p99_ms"]["first_tenth"], found["p99_ms"]["last_tenth"]
-    narrator.say(f"p99 {first:.1f} ms in the first tenth of the run, {last:.1f} ms in the last")
+    progress.say(f"p99 {first:.1f} ms in the first tenth of the run, {last:.1f} ms in the last")
     for row in found["growth"][:8]:
-        narrator.say(f"{row['mib_per_10k']:+7.3f} MiB per 10,000 requests  {row['process']}")
+        progress.say(f"{row['mib_per_10k']:+7.3f} MiB per 10,000 requests  {row['process']}")
     return found
 
 
@@ -193,7 +193,7 @@ def _adapters(options: argparse.Namespace) -> dict[str, Any]:
         raise HeadraceError(f"--swaps {options.swaps}: at least {_FEWEST_SWAPS}")
     if options.every < _FASTEST_S:
         raise HeadraceError(f"--every {options.every}: at least {_FASTEST_S}, for rests as long")
-    narrator = Narrator()
+    progress = ProgressReporter()
     if options.replicas < 1:
         raise HeadraceError(f"--replicas {options.replicas}: at least 1")
     plan = adapters.Plan.of(
@@ -203,25 +203,25 @@ def _adapters(options: argparse.Namespace) -> dict[str, Any]:
         replicas=options.replicas,
     )
     with _quiet(options.workdir) as folder:
-        found = adapters.run(folder, plan, narrator)
-    narrator.step(
+        found = adapters.run(folder, plan, progress)
+    progress.step(
         f"{found['swaps']} swaps on {plan.replicas} engines, {found['failed']} of "
         f"{found['answers']} answers failed"
     )
-    narrator.say(
+    progress.say(
         f"{found['right']} as offline, {found['wrong']} of another version than named, "
         f"{found['unlike']} like none"
     )
     for name, unit in (("promote_to_first_token_ms", "ms"), ("prepare_ms", "ms")):
-        narrator.say(f"{name}: p50 {found[name]['p50']} p99 {found[name]['p99']} {unit}")
+        progress.say(f"{name}: p50 {found[name]['p50']} p99 {found[name]['p99']} {unit}")
     low, high = found["others_p99_ratio_95"]
-    narrator.say(
+    progress.say(
         f"{found['others_p99_ratio']} x the p99 at rest ({low} to {high} in 19 of 20 draws of the "
         f"run's blocks), of adapters that stay, with a swap every {plan.every_s:g} s; "
         f"{found['others_p99_ratio_hurried']} x with one after another"
     )
     kill = found["kill"]
-    narrator.say(
+    progress.say(
         f"{kill['kills']} kills: confirmed after p99 {kill['kill_ms']['p99']} ms, the last answer "
         f"after {kill['last_answer_ms']['p99']} ms; {kill['answered_after']} answered afterwards"
     )
@@ -236,16 +236,16 @@ def _crowd(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _measure_crowd(workdir: Path, plan: crowds.Plan) -> dict[str, Any]:
-    narrator = Narrator()
+    progress = ProgressReporter()
     with _quiet(workdir) as folder:
-        found = crowds.run(folder, plan, narrator)
-    narrator.step(
+        found = crowds.run(folder, plan, progress)
+    progress.step(
         f"{found['answers']} answers, {found['wrong']} of another adapter, {found['failed']} failed"
     )
     for name, value in found["ratios"].items():
-        narrator.say(f"{value:6.2f} x  {name}")
+        progress.say(f"{value:6.2f} x  {name}")
     for count, mib in found["memory_mib"].items():
-        narrator.say(f"{mib:6.0f} MiB with {count} adapters in memory")
+        progress.say(f"{mib:6.0f} MiB with {count} adapters in memory")
     return found
 
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.wheel.narrator import Narrator
+from cluster.progress import ProgressReporter
 from serve_app.bench import systems
 from serve_app.bench.fixed import ANSWER, TOKENS
 from serve_app.bench.load import Result
@@ -30,22 +30,22 @@ class Plan:
     config: Path = systems.REPOSITORY / "configs/serve/bench.yaml"
 
 
-def overload(folder: Path, plan: Plan, narrator: Narrator) -> dict[str, Any]:
+def overload(folder: Path, plan: Plan, progress: ProgressReporter) -> dict[str, Any]:
     """Peak, overload and recovery, on distinct prompts; clients wait as long as a 429 says."""
     folder.mkdir(parents=True, exist_ok=True)
-    narrator.step(f"Start a Ray cluster and deploy the graph, {plan.placement}")
+    progress.step(f"Start a Ray cluster and deploy the graph, {plan.placement}")
     # Each gateway admits what makes the peak; the kernel deals connections out unevenly.
     settings = (f"gateway.max_under_way={plan.concurrency}",)
     with systems.ours(folder, plan.config, plan.placement, settings=settings) as system:
         system.measure(concurrency=plan.concurrency, seconds=5, seed=900)
-        narrator.step(f"Peak: {plan.concurrency} clients")
+        progress.step(f"Peak: {plan.concurrency} clients")
         peak = system.measure(concurrency=plan.concurrency, seconds=10, seed=1)
-        narrator.say(f"{peak.rps:.0f} answers a second")
+        progress.say(f"{peak.rps:.0f} answers a second")
         clients = _TIMES * plan.concurrency
-        narrator.step(f"Overload: {clients} clients for {plan.seconds:g} seconds")
+        progress.step(f"Overload: {clients} clients for {plan.seconds:g} seconds")
         during = system.measure(concurrency=clients, seconds=plan.seconds, seed=2, patient=True)
-        narrator.say(f"{during.rps:.0f} answers a second; refused or failed: {during.errors}")
-        narrator.step("After")
+        progress.say(f"{during.rps:.0f} answers a second; refused or failed: {during.errors}")
+        progress.step("After")
         after = system.measure(concurrency=plan.concurrency, seconds=_AFTER_S, seed=3)
     rows = {"peak": peak, "during": during, "after": after}
     return {
@@ -78,13 +78,13 @@ def _row(result: Result) -> dict[str, Any]:
     }
 
 
-def streams(folder: Path, plan: Plan, narrator: Narrator) -> dict[str, Any]:
+def streams(folder: Path, plan: Plan, progress: ProgressReporter) -> dict[str, Any]:
     """Open `plan.concurrency` streams at once and look at every frame of each."""
     folder.mkdir(parents=True, exist_ok=True)
-    narrator.step(f"Start a Ray cluster and deploy the graph, {plan.placement}")
+    progress.step(f"Start a Ray cluster and deploy the graph, {plan.placement}")
     with systems.ours(folder, plan.config, plan.placement) as system:
         system.stream(concurrency=32, seconds=3, seed=900, max_tokens=TOKENS)
-        narrator.step(f"Open {plan.concurrency} streams at once")
+        progress.step(f"Open {plan.concurrency} streams at once")
         seconds, found = system.stream(
             concurrency=plan.concurrency, seconds=0, seed=1, max_tokens=TOKENS
         )

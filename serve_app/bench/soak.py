@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.processes import command, descendants, resident_bytes
-from cluster.wheel.narrator import Narrator
+from cluster.progress import ProgressReporter
 from serve_app.bench import systems
 from serve_app.bench.systems import System
 
@@ -45,14 +45,14 @@ class Slice:
     resident: dict[int, int]
 
 
-def run(folder: Path, plan: Plan, narrator: Narrator) -> dict[str, Any]:
+def run(folder: Path, plan: Plan, progress: ProgressReporter) -> dict[str, Any]:
     """Deploy, load, watch; returns rows, slopes and latencies."""
     folder.mkdir(parents=True, exist_ok=True)
-    narrator.step(f"Start a Ray cluster and deploy the graph, {plan.placement}")
+    progress.step(f"Start a Ray cluster and deploy the graph, {plan.placement}")
     with systems.ours(folder, plan.config, plan.placement) as system:
         names = {pid: command(pid)[:80].strip() for pid in descendants(system.roots)}
-        narrator.step(f"Load it for {plan.minutes:g} minutes")
-        slices = _load(system, plan, narrator)
+        progress.step(f"Load it for {plan.minutes:g} minutes")
+        slices = _load(system, plan, progress)
     warm = slices[int(_WARM_SHARE * len(slices)) :]
     tenth = max(1, len(slices) // 10)
     return {
@@ -68,10 +68,10 @@ def run(folder: Path, plan: Plan, narrator: Narrator) -> dict[str, Any]:
     }
 
 
-def _load(system: System, plan: Plan, narrator: Narrator) -> list[Slice]:
+def _load(system: System, plan: Plan, progress: ProgressReporter) -> list[Slice]:
     slices: list[Slice] = []
     total, deadline = 0, time.monotonic() + 60 * plan.minutes
-    with narrator.bar("seconds", 60 * plan.minutes) as bar:
+    with progress.bar("seconds", 60 * plan.minutes) as bar:
         while time.monotonic() < deadline:
             begun = time.monotonic()
             found = system.measure(

@@ -22,10 +22,10 @@ from typing import Any
 import httpx
 import yaml
 
-from cluster import runtime
 from cluster.config import BaseModelRef, load
 from cluster.control import jobs
 from cluster.errors import ConflictError, HeadraceError
+from cluster.launch import local as runtime
 from cluster.processes import alive, command, descendants, tell
 from serve_app.bench.load import Result
 from serve_app.bench.streams import Stream

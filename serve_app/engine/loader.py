@@ -18,8 +18,8 @@ from cluster.control.swap import check_proofs
 from cluster.errors import ArtifactError, SwapError
 from cluster.records.adapter import ServedAdapter
 from cluster.storage import require_stable
-from serve_app.engine.residents import Residents
-from serve_app.tasks import apart
+from serve_app.engine.residents import ResidentAdapters
+from serve_app.tasks import spawn_detached
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ _PATIENCE_S = 0.25
 class AdapterEngine(Protocol):
     """The part of an engine that holds adapters."""
 
-    residents: Residents
+    residents: ResidentAdapters
 
     async def load(self, adapter: ServedAdapter, *, probe: bool) -> float:
         """Make `adapter` resident; its difference from the trainer, 0 without `probe`."""
@@ -121,12 +121,15 @@ class Loader:
 
     async def hold(self, adapter: ServedAdapter) -> None:
         """Load what gateways are sent to and this replica does not hold, if it is still wanted."""
-        if self._engine.residents.welcomes(adapter.int_id) or adapter.int_id in self._missed:
+        if (
+            self._engine.residents.accepts_requests(adapter.int_id)
+            or adapter.int_id in self._missed
+        ):
             return
         task = self._loading.get(adapter.int_id)
         if task is None:
             # Apart: the first of those who wait may leave.
-            task = apart(self._fetch(adapter))
+            task = spawn_detached(self._fetch(adapter))
             self._loading[adapter.int_id] = task
             task.add_done_callback(lambda _task: self._loading.pop(adapter.int_id, None))
         await asyncio.shield(task)
@@ -194,13 +197,13 @@ class Loader:
         try:
             while len(residents.held) >= self._capacity and not residents.holds(adapter.int_id):
                 left = max(0.0, until - time.monotonic())
-                idle = residents.longest_idle()
+                idle = residents.least_recently_used_idle()
                 if idle is None:
                     idle = await residents.until_one_is_idle(min(left, patience))
                 if idle is not None:
                     await self._engine.unload(idle)
                 elif left > patience:
-                    residents.show_out()
+                    residents.evict_lru_busy()
                     patience *= 2
                 else:
                     raise SwapError(
@@ -208,4 +211,4 @@ class Loader:
                         "use; raise engine.max_cpu_loras"
                     )
         finally:
-            residents.let_stay()
+            residents.cancel_evictions()

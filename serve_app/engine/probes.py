@@ -28,23 +28,23 @@ def has_head(adapter: Path) -> bool:
 
 
 @dataclass(frozen=True)
-class Given:
+class GivenTokens:
     """Tokens of a prompt, and what the trainer made of each after the first."""
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
 
-    def cut(self, tokens: int) -> Given:
+    def cut(self, tokens: int) -> GivenTokens:
         """Its first so many tokens."""
-        return Given(self.token_ids[:tokens], self.logprobs[: max(0, tokens - 1)])
+        return GivenTokens(self.token_ids[:tokens], self.logprobs[: max(0, tokens - 1)])
 
 
-def to_give(golden: Iterable[GoldenProbe]) -> list[Given]:
+def to_give(golden: Iterable[GoldenProbe]) -> list[GivenTokens]:
     """The first prompts that show enough, whole, and of further ones no more than is wanted; none
     where they all show too little."""
-    found, wanted = list[Given](), _GIVEN_TOKENS
+    found, wanted = list[GivenTokens](), _GIVEN_TOKENS
     for probe in golden:
-        given = Given(probe.prompt_token_ids, probe.prompt_logprobs)
+        given = GivenTokens(probe.prompt_token_ids, probe.prompt_logprobs)
         if len(found) >= _GIVEN_PROMPTS:
             if wanted <= 0:
                 break
@@ -65,7 +65,7 @@ def least_certain(logprobs: Sequence[float], width: int) -> int:
     return min(places, key=lambda place: sum(logprobs[place : place + width]))
 
 
-def given_differences(given: Given, found: Sequence[Mapping[int, Any] | None]) -> list[float]:
+def given_differences(given: GivenTokens, found: Sequence[Mapping[int, Any] | None]) -> list[float]:
     """Absolute differences in nats, token by token, of what the trainer made of what was given.
 
     `found` has, for each token after the first, token id to an object with `logprob`.

@@ -11,7 +11,7 @@ from cluster.records.adapter import ServedAdapter
 from serve_app.protocol import AdapterGone, AdapterKilled
 
 
-class Residents:
+class ResidentAdapters:
     """Admits requests to resident versions only, lets one drain, and cuts a killed one off."""
 
     def __init__(self) -> None:
@@ -42,35 +42,35 @@ class Residents:
         """Whether a version is held."""
         return int_id in self._held
 
-    def welcomes(self, int_id: int) -> bool:
+    def accepts_requests(self, int_id: int) -> bool:
         """Whether a version is held, and is not to make room for another."""
         return int_id in self._held and int_id not in self._leaving
 
-    def show_out(self) -> None:
+    def evict_lru_busy(self) -> None:
         """Have one more version make room: of those that are always in use, the one whose last
         request began longest ago. Its requests end; who asks for it now is to wait."""
         staying = (key for key in self._held if key not in self._leaving)
         self._leaving.update(key for key in [next(staying, None)] if key is not None)
 
-    def let_stay(self) -> None:
+    def cancel_evictions(self) -> None:
         """Nobody has to make room any more."""
         self._leaving.clear()
 
-    def longest_idle(self) -> int | None:
+    def least_recently_used_idle(self) -> int | None:
         """The version that has had nothing in flight for longest; None where all are in use."""
         return next((key for key in self._held if not self._in_flight.get(key)), None)
 
     async def until_one_is_idle(self, timeout_s: float) -> int | None:
-        """`longest_idle` as soon as there is one; None where all are in use for `timeout_s`."""
+        """The LRU idle version as soon as there is one; None where all stay in use."""
         self._wanting_room += 1
         try:
             async with asyncio.timeout(timeout_s), self._idle:
-                await self._idle.wait_for(lambda: self.longest_idle() is not None)
+                await self._idle.wait_for(lambda: self.least_recently_used_idle() is not None)
         except TimeoutError:
             return None
         finally:
             self._wanting_room -= 1
-        return self.longest_idle()
+        return self.least_recently_used_idle()
 
     def add(self, adapter: ServedAdapter) -> None:
         """Take requests for `adapter` from now on."""

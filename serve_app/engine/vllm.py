@@ -29,7 +29,7 @@ from cluster.records.adapter import GoldenProbe, ServedAdapter
 from serve_app.config import EngineConfig
 from serve_app.engine.logprobs import TokenAligner
 from serve_app.engine.probes import (
-    Given,
+    GivenTokens,
     given_differences,
     has_head,
     least_certain,
@@ -37,8 +37,8 @@ from serve_app.engine.probes import (
     written_differences,
 )
 from serve_app.engine.prompts import ControlTokens, conversation
-from serve_app.engine.residents import Residents
-from serve_app.engine.slots import Slots
+from serve_app.engine.residents import ResidentAdapters
+from serve_app.engine.time_slices import AdapterTimeSlices
 from serve_app.protocol import (
     Delta,
     EngineFailed,
@@ -107,8 +107,8 @@ class VLLMEngine:
         self._replica = replica
         self._base = model.path.rstrip("/").rpartition("/")[2]
         self._loras = config.loras
-        self.residents = Residents()
-        self._slots = Slots(config.max_loras)
+        self.residents = ResidentAdapters()
+        self._slots = AdapterTimeSlices(config.max_loras)
 
     # -- generation -------------------------------------------------------------------------
 
@@ -272,7 +272,7 @@ class VLLMEngine:
             differences += result
         return sum(differences) / len(differences) if differences else float("inf")
 
-    async def _give_probe(self, adapter: ServedAdapter, given: Given) -> list[float]:
+    async def _give_probe(self, adapter: ServedAdapter, given: GivenTokens) -> list[float]:
         """In one step of the engine: its log-probabilities of the prompt.
 
         On a CPU only: vLLM's kernels for a GPU take the head's rows for those planned.

@@ -26,11 +26,11 @@ from serve_app.gateway.budgets import Budgets
 from serve_app.gateway.completions import Completions
 from serve_app.gateway.embeddings import CountTokens, Embeddings
 from serve_app.gateway.errors import Refused
+from serve_app.gateway.fast_path import FastPath, Handler
 from serve_app.gateway.feedback import Feedback
 from serve_app.gateway.labels import label_routes
 from serve_app.gateway.refusal_log import RefusalLog
 from serve_app.gateway.shares import Shares
-from serve_app.gateway.shortcuts import Handler, Shortcuts
 from serve_app.gateway.wire import ChatRequest, CompletionRequest
 from serve_app.generation.refusals import unserved
 from serve_app.pipeline.pipeline import Pipeline
@@ -129,7 +129,7 @@ def create_app(
         ],
         exception_handlers=answers,
     )
-    gateway = Admission(Shortcuts(app, busy, answers), lambda: pipeline.full(config.max_under_way))
+    gateway = Admission(FastPath(app, busy, answers), lambda: pipeline.full(config.max_under_way))
     return _with_cors(gateway, config.cors_origins) if config.cors_origins else gateway
 
 

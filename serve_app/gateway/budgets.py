@@ -23,7 +23,7 @@ from serve_app.gateway.errors import Refused
 from serve_app.gateway.shares import Share
 from serve_app.generation.usage import max_input_tokens
 from serve_app.protocol import Envelope
-from serve_app.tasks import apart
+from serve_app.tasks import spawn_detached
 
 logger = logging.getLogger(__name__)
 
@@ -222,7 +222,7 @@ class Budgets:
 
     def _wake(self) -> None:
         if self._flushing is None or self._flushing.done():
-            self._flushing = apart(self._flush())
+            self._flushing = spawn_detached(self._flush())
 
     async def _flush(self) -> None:
         while self._settlements or self._waiting:

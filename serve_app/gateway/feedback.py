@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from cluster.control.contracts import Rollouts
 from cluster.control.protocol import RoutingTable
 from cluster.records.trace import FeedbackTrace
-from cluster.rollout.evidence import Arm
+from cluster.rollout.evidence import VariantStats
 from cluster.types import AdapterVersion, Role
 from serve_app.gateway.auth import Authenticator
 from serve_app.gateway.bodies import parse
@@ -103,7 +103,7 @@ class Feedback:
 
     async def _count(self, body: FeedbackRequest) -> bool:
         said: dict[str, Any] = {name: one(value) for name, value in body.outcomes.items()}
-        found = Arm(**said)
+        found = VariantStats(**said)
         try:
             version = AdapterVersion.parse(body.model)
         except ValueError:

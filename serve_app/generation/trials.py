@@ -14,15 +14,15 @@ from dataclasses import replace
 
 from cluster.control.protocol import RoutingTable, Split
 from cluster.rollout.accounts import is_aside
-from cluster.rollout.evidence import Arm, Evidence, Moments
+from cluster.rollout.evidence import Evidence, Moments, VariantStats
 from cluster.rollout.groups import group_of
-from cluster.rollout.outcomes import Given
+from cluster.rollout.outcomes import AnswerSource
 from cluster.rollout.state import Report, chosen
 from serve_app.generation.providers.base import Provider
 from serve_app.generation.resolve import User
 from serve_app.generation.targets import Targets
 from serve_app.protocol import AdapterGone, AdapterKilled, Generation, GenerationRequest
-from serve_app.tasks import apart
+from serve_app.tasks import spawn_detached
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Trials:
     def __init__(self, provider: Provider, table: Callable[[], RoutingTable]) -> None:
         self._provider, self._table = provider, table
         self._seen: dict[_Of, Evidence] = {}
-        self._answered: dict[_Of, dict[str, Given]] = {}
+        self._answered: dict[_Of, dict[str, AnswerSource]] = {}
         self._shadows: set[asyncio.Task[None]] = set()
         self._undelivered: list[Report] = []
         self._number = 0
@@ -61,7 +61,7 @@ class Trials:
         answered = _arm(generation, group)
         if request.adapter == split.candidate:
             self._count(key, Evidence(candidate=answered))
-            given = Given("candidate", group, account)
+            given = AnswerSource("candidate", group, account)
             self._note(split, key, request, given, generation)
             return
         shadowed = split.shadow and chosen(split.rollout, request.request_id, split.percent)
@@ -70,10 +70,10 @@ class Trials:
             return
         if not split.shadow:
             self._count(key, Evidence(baseline=answered))
-            given = Given("baseline", group, account)
+            given = AnswerSource("baseline", group, account)
             self._note(split, key, request, given, generation)
         if shadowed:
-            task = apart(self._shadow(split, key, request, answered))
+            task = spawn_detached(self._shadow(split, key, request, answered))
             self._shadows.add(task)
             task.add_done_callback(self._shadows.discard)
 
@@ -94,7 +94,7 @@ class Trials:
         self._undelivered = reports[-_KEPT:]
 
     async def _shadow(
-        self, split: Split, key: _Of, request: GenerationRequest, baseline: Arm
+        self, split: Split, key: _Of, request: GenerationRequest, baseline: VariantStats
     ) -> None:
         again = replace(
             request,
@@ -116,7 +116,7 @@ class Trials:
         split: Split,
         key: _Of,
         request: GenerationRequest,
-        given: Given,
+        given: AnswerSource,
         answer: Generation | None,
     ) -> None:
         if answer is not None and not split.shadow:
@@ -126,11 +126,11 @@ class Trials:
         self._seen[key] = self._seen.get(key, Evidence()) + seen
 
 
-def _arm(generation: Generation | None, group: int | None = None) -> Arm:
+def _arm(generation: Generation | None, group: int | None = None) -> VariantStats:
     groups = 0 if group is None else 1 << group
     if generation is None:
-        return Arm(errors=one(True), groups=groups)
-    return Arm(
+        return VariantStats(errors=one(True), groups=groups)
+    return VariantStats(
         groups=groups,
         errors=one(False),
         # Without the wait for its turn, which whoever has fewer requests has more of.

@@ -20,7 +20,7 @@ from serve_app.pipeline.breaker import Breaker
 from serve_app.pipeline.metrics import NO_METRICS, StageMetrics
 from serve_app.pipeline.steps import Fault, Row, Step, unavailable
 from serve_app.protocol import Envelope
-from serve_app.tasks import apart
+from serve_app.tasks import spawn_detached
 
 #: Runs one step on a batch; deadlines are Unix times in seconds. See `steps.run`.
 StageCall = Callable[[Step, list[Row], list[float]], Awaitable[list[Any]]]
@@ -220,7 +220,7 @@ class StageBatcher:
             for item in waiting:
                 item.sent = True
             if waiting:
-                task = apart(self._send(waiting))
+                task = spawn_detached(self._send(waiting))
                 self._in_flight.add(task)
                 task.add_done_callback(self._sent)
         self._metrics.queued(self._queue.count)

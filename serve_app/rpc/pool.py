@@ -15,7 +15,7 @@ from typing import Any
 
 from serve_app.rpc.client import Connection, OnItem, ReplicaLost, connect
 from serve_app.rpc.server import Address
-from serve_app.tasks import apart
+from serve_app.tasks import spawn_detached
 
 logger = logging.getLogger(__name__)
 _LOOK_S = 3.0
@@ -41,7 +41,7 @@ class Pool:
     def reachable(self) -> bool:
         """Whether a replica can be called now. Looking for them begins when this is first asked."""
         if self._follower is None:
-            self._follower = apart(self._follow())
+            self._follower = spawn_detached(self._follow())
         return any(one.usable for one in self._connections.values())
 
     async def call(
@@ -97,7 +97,7 @@ class Pool:
     async def _one(self, among: Among | None) -> Connection:
         while True:
             if self._follower is None:
-                self._follower = apart(self._follow())
+                self._follower = spawn_detached(self._follow())
             usable = [one for one in self._connections.values() if one.usable]
             if usable:
                 usable = among(usable) if among else usable

@@ -37,7 +37,7 @@ from serve_app.long_texts import Busy, LongTexts, is_long
 from serve_app.pipeline.steps import MASK
 from serve_app.protocol import Envelope, last_user_text, request_trace
 from serve_app.stages.governance import WITHHELD
-from serve_app.tasks import apart
+from serve_app.tasks import spawn_detached
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ class Audit:
         ms = round((time.perf_counter() - started) * 1000, 3)
         records = [_with_span(record, ms, len(batch)) for record in records]
         # A caller that goes away must not let the next batch into the chain beside this one.
-        await asyncio.shield(apart(self._commit(batch, records)))
+        await asyncio.shield(spawn_detached(self._commit(batch, records)))
         return batch
 
     async def _record(self, envelope: Envelope, now: float) -> Trace:

@@ -16,8 +16,8 @@ from typing import Any
 from cluster.control.protocol import Proof, Split
 from cluster.control.rollouts import RolloutController
 from cluster.records.adapter import ServedAdapter
-from cluster.rollout.evidence import Arm, Evidence, Moments
-from cluster.rollout.outcomes import Answer, Given, Side
+from cluster.rollout.evidence import Evidence, Moments, VariantStats
+from cluster.rollout.outcomes import Answer, AnswerSource, Side
 from cluster.rollout.state import Report, Rollout, Status, chosen
 from cluster.types import AdapterVersion, VersionState
 from tests.cluster.rollout_plans import AB_TEST, PLAN
@@ -377,16 +377,16 @@ class World:
         self._asked[split.rollout] = self._asked.get(split.rollout, 0) + requests
         self._reports += [report] * self.random.choice((0, 1, 1, 1, 2) if self.faults else (1,))
 
-    def _show(self, split: Split) -> dict[str, Given]:
+    def _show(self, split: Split) -> dict[str, AnswerSource]:
         """Users see an answer of either version, and know its trace id."""
         rollout = self.durable.rollouts[split.rollout]
-        answered: dict[str, Given] = {}
+        answered: dict[str, AnswerSource] = {}
         sides: tuple[Side, ...] = ("candidate", "baseline")
         for side in sides:
             version = rollout.candidate if side == "candidate" else rollout.baseline
             assert version is not None
             trace_id = f"tr-{self._sent}-{side}"
-            answered[trace_id] = Given(side, self.random.randrange(_GROUPS))
+            answered[trace_id] = AnswerSource(side, self.random.randrange(_GROUPS))
             self._shown.append((trace_id, split.rollout, version))
         return answered
 
@@ -397,20 +397,20 @@ class World:
         trace_id, rollout, version = self.random.choice(self._shown)
         forged = self.random.random() < 0.1
         named = replace(version, version=version.version + 1) if forged else version
-        if self.controller.judge(trace_id, named, Arm(rating=Moments(1, 5.0, 25.0))):
+        if self.controller.judge(trace_id, named, VariantStats(rating=Moments(1, 5.0, 25.0))):
             assert not forged, "a vote counted for a version that did not give the answer"
             assert trace_id not in self._voted, "somebody voted twice"
             self._voted.add(trace_id)
             self._votes[rollout] += 1
 
-    def _arm(self, requests: int, wrong: float, resolved: float) -> Arm:
+    def _arm(self, requests: int, wrong: float, resolved: float) -> VariantStats:
         failed = round(requests * wrong * self.random.uniform(0.7, 1.3))
         took = 20.0 + self.random.random()
         latency = Moments(requests, requests * took, requests * (took * took + 1.0))
         spread = (requests * resolved * (1 - resolved)) ** 0.5
         settled = min(requests, max(0, round(self.random.gauss(requests * resolved, spread))))
         known = Moments(requests if resolved else 0, settled, settled)
-        return Arm(Moments(requests, failed, failed), latency, resolved=known)
+        return VariantStats(Moments(requests, failed, failed), latency, resolved=known)
 
     def _deliver(self) -> None:
         if self._reports and self.controller is not None:

@@ -11,8 +11,8 @@ import pytest
 from cluster.control.plane import ControlPlane
 from cluster.errors import ConflictError, NotFoundError
 from cluster.registry import answers
-from cluster.rollout.evidence import Arm, Evidence, Moments
-from cluster.rollout.outcomes import Given
+from cluster.rollout.evidence import Evidence, Moments, VariantStats
+from cluster.rollout.outcomes import AnswerSource
 from cluster.rollout.plan import Phase, RolloutPlan
 from cluster.rollout.state import Report, Status
 from cluster.types import AdapterVersion, VersionState
@@ -59,8 +59,8 @@ async def _tick(control: ControlPlane) -> None:
 
 
 def _seen(rollout: int, failed: int = 0) -> Report:
-    def arm(wrong: int) -> Arm:
-        return Arm(Moments(400, wrong, wrong), Moments(400, 8000.0, 160400.0))
+    def arm(wrong: int) -> VariantStats:
+        return VariantStats(Moments(400, wrong, wrong), Moments(400, 8000.0, 160400.0))
 
     return Report("g1", 1, rollout, 0, Evidence(arm(0), arm(failed)))
 
@@ -300,7 +300,7 @@ async def test_a_long_drain_holds_up_no_other_rollout(
 
 async def test_a_plan_may_wait_for_a_person(control: ControlPlane, fleet: FakeFleet) -> None:
     rollout = await control.rollouts.start(V2, PLAN.model_copy(update={"at_end": "wait"}), BY)
-    with pytest.raises(NotFoundError, match="no rollout"):
+    with pytest.raises(ConflictError, match="is preparing"):
         await control.rollouts.promote("inventory", "ann")  # it is not proved yet
     await _tick(control)
     with pytest.raises(ConflictError, match="0 of 50 requests"):
@@ -360,10 +360,10 @@ async def test_feedback_counts_once_and_only_on_answers_that_were_given(
 ) -> None:
     rollout = await control.rollouts.start(V2, PLAN, BY)
     await _tick(control)
-    liked = Arm(resolved=Moments(1, 1.0, 1.0))
+    liked = VariantStats(resolved=Moments(1, 1.0, 1.0))
     assert not await control.rollouts.record_outcome("tr-a", V2, liked)
-    answered = {"tr-a": Given("candidate", 3), "tr-b": Given("baseline", 5)}
-    seen = Evidence(Arm(groups=1), Arm(groups=1 << 255))
+    answered = {"tr-a": AnswerSource("candidate", 3), "tr-b": AnswerSource("baseline", 5)}
+    seen = Evidence(VariantStats(groups=1), VariantStats(groups=1 << 255))
     await control.rollouts.report([Report("g1", 1, rollout.id, 0, seen, answered)])
     control.rollouts._store.save(control.rollouts._controller.active[0])
     [kept] = control.rollouts._store.active()
@@ -374,7 +374,7 @@ async def test_feedback_counts_once_and_only_on_answers_that_were_given(
         "another version gave that answer"
     )
     assert await control.rollouts.record_outcome("tr-b", V1, liked)
-    rated = Arm(resolved=Moments(1, 0.0, 0.0), rating=Moments(1, 4.0, 16.0))
+    rated = VariantStats(resolved=Moments(1, 0.0, 0.0), rating=Moments(1, 4.0, 16.0))
     assert await control.rollouts.record_outcome("tr-a", V2, rated)
     [found] = await control.rollouts.listed(1)
     assert found.whole.candidate.resolved == Moments(1, 1.0, 1.0)
@@ -390,10 +390,10 @@ async def test_feedback_counts_on_answers_from_before_a_restart(
 ) -> None:
     rollout = await control.rollouts.start(V2, PLAN, BY)
     await _tick(control)
-    answered = {"tr-a": Given("candidate", 3), "tr-b": Given("baseline", 5)}
+    answered = {"tr-a": AnswerSource("candidate", 3), "tr-b": AnswerSource("baseline", 5)}
     report = Report("g1", 1, rollout.id, 0, Evidence(), answered)
     await control.rollouts.report([report])
-    liked = Arm(resolved=Moments(1, 1.0, 1.0))
+    liked = VariantStats(resolved=Moments(1, 1.0, 1.0))
     assert await control.rollouts.record_outcome("tr-a", V2, liked)
     if kept:  # else what was seen since the last tick dies with the process
         await _tick(control)
@@ -407,7 +407,7 @@ async def test_feedback_counts_on_answers_from_before_a_restart(
     assert found.whole.baseline.resolved == Moments(1, 1.0, 1.0)
 
     await again.rollouts.end("inventory", "enough", BY)
-    rated = Arm(rating=Moments(1, 4.0, 16.0))
+    rated = VariantStats(rating=Moments(1, 4.0, 16.0))
     assert not await again.rollouts.record_outcome("tr-b", V1, rated), "it ends"
     with again._database.read() as tx:
         assert answers.get(tx, "tr-b") is not None

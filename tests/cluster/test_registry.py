@@ -24,7 +24,7 @@ from cluster.records.model import BaseModelInfo
 from cluster.registry import access, answers, bases, card, events, keys, tenants, versions, writers
 from cluster.registry.db import open_database
 from cluster.registry.schema import RolloutAnswer, RolloutRow, Table
-from cluster.rollout.evidence import Arm, Evidence, Moments
+from cluster.rollout.evidence import Evidence, Moments, VariantStats
 from cluster.rollout.plan import Phase, RolloutPlan
 from cluster.rollout.state import Rollout, Status
 from cluster.types import AdapterVersion, Role, VersionState
@@ -70,7 +70,9 @@ def test_what_was_seen_of_a_rollout_is_put_to_its_phases(
         writers.register(tx, writer.writer, changes=True, now=0.0)
     plan = RolloutPlan(phases=(Phase(percent=10, shadow=True), Phase(percent=5), Phase(percent=50)))
     rollout = Rollout(1, AdapterVersion("inventory", 1), None, plan, Status.RUNNING, phase=2)
-    part, whole = (Evidence(Arm(Moments(n)), Arm(Moments(n, 1.0, 1.0))) for n in (30, 90))
+    part, whole = (
+        Evidence(VariantStats(Moments(n)), VariantStats(Moments(n, 1.0, 1.0))) for n in (30, 90)
+    )
     state = TypeAdapter(Rollout).dump_python(rollout, mode="json")
     told = TypeAdapter(Evidence)
     del state["evidence"], state["sides"], state["cells"]

@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from cluster.rollout.decide import Action, decide
-from cluster.rollout.evidence import Arm, Evidence, Moments
+from cluster.rollout.evidence import Evidence, Moments, VariantStats
 from cluster.rollout.plan import Guardrails, Phase, RolloutPlan, Trial
 from cluster.rollout.sequential import compared, radius
 from cluster.rollout.state import Report, Rollout, Status, chosen
@@ -31,8 +31,10 @@ def _rate(n: int, k: int) -> Moments:
     return Moments(n, k, k)
 
 
-def _arm(n: int, failed: int = 0, ms: float = 20.0, confidence: float = 0.9, **more: Any) -> Arm:
-    return Arm(
+def _arm(
+    n: int, failed: int = 0, ms: float = 20.0, confidence: float = 0.9, **more: Any
+) -> VariantStats:
+    return VariantStats(
         _rate(n, failed),
         Moments(n, n * ms, n * (ms * ms + 4)),
         Moments(n, n * confidence, n * (confidence**2 + 0.01)),
@@ -86,7 +88,7 @@ def _decide(seen: Evidence, *, number: int = 1, waited: float = 60.0) -> tuple[A
         (_arm(1000, escalated=_rate(400, 200)), "escalations"),
     ],
 )
-def test_a_breached_guardrail_rolls_back(candidate: Arm, what: str) -> None:
+def test_a_breached_guardrail_rolls_back(candidate: VariantStats, what: str) -> None:
     baseline = _arm(1000, disliked=_rate(400, 10), escalated=_rate(400, 10))
     action, reason = _decide(Evidence(baseline, candidate))
     assert action is Action.ROLL_BACK
@@ -114,11 +116,13 @@ def test_it_holds_until_enough_was_seen() -> None:
 
 
 def test_a_candidate_that_has_all_users_must_not_fail_either() -> None:
-    action, reason = _decide(Evidence(Arm(), _arm(500, 400)))
+    action, reason = _decide(Evidence(VariantStats(), _arm(500, 400)))
     assert action is Action.ROLL_BACK
     assert "error rate" in reason
-    assert _decide(Evidence(Arm(), _arm(500, 8)))[0] is Action.HOLD, "too many, but not surely"
-    assert _decide(Evidence(Arm(), _arm(500, 1, ms=900.0)))[0] is Action.ADVANCE
+    assert _decide(Evidence(VariantStats(), _arm(500, 8)))[0] is Action.HOLD, (
+        "too many, but not surely"
+    )
+    assert _decide(Evidence(VariantStats(), _arm(500, 1, ms=900.0)))[0] is Action.ADVANCE
 
 
 def _running() -> Rollout:
@@ -186,7 +190,7 @@ def test_status_says_what_is_over() -> None:
 TEST = Trial(outcome="resolved")
 
 
-def _outcomes(resolved: Moments, requests: int = 5000) -> Arm:
+def _outcomes(resolved: Moments, requests: int = 5000) -> VariantStats:
     return replace(_arm(requests), resolved=resolved)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from cluster.rollout.accounts import account, cell_of, is_aside
 from cluster.rollout.decide import Action
-from cluster.rollout.evidence import Arm, Evidence, Moments
+from cluster.rollout.evidence import Evidence, Moments, VariantStats
 from cluster.rollout.groups import group_of
 from cluster.rollout.plan import Phase, RolloutPlan, Trial
 from cluster.rollout.state import Report, Rollout, Status
@@ -22,7 +22,7 @@ def _rate(n: int, ones: int) -> Moments:
     return Moments(n, float(ones), float(ones))
 
 
-def _arm(n: int, failed: int = 0, ms: float = 100.0, who: str = "") -> Arm:
+def _arm(n: int, failed: int = 0, ms: float = 100.0, who: str = "") -> VariantStats:
     """Of `n` requests of as many invented users."""
     groups = 0
     for number in range(min(n, 300)):
@@ -30,7 +30,9 @@ def _arm(n: int, failed: int = 0, ms: float = 100.0, who: str = "") -> Arm:
     done = n - failed
     latency = Moments(done, ms * done, ms * ms * done * 1.01)
     confidence = Moments(done, 0.9 * done, 0.9 * 0.9 * done * 1.001)
-    return Arm(errors=_rate(n, failed), latency_ms=latency, confidence=confidence, groups=groups)
+    return VariantStats(
+        errors=_rate(n, failed), latency_ms=latency, confidence=confidence, groups=groups
+    )
 
 
 class Trying:
@@ -40,9 +42,15 @@ class Trying:
         self.rollout = Rollout(7, NEW, OLD, plan, Status.RUNNING, owner=owner)
         self._number = 0
 
-    def see(self, who: str, old: Arm | None = None, new: Arm | None = None, **more: Any) -> None:
+    def see(
+        self,
+        who: str,
+        old: VariantStats | None = None,
+        new: VariantStats | None = None,
+        **more: Any,
+    ) -> None:
         self._number += 1
-        seen = Evidence(old or Arm(), new or Arm())
+        seen = Evidence(old or VariantStats(), new or VariantStats())
         report = Report("g", self._number, 7, 0, seen, account=who, **more)
         self.rollout = self.rollout.with_report(report)
 
@@ -144,11 +152,11 @@ def test_invented_users_of_an_invited_tenant_win_no_ab_test() -> None:
     trying.see("acme/k1", _arm(40), _arm(40))
     for number in range(300):
         for side, stars in (("old", 1), ("new", 5)):
-            said = Arm(rating=Moments(4, 4.0 * stars, 4.0 * stars * stars))
+            said = VariantStats(rating=Moments(4, 4.0 * stars, 4.0 * stars * stars))
             trying.see("rival/k1", **{side: said}, group=group_of(f"r{number}"))
             if number < 40:
                 own = 6 - stars
-                said = Arm(rating=Moments(1, float(own), float(own * own)))
+                said = VariantStats(rating=Moments(1, float(own), float(own * own)))
                 trying.see("acme/k1", **{side: said}, group=group_of(f"a{number}"))
     assert trying.rollout.verdict is not None
     assert trying.rollout.verdict.says == "better"
@@ -203,7 +211,7 @@ def test_votes_of_invented_users_of_one_key_end_no_ab_test() -> None:
     for side in ("old", "new"):
         for number in range(300):
             for who, share in (("rival/k1", side == "new"), ("acme/k1", number % 10 == 0)):
-                arm = Arm(disliked=_rate(4, 4 * share))
+                arm = VariantStats(disliked=_rate(4, 4 * share))
                 trying.see(who, **{side: arm}, group=group_of(f"{who}{number}"))
     assert trying.rollout.verdict is not None
     assert trying.rollout.verdict.says == "worse"

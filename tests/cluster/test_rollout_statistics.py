@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from cluster.rollout.decide import Action
-from cluster.rollout.evidence import Arm, Evidence, Moments
+from cluster.rollout.evidence import Evidence, Moments, VariantStats
 from cluster.rollout.groups import GROUPS, group_of
 from cluster.rollout.outcomes import Side
 from cluster.rollout.plan import Phase, RolloutPlan, Trial
@@ -17,11 +17,11 @@ from cluster.rollout.trial import Sides, verdict
 from cluster.types import AdapterVersion
 
 
-def _answers(drawn: random.Random, n: int, *, failing: float, ms: float) -> Arm:
+def _answers(drawn: random.Random, n: int, *, failing: float, ms: float) -> VariantStats:
     failed = sum(drawn.random() < failing for _ in range(n))
     took = Moments.of([drawn.gauss(ms, ms / 5) for _ in range(n)])
     sure = Moments.of([drawn.gauss(0.9, 0.05) for _ in range(n)])
-    return Arm(Moments(n, failed, failed), took, sure)
+    return VariantStats(Moments(n, failed, failed), took, sure)
 
 
 def _carried_out(seed: int, *, failing: tuple[float, ...], ms: tuple[float, ...]) -> Rollout:
@@ -148,7 +148,8 @@ def test_one_caller_alone_decides_no_ab_test() -> None:
     rollout = Rollout(1, AdapterVersion("care", 2), AdapterVersion("care", 1), plan).begun(0.0)
     good, bad = Moments(2000, 1900, 1900), Moments(2000, 100, 100)
     seen = Evidence(
-        Arm(errors=Moments(2000), resolved=bad), Arm(errors=Moments(2000), resolved=good)
+        VariantStats(errors=Moments(2000), resolved=bad),
+        VariantStats(errors=Moments(2000), resolved=good),
     )
     rollout = rollout.with_report(Report("feedback", 0, 1, 0, seen, group=7))
     found = rollout.decided(100.0)
@@ -169,26 +170,27 @@ def test_what_few_users_show_refuses_no_candidate_for_good(
     quick, slow = Moments(500, 1e4, 2.5e5), Moments(500, 2e4, 1e6)
     mask = (1 << groups) - 1
     seen = Evidence(
-        Arm(Moments(500), quick, groups=(1 << 99) - 1), Arm(Moments(500), slow, groups=mask)
+        VariantStats(Moments(500), quick, groups=(1 << 99) - 1),
+        VariantStats(Moments(500), slow, groups=mask),
     )
     found = rollout.with_report(Report("g", 0, 1, 0, seen)).decided(1.0)
     assert (found.action, found.at_fault) == (Action.ROLL_BACK, at_fault)
     assert found.reason.endswith("not surely by itself") is not at_fault
     # An engine's fault is nobody's but the version's.
-    failing = replace(seen, candidate=Arm(Moments(500, 250.0, 250.0), quick, groups=mask))
+    failing = replace(seen, candidate=VariantStats(Moments(500, 250.0, 250.0), quick, groups=mask))
     found = rollout.with_report(Report("g", 0, 1, 0, failing)).decided(1.0)
     assert (found.action, found.at_fault) == (Action.ROLL_BACK, True)
 
 
 def test_groups_of_users_add_up() -> None:
-    both = Arm(Moments(1), groups=0b0110) + Arm(Moments(2), groups=0b1100)
+    both = VariantStats(Moments(1), groups=0b0110) + VariantStats(Moments(2), groups=0b1100)
     assert (both.errors.n, both.groups) == (3, 0b1110)
 
 
 def test_one_vote_refuses_no_candidate_for_good() -> None:
     plan = RolloutPlan(phases=(Phase(percent=50, min_requests=50, min_seconds=0),))
     rollout = Rollout(1, AdapterVersion("care", 2), AdapterVersion("care", 1), plan).begun(0.0)
-    fine = Arm(Moments(10_000), Moments(10_000, 2e5, 4.1e6), Moments(10_000, 9e3, 8.2e3))
+    fine = VariantStats(Moments(10_000), Moments(10_000, 2e5, 4.1e6), Moments(10_000, 9e3, 8.2e3))
     voted = Evidence(
         replace(fine, disliked=Moments(1)), replace(fine, disliked=Moments(1, 1.0, 1.0))
     )
@@ -207,8 +209,8 @@ def test_one_vote_refuses_no_candidate_for_good() -> None:
     assert waits.decided(plan.give_up_s + 1.0).action is Action.HOLD
 
 
-def _failing(n: int, failed: int) -> Arm:
-    return Arm(Moments(n, failed, failed), groups=(1 << 99) - 1)
+def _failing(n: int, failed: int) -> VariantStats:
+    return VariantStats(Moments(n, failed, failed), groups=(1 << 99) - 1)
 
 
 @pytest.mark.parametrize(
@@ -227,7 +229,7 @@ def _failing(n: int, failed: int) -> Arm:
 )
 @pytest.mark.parametrize("before", [False, True])
 def test_few_requests_on_one_side_hide_no_failing_candidate(
-    percent: float, baseline: Arm, candidate: Arm, expected: Action, before: bool
+    percent: float, baseline: VariantStats, candidate: VariantStats, expected: Action, before: bool
 ) -> None:
     phases = [Phase(percent=25), Phase(percent=percent, min_requests=20, min_seconds=0)]
     plan = RolloutPlan(phases=tuple(phases if before else phases[1:]))
@@ -246,8 +248,8 @@ def test_what_failed_before_may_fail_where_all_users_have_the_candidate() -> Non
     rollout = Rollout(1, AdapterVersion("care", 2), AdapterVersion("care", 1), plan).begun(0.0)
     half = Evidence(_failing(2000, 100), _failing(2000, 100))
     rollout = replace(rollout.with_report(Report("g", 0, 1, 0, half)), phase=1)
-    alike = Report("g", 1, 1, 1, Evidence(Arm(), _failing(3000, 150)))
+    alike = Report("g", 1, 1, 1, Evidence(VariantStats(), _failing(3000, 150)))
     assert rollout.with_report(alike).decided(1.0).action is Action.PROMOTE
-    worse = Report("g", 1, 1, 1, Evidence(Arm(), _failing(3000, 900)))
+    worse = Report("g", 1, 1, 1, Evidence(VariantStats(), _failing(3000, 900)))
     found = rollout.with_report(worse).decided(1.0)
     assert (found.action, found.at_fault) == (Action.ROLL_BACK, False), "who knows"

@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from cluster import runtime
 from cluster.config import load
+from cluster.demo.config import DemoConfig
 from cluster.errors import ConfigError, ConflictError
+from cluster.launch import local as runtime
+from cluster.launch.deployment import _require_same
+from cluster.launch.local import LocalCluster
+from cluster.launch.site import Site
+from cluster.progress import ProgressReporter
 from cluster.records.model import BaseModelInfo
-from cluster.runtime import LocalCluster
-from cluster.wheel.config import WheelConfig
-from cluster.wheel.deployment import _require_same
-from cluster.wheel.narrator import Narrator
-from cluster.wheel.site import Site
 from tests.conftest import REPOSITORY
 from tests.fakes.control import ControlDouble
 
@@ -54,9 +54,8 @@ def test_another_base_model_is_refused_before_anything_is_retired() -> None:
 
 def test_a_folder_that_no_run_made_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("keep")
-    load(WheelConfig, CONFIG)
     with pytest.raises(ConfigError, match=r"router is missing.*scripts/demo"):
-        Site.existing(CONFIG, tmp_path, Narrator())
+        Site.existing(load(DemoConfig, CONFIG), tmp_path, ProgressReporter())
     assert (tmp_path / "mine.txt").read_text() == "keep"
 
 
@@ -64,7 +63,7 @@ def test_a_run_finds_its_folder_as_it_was_left(tmp_path: Path) -> None:
     for part in ("router", "index"):
         (tmp_path / "workload" / part).mkdir(parents=True)
     (tmp_path / "registry.db").write_bytes(b"kept")
-    site = Site.existing(CONFIG, tmp_path, Narrator())
+    site = Site.existing(load(DemoConfig, CONFIG), tmp_path, ProgressReporter())
     assert (site.workdir / "registry.db").read_bytes() == b"kept"
 
 

@@ -16,7 +16,7 @@ from cluster.budget.prices import Price, PriceBook
 from cluster.errors import ConflictError
 from cluster.records.trace import RequestTrace, document, metered
 from cluster.records.usage import MeteredUsage, TokenUsage
-from cluster.registry import access, events, residency, usage, writers
+from cluster.registry import access, events, live_hours, usage, writers
 from cluster.registry.db import open_database
 from tests.fakes.traces import request_trace
 
@@ -182,7 +182,7 @@ def test_adapter_hours_end_with_what_ends_the_adapter(tx: Session) -> None:
         ("version.retired", "care@2", 1000.0),
     ):
         noted(kind, subject, at)
-    assert residency.seconds(tx, "acme", 0.0, 5000.0) == 200.0 + 600.0
-    assert residency.seconds(tx, "acme", 150.0, 250.0) == 100.0
-    assert residency.seconds(tx, "acme", 350.0, 450.0) == 50.0
-    assert residency.seconds(tx, "rival", 0.0, 5000.0) == 0.0
+    assert live_hours.seconds(tx, "acme", 0.0, 5000.0) == 200.0 + 600.0
+    assert live_hours.seconds(tx, "acme", 150.0, 250.0) == 100.0
+    assert live_hours.seconds(tx, "acme", 350.0, 450.0) == 50.0
+    assert live_hours.seconds(tx, "rival", 0.0, 5000.0) == 0.0

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import nullcontext
 
-from serve_app.engine.residents import Residents
+from serve_app.engine.residents import ResidentAdapters
 from serve_app.generation.providers.base import OnItem, ignore
 from serve_app.protocol import (
     Delta,
@@ -28,7 +28,7 @@ class FakeEngine:
     def __init__(self, answer: str = '{"intent": "thanks", "slots": {}}', logprob: float = -0.01):
         self.answer = answer
         self.logprob = logprob
-        self.residents = Residents()
+        self.residents = ResidentAdapters()
         self.prompts: list[tuple[dict[str, str], ...]] = []
         self.requests: list[GenerationRequest] = []
         self.limit = 500

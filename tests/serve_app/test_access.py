@@ -214,11 +214,15 @@ async def test_strangers_cannot_fill_the_log() -> None:
         assert 20 <= found < 50
         now[0] += 1
         await denials(denied, "/key/list")
-        assert recorded[-1].metadata["unrecorded_before"] == str(100 - found)
+        event = recorded[-1].event
+        assert isinstance(event, RefusalTrace)
+        assert event.unrecorded_before == 100 - found
     # Nor does one tenant keep another's out of it.
     other = Principal("r", "rival", frozenset())
     await denials(Refused(Refusal(409, "x", "no"), principal=other), "/v1/rollouts")
-    assert (recorded[-1].tenant, recorded[-1].metadata) == ("rival", {"path": "/v1/rollouts"})
+    event = recorded[-1].event
+    assert isinstance(event, RefusalTrace)
+    assert (event.tenant, event.path, event.unrecorded_before) == ("rival", "/v1/rollouts", 0)
 
 
 async def test_what_is_remembered_of_a_key_ends_with_it() -> None:

@@ -141,7 +141,7 @@ def test_only_the_ranks_in_use_are_multiplied() -> None:
         assert (y == 2 * IN).all()
 
 
-Given = list[torch.Tensor | None]
+GivenTokens = list[torch.Tensor | None]
 
 
 @pytest.mark.parametrize("rank", [1, 2, RANK])
@@ -155,8 +155,8 @@ def test_a_layer_reads_what_vllm_gives_it_and_nothing_that_was_there(
     layer = Layer(a, b)
     highest = np.zeros(SLOTS, np.int64)
     _write_in_place(layer, highest)
-    down: Given = [None if n in missing else torch.randn(rank, IN) for n in range(3)]
-    up: Given = [None if n in missing else torch.randn(o, rank) for n, o in enumerate(OUTS)]
+    down: GivenTokens = [None if n in missing else torch.randn(rank, IN) for n in range(3)]
+    up: GivenTokens = [None if n in missing else torch.randn(o, rank) for n, o in enumerate(OUTS)]
     if rank > 1 and not missing:  # and one of a lower rank
         down[1], up[1] = torch.randn(1, IN), torch.randn(8, 1)
     layer.set_lora(3, down, up)

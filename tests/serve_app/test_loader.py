@@ -12,7 +12,7 @@ from cluster.errors import SwapError
 from cluster.records.adapter import ServedAdapter
 from cluster.storage import require_stable
 from serve_app.engine.loader import Loader
-from serve_app.engine.residents import Residents
+from serve_app.engine.residents import ResidentAdapters
 from serve_app.protocol import AdapterGone, AdapterKilled
 from tests.waiting import until
 
@@ -21,7 +21,7 @@ class Engine:
     """Implements `AdapterEngine`; what is in `wrong` is not what its trainer made."""
 
     def __init__(self) -> None:
-        self.residents = Residents()
+        self.residents = ResidentAdapters()
         self.loads: list[tuple[int, bool]] = []
         self.wrong: set[int] = set()
         self.stuck = False
@@ -236,13 +236,13 @@ async def test_who_was_to_make_room_stays_where_nobody_came_in(
     await loader.hold(two)
     with residents.using(one), residents.using(two):
         waiting = asyncio.ensure_future(loader.hold(three))
-        await until(lambda: not residents.welcomes(1))
+        await until(lambda: not residents.accepts_requests(1))
         again = asyncio.ensure_future(loader.hold(one))
         await waiting
         await again
         assert world.held == [1, 2]
-        assert residents.welcomes(1)
-        assert residents.welcomes(2)
+        assert residents.accepts_requests(1)
+        assert residents.accepts_requests(2)
 
 
 async def test_files_that_changed_since_they_were_proved_are_not_loaded_again(

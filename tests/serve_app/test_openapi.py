@@ -9,8 +9,8 @@ from starlette.routing import Route
 
 from cluster.types import Principal, Role
 from serve_app.gateway.admission import Admission
+from serve_app.gateway.fast_path import FastPath
 from serve_app.gateway.openapi import OPERATIONS, describe
-from serve_app.gateway.shortcuts import Shortcuts
 from tests.serve_app.test_gateway import GOOD, World
 
 
@@ -18,7 +18,7 @@ def _application(world: World) -> Starlette:
     admission: Any = world.app
     assert isinstance(admission, Admission)
     shortcuts: Any = admission._app
-    assert isinstance(shortcuts, Shortcuts)
+    assert isinstance(shortcuts, FastPath)
     app: Any = shortcuts._app
     assert isinstance(app, Starlette)
     return app

@@ -12,7 +12,7 @@ from cluster.errors import SwapError
 from cluster.records.adapter import GoldenProbe, ServedAdapter
 from serve_app.config import EngineConfig, PlainPool
 from serve_app.engine.merged import MergedModel
-from serve_app.engine.residents import Residents
+from serve_app.engine.residents import ResidentAdapters
 from serve_app.generation.providers.base import OnItem, ignore
 from serve_app.generation.providers.pools import Pools
 from serve_app.protocol import (
@@ -40,7 +40,7 @@ class Engine:
     """Implements `AdapterEngine`; `difference` is how far its model is from the trainer."""
 
     def __init__(self) -> None:
-        self.residents = Residents()
+        self.residents = ResidentAdapters()
         self.difference = 0.001
         self.proved = 0
 

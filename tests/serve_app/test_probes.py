@@ -9,7 +9,7 @@ from cluster.adapters import WEIGHTS
 from cluster.records.adapter import GoldenProbe
 from serve_app.engine.probes import (
     MISSING,
-    Given,
+    GivenTokens,
     given_differences,
     has_head,
     least_certain,
@@ -23,7 +23,7 @@ PROBE = GoldenProbe(
     logprobs=(-0.1, -0.2, -0.3),
     prompt_logprobs=(-4.0, -5.0),
 )
-GIVEN = Given(PROBE.prompt_token_ids, PROBE.prompt_logprobs)
+GIVEN = GivenTokens(PROBE.prompt_token_ids, PROBE.prompt_logprobs)
 
 
 @dataclass

@@ -3,14 +3,14 @@ import asyncio
 import pytest
 
 from cluster.records.adapter import ServedAdapter
-from serve_app.engine.residents import Residents
+from serve_app.engine.residents import ResidentAdapters
 from serve_app.protocol import AdapterGone
 
 A = ServedAdapter("a", 1, 1, "/a", "d")
 
 
 async def test_only_what_is_held_is_served() -> None:
-    residents = Residents()
+    residents = ResidentAdapters()
     with pytest.raises(AdapterGone), residents.using(A):
         pass
     residents.add(A)
@@ -23,7 +23,7 @@ async def test_only_what_is_held_is_served() -> None:
 
 
 async def test_draining_waits_for_the_last_request_and_admits_none() -> None:
-    residents = Residents()
+    residents = ResidentAdapters()
     residents.add(A)
     with residents.using(A):
         draining = asyncio.create_task(residents.drain(1, 5.0))
@@ -35,7 +35,7 @@ async def test_draining_waits_for_the_last_request_and_admits_none() -> None:
 
 
 async def test_a_drain_that_takes_too_long_says_so() -> None:
-    residents = Residents()
+    residents = ResidentAdapters()
     residents.add(A)
     with residents.using(A):
         assert not await residents.drain(1, 0.01)

@@ -14,7 +14,7 @@ from serve_app.rpc import frames
 from serve_app.rpc.client import CallFailed, ReplicaLost, connect
 from serve_app.rpc.pool import Pool
 from serve_app.rpc.server import Address, Server
-from serve_app.tasks import apart
+from serve_app.tasks import spawn_detached
 from tests.waiting import until
 
 
@@ -223,5 +223,5 @@ async def test_shared_work_is_in_no_requests_context() -> None:
         seen.append(request.get())
 
     request.set("one client's")
-    await apart(look())
+    await spawn_detached(look())
     assert seen == ["none"]

@@ -9,7 +9,7 @@ import pytest
 
 from cluster.control.protocol import Split
 from cluster.records.trace import FeedbackTrace
-from cluster.rollout.evidence import Arm, Evidence, Moments
+from cluster.rollout.evidence import Evidence, Moments, VariantStats
 from cluster.rollout.groups import group_of
 from cluster.rollout.state import chosen
 from cluster.types import AdapterVersion
@@ -228,9 +228,11 @@ class Judge:
     """The control plane's part: notes what it is told, and says it counted."""
 
     def __init__(self) -> None:
-        self.judged: list[tuple[str, str, Arm]] = []
+        self.judged: list[tuple[str, str, VariantStats]] = []
 
-    async def record_outcome(self, trace_id: str, version: AdapterVersion, found: Arm) -> bool:
+    async def record_outcome(
+        self, trace_id: str, version: AdapterVersion, found: VariantStats
+    ) -> bool:
         if trace_id == "down":
             raise ConnectionError("restarting")
         self.judged.append((trace_id, str(version), found))
@@ -284,7 +286,7 @@ async def test_feedback_is_recorded_and_handed_on() -> None:
 
         answer = await say(disliked=True, rating=2)
         assert (answer.status_code, answer.json()["counted"]) == (200, True)
-        arm = Arm(disliked=Moments(1, 1.0, 1.0), rating=Moments(1, 2.0, 4.0))
+        arm = VariantStats(disliked=Moments(1, 1.0, 1.0), rating=Moments(1, 2.0, 4.0))
         assert judge.judged == [("tr-1", "inventory@2", arm)]
         event = world.audited[0].event
         assert isinstance(event, FeedbackTrace)

@@ -14,7 +14,7 @@ from cluster.control.rollouts import RolloutController
 from cluster.control.routing import RoutingState
 from cluster.errors import ConflictError, NotFoundError
 from cluster.records.remarks import remark
-from cluster.rollout.evidence import Arm
+from cluster.rollout.evidence import VariantStats
 from cluster.rollout.plan import RolloutPlan
 from cluster.rollout.state import Report, Rollout
 from cluster.types import AdapterVersion
@@ -76,7 +76,9 @@ class RolloutService:
             self._controller.take(*reports[start : start + _REPORTS_AT_ONCE])
             await asyncio.sleep(0)  # a backlog must not hold up others
 
-    async def record_outcome(self, trace_id: str, version: AdapterVersion, found: Arm) -> bool:
+    async def record_outcome(
+        self, trace_id: str, version: AdapterVersion, found: VariantStats
+    ) -> bool:
         return self._controller.judge(trace_id, version, found)
 
     def tick(self, kill_switch: KillSwitch) -> None:

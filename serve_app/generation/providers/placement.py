@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 
 from cluster.records.adapter import ServedAdapter
 from serve_app.rpc.client import CallFailed, Connection, ReplicaLost
-from serve_app.tasks import apart
+from serve_app.tasks import spawn_detached
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ class Placement:
         key = (connection.address.replica, adapter.int_id)
         if key not in self._held:
             self._remember(key, held=False)
-            apart(self._prefetch(connection, adapter))
+            spawn_detached(self._prefetch(connection, adapter))
 
     async def _prefetch(self, connection: Connection, adapter: ServedAdapter) -> None:
         key = (connection.address.replica, adapter.int_id)

@@ -12,8 +12,8 @@ import openai
 import psutil
 import pytest
 
-from cluster import runtime
 from cluster.audit import read_traces, verify
+from cluster.launch import local as runtime
 from cluster.processes import descendants
 from cluster.records.trace import RefusalTrace, RequestTrace, Trace
 from cluster.records.usage import TokenUsage

@@ -1,4 +1,4 @@
-"""One turn of the wheel, step by step: the demo reads here from top to bottom.
+"""The demonstration, step by step: it reads here from top to bottom.
 
 It drives the system only from outside: HTTP, `ray job submit`, and the control client. It imports
 none of the packages it demonstrates.
@@ -17,15 +17,16 @@ from typing import Any
 from cluster import audit
 from cluster.control.client import ControlClient
 from cluster.control.protocol import SwapReport
+from cluster.demo import report
+from cluster.demo.annotator import NAME, annotate
+from cluster.demo.config import DemoConfig
+from cluster.demo.load import LoadGenerator, Outcome, Shot, Tally
 from cluster.errors import HeadraceError
+from cluster.launch.deployment import Deployment
+from cluster.launch.site import Site
 from cluster.records.adapter import AdapterRecord
 from cluster.records.keys import KeyRequest
 from cluster.types import AdapterVersion, Role, VersionState
-from cluster.wheel import report
-from cluster.wheel.annotator import NAME, annotate
-from cluster.wheel.deployment import Deployment
-from cluster.wheel.load import LoadGenerator, Outcome, Shot, Tally
-from cluster.wheel.site import Site
 from cluster.workload import WorkloadSummary, read_summary, read_turns
 
 #: Whose traffic, keys and adapters the demonstration's are.
@@ -34,12 +35,12 @@ TENANT = "demo"
 _SHUFFLE_SEED = 13
 
 
-class Turn:
+class Scenario:
     """The state of one run between its steps."""
 
-    def __init__(self, site: Site, *, data: str | None, port: int) -> None:
-        self.site = site
-        self.say = site.narrator.say
+    def __init__(self, site: Site, config: DemoConfig, *, data: str | None, port: int) -> None:
+        self.site, self.config = site, config
+        self.say = site.progress.say
         self.data = data
         self.port = port
         self._deployment = Deployment(site, port)
@@ -65,16 +66,21 @@ class Turn:
         assert self._workload is not None
         return self._workload
 
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """The domains that get an adapter."""
+        return self.workload.domains[: self.config.adapters]
+
     # -- 1. the cluster and the graph -------------------------------------------------------
 
     def import_workload(self) -> None:
         """History, replayable traffic and held-out rows; the router and the document index."""
         source = f"MultiDoGO in {self.data}" if self.data else "our generated retail workload"
-        self.site.narrator.step(f"Import {source} with Ray Data")
+        self.site.progress.step(f"Import {source} with Ray Data")
         settings: dict[str, object] = {"out": self.site.path("workload"), "tenant": TENANT}
         if self.data:
             settings["data"] = str(Path(self.data).resolve())
-        arguments = ["import", *self.site.arguments(self.site.config.data, settings)]
+        arguments = ["import", *self.site.arguments(self.config.data, settings)]
         self.site.job("import", "data_jobs.main", arguments)
         self._workload = found = read_summary(self.site.workdir / "workload")
         for domain in found.domains:
@@ -91,7 +97,7 @@ class Turn:
 
     def deploy(self) -> None:
         """The control plane, then the serving graph; its engine starts while version 1 trains."""
-        self.site.narrator.step("Deploy the graph: gateway, seven stages, vLLM engine")
+        self.site.progress.step("Deploy the graph: gateway, seven stages, vLLM engine")
         self._control = self._deployment.start()
         wanted = KeyRequest(
             tenant=TENANT,
@@ -115,16 +121,16 @@ class Turn:
 
     def fit_first_versions(self) -> None:
         """One adapter a domain from imported history, gated; promoted once the engine is up."""
-        self.site.narrator.step("Fit version 1 of each adapter from history")
-        for domain in self.workload.domains:
+        self.site.progress.step("Fit version 1 of each adapter from history")
+        for domain in self.domains:
             # Before there is a candidate: whoever fits one must not set what it is judged by.
             self.control.do(
-                self.control.evaluations.set_rules(domain, self.site.config.gate, self.control.name)
+                self.control.evaluations.set_rules(domain, self.config.gate, self.control.name)
             )
-        with ThreadPoolExecutor(self.site.config.parallel_runs) as runs:
-            for finished in runs.map(self._first_version, self.workload.domains):
+        with ThreadPoolExecutor(self.config.parallel_runs) as runs:
+            for finished in runs.map(self._first_version, self.domains):
                 self.say(f"{finished.id}: {finished.state}, {finished.reason}")
-        self.site.narrator.step("Bring the first versions into service")
+        self.site.progress.step("Bring the first versions into service")
         self.await_serving()
         for record in self.control.do(self.control.adapters.listed()):
             if record.state != VersionState.PASSED:
@@ -181,7 +187,7 @@ class Turn:
         }
         if live is not None:
             settings |= {"previous": live.path, "previous_label": str(live.id)}
-        arguments = self.site.arguments(self.site.config.train, settings)
+        arguments = self.site.arguments(self.config.train, settings)
         self.site.job(f"train-{domain}-{version}", "train_jobs.main", arguments)
         wanted = AdapterVersion(domain, version)
         return next(r for r in self.control.do(self.control.adapters.listed()) if r.id == wanted)
@@ -195,8 +201,8 @@ class Turn:
 
     def shots(self, count: int, focus: str, seed: int) -> list[Shot]:
         """Turns to replay, most of them of the focus domain, each sent at most once."""
-        traffic = self.site.config.traffic
-        others = [domain for domain in self.workload.domains if domain != focus]
+        traffic = self.config.traffic
+        others = [domain for domain in self.domains if domain != focus]
         rng = random.Random(seed)
         wanted = {focus: int(count * traffic.focus_share)}
         for domain in others:
@@ -209,20 +215,20 @@ class Turn:
 
     async def live_traffic(self) -> None:
         """Replay customer turns against `model: auto`."""
-        self.site.narrator.step(
+        self.site.progress.step(
             "Replay real customer turns as live traffic"
             if self.data
             else "Replay generated turns as live traffic"
         )
         folder = self.site.workdir / "workload" / "traffic"
-        self._traffic = {d: list(read_turns(folder / f"{d}.jsonl")) for d in self.workload.domains}
+        self._traffic = {d: list(read_turns(folder / f"{d}.jsonl")) for d in self.domains}
         self.turns = {turn.id: turn for turns in self._traffic.values() for turn in turns}
         self.focus_name = await self.focus()
-        shots = self.shots(self.site.config.traffic.requests, self.focus_name, seed=1)
+        shots = self.shots(self.config.traffic.requests, self.focus_name, seed=1)
         async with self.generator() as load:
-            with self.site.narrator.bar("requests", len(shots)) as bar:
+            with self.site.progress.bar("requests", len(shots)) as bar:
                 begun = time.monotonic()
-                await load.replay(shots, self.site.config.traffic.concurrency, bar)
+                await load.replay(shots, self.config.traffic.concurrency, bar)
         seconds = time.monotonic() - begun
         self.say(f"{len(shots)} requests in {seconds:.0f} s, {len(self.tally.failed)} failed")
 
@@ -232,21 +238,21 @@ class Turn:
 
     async def label(self) -> None:
         """The scripted annotator empties the queue of flagged and sampled traces."""
-        self.site.narrator.step(f"Label flagged and sampled traces (annotator: {NAME})")
+        self.site.progress.step(f"Label flagged and sampled traces (annotator: {NAME})")
         counts = await self.control.labels.counts(TENANT)
         reasons = {k.removeprefix("reason."): v for k, v in counts.items() if "." in k}
         self.say(
             "queue: " + ", ".join(f"{number} {why}" for why, number in sorted(reasons.items()))
         )
         self.edge_cases = sum(number for why, number in reasons.items() if why != "sampled")
-        with self.site.narrator.bar("labels", counts["queued"]) as bar:
+        with self.site.progress.bar("labels", counts["queued"]) as bar:
             self.labels = await annotate(self.base_url, self.key, self.turns, bar)
         self.say(f"{self.labels} labels given")
 
     async def improve(self) -> None:
         """Version 2 of the focus adapter from traces and labels, while requests keep flowing."""
-        name, config = self.focus_name, self.site.config
-        self.site.narrator.step(f"Build {name} dataset version 2 and train version 2 while serving")
+        name, config = self.focus_name, self.config
+        self.site.progress.step(f"Build {name} dataset version 2 and train version 2 while serving")
         spare = self.shots(400, name, seed=2)
         async with self.generator() as load, load.background(spare, config.traffic.background_rps):
             dataset = await asyncio.to_thread(
@@ -272,8 +278,8 @@ class Turn:
 
     async def swap_in(self) -> None:
         """Promote version 2 under load on it and on the others."""
-        name, plan = self.focus_name, self.site.config.swap
-        self.site.narrator.step(f"Hot-swap {self.candidate.id} in while requests keep flowing")
+        name, plan = self.focus_name, self.config.swap
+        self.site.progress.step(f"Hot-swap {self.candidate.id} in while requests keep flowing")
         shots = self.shots(4 * (plan.requests_before + plan.requests_after), name, seed=3)
         for number, shot in enumerate(shots):
             shot.model = shot.turn.domain if number % 2 else "auto"
@@ -334,8 +340,8 @@ class Turn:
 
     async def refuse_shuffled(self) -> None:
         """The same gate, a candidate trained on shuffled labels."""
-        name, config = self.focus_name, self.site.config
-        self.site.narrator.step("Put a candidate trained on shuffled labels through the same gate")
+        name, config = self.focus_name, self.config
+        self.site.progress.step("Put a candidate trained on shuffled labels through the same gate")
         spare = self.shots(200, name, seed=4)
         async with self.generator() as load, load.background(spare, config.traffic.background_rps):
             dataset = await asyncio.to_thread(
@@ -358,22 +364,22 @@ class Turn:
 
     async def check_answers(self) -> None:
         """Held-out turns through the whole system, scored against their annotations."""
-        self.site.narrator.step("Ask the whole system about held-out turns")
-        count = self.site.config.traffic.check_requests
+        self.site.progress.step("Ask the whole system about held-out turns")
+        count = self.config.traffic.check_requests
         async with self.generator() as load:
-            for domain in self.workload.domains:
+            for domain in self.domains:
                 path = self.site.workdir / "workload" / "heldout" / f"{domain}.jsonl"
                 turns = list(read_turns(path))[:count]
-                with self.site.narrator.bar(domain, len(turns)) as bar:
+                with self.site.progress.bar(domain, len(turns)) as bar:
                     shots = [Shot(turn) for turn in turns]
-                    outcomes = await load.replay(shots, self.site.config.traffic.concurrency, bar)
+                    outcomes = await load.replay(shots, self.config.traffic.concurrency, bar)
                 right = sum(_intent(o.text) == o.shot.turn.intent for o in outcomes)
                 self.end_to_end[domain] = round(right / len(outcomes), 4)
                 self.say(f"{domain}: {right} of {len(outcomes)} intents right with model=auto")
 
     def verify(self) -> dict[str, Any]:
         """Verify the audit log and put the report together."""
-        self.site.narrator.step("Verify the audit log")
+        self.site.progress.step("Verify the audit log")
         folder = self.site.workdir / "state" / "audit"
         found = audit.verify(folder, *self.control.do(self.control.usage.writers()))
         self.say(

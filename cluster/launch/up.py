@@ -9,23 +9,24 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from types import FrameType
 
-from cluster import runtime
 from cluster.errors import HeadraceError
-from cluster.wheel.narrator import Narrator
-from cluster.wheel.site import Site
+from cluster.launch import local as runtime
+from cluster.launch.config import LocalConfig
+from cluster.launch.site import Site
+from cluster.progress import ProgressReporter
 
 
-def run(*, config: Path, workdir: Path, port: int) -> int:
+def run(*, config: LocalConfig, workdir: Path, port: int) -> int:
     """Serve from `workdir` until Ctrl-C, `headrace down`, or the end of the cluster."""
-    narrator = Narrator()
+    progress = ProgressReporter()
     workdir = workdir.resolve()
     runtime.require_free_port(port)
-    site = Site.existing(config, workdir, narrator)
+    site = Site.existing(config, workdir, progress)
     with (workdir / "driver.log").open("a", encoding="utf-8") as log, redirect_stdout(log):
         try:
             _serve(site, port)
         except KeyboardInterrupt:
-            narrator.say("interrupted; stopping what was started")
+            progress.say("interrupted; stopping what was started")
         finally:
             disconnect()
             if site.cluster is not None:  # else another's, that came up first
@@ -34,25 +35,25 @@ def run(*, config: Path, workdir: Path, port: int) -> int:
 
 
 def _serve(site: Site, port: int) -> None:
-    narrator = site.narrator
-    narrator.step(f"Start a Ray cluster on {site.workdir} (token auth on, loopback only)")
+    progress = site.progress
+    progress.step(f"Start a Ray cluster on {site.workdir} (token auth on, loopback only)")
     cluster = site.start_cluster()
     # After Ray, which installs a handler of its own that would skip the clean-up above.
     signal.signal(signal.SIGTERM, interrupt)
-    narrator.say(f"Ray at {cluster.address}, dashboard {cluster.dashboard}")
+    progress.say(f"Ray at {cluster.address}, dashboard {cluster.dashboard}")
     # Ray reads its authentication settings when it is imported: after the cluster is up.
-    from cluster.wheel.deployment import Deployment
+    from cluster.launch.deployment import Deployment
 
     deployment = Deployment(site, port)
-    narrator.step("Deploy the graph: gateway, seven stages, vLLM engine")
+    progress.step("Deploy the graph: gateway, seven stages, vLLM engine")
     control = deployment.start()
     deployment.await_serving()
     live = sorted(adapter.label for adapter in control.do(control.serving.table()).live.values())
-    narrator.say(f"live: {', '.join(live) or 'nothing yet'}")
-    narrator.step("Serving; Ctrl-C or ./scripts/down stops it")
-    narrator.say(f"base URL  {deployment.base_url}")
-    narrator.say("API key   those issued before hold; another: headrace keys issue --tenant NAME")
-    narrator.say(f"dashboard {cluster.dashboard}")
+    progress.say(f"live: {', '.join(live) or 'nothing yet'}")
+    progress.step("Serving; Ctrl-C or ./scripts/down stops it")
+    progress.say(f"base URL  {deployment.base_url}")
+    progress.say("API key   those issued before hold; another: headrace keys issue --tenant NAME")
+    progress.say(f"dashboard {cluster.dashboard}")
     stay(site.workdir)
 
 

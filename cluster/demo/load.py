@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
-from cluster.wheel.narrator import Bar
+from cluster.progress import Bar
 from cluster.workload import TurnRecord
 
 _TIMEOUT_S = 120.0

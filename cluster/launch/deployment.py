@@ -11,12 +11,12 @@ from pathlib import Path
 
 import httpx
 
-from cluster import runtime
 from cluster.base_models import describe
 from cluster.control.client import ControlClient
 from cluster.errors import ConflictError, HeadraceError
+from cluster.launch import local as runtime
+from cluster.launch.site import INDEX, ROUTER, Site
 from cluster.records.model import BaseModelInfo
-from cluster.wheel.site import INDEX, ROUTER, Site
 
 _READY_S = 240.0
 _MAX_RANK = 32

@@ -17,7 +17,7 @@ from serve_app.gateway.errors import Handlers, answer
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-class Shortcuts:
+class FastPath:
     """ASGI in front of `app`: a POST to a path of `handlers` goes to its handler, the rest on."""
 
     def __init__(self, app: ASGIApp, handlers: Mapping[str, Handler], errors: Handlers) -> None:

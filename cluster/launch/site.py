@@ -1,24 +1,21 @@
-"""Where one run of the wheel keeps its files, and the jobs and commands it starts there."""
+"""A working folder: its files, its cluster, and the jobs and commands started for it."""
 
 from __future__ import annotations
 
 import shutil
-import subprocess
 import sys
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cluster.config import load
 from cluster.control import jobs
 from cluster.errors import ConfigError, ConflictError
-from cluster.runtime import LocalCluster, attach, running, start
-from cluster.wheel.config import WheelConfig
-from cluster.wheel.narrator import Narrator
+from cluster.launch.config import LocalConfig
+from cluster.launch.local import LocalCluster, attach, running, start
+from cluster.progress import ProgressReporter
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 _MIN_FREE_BYTES = 2 << 30
-_CHECK_S = 60
 #: What the graph reads of a run's folder.
 ROUTER, INDEX = ("workload", "router"), ("workload", "index")
 
@@ -27,42 +24,40 @@ ROUTER, INDEX = ("workload", "router"), ("workload", "index")
 class Site:
     """One run: its configuration, its folder, its cluster."""
 
-    config: WheelConfig
+    config: LocalConfig
     workdir: Path
-    narrator: Narrator
+    progress: ProgressReporter
     cluster: LocalCluster | None = None
     job_ids: list[str] = field(default_factory=list)
     run: str = field(default_factory=lambda: uuid.uuid4().hex[:6])
 
     @classmethod
-    def prepare(cls, config_path: Path, workdir: Path, narrator: Narrator) -> Site:
+    def prepare(cls, config: LocalConfig, workdir: Path, progress: ProgressReporter) -> Site:
         """An empty working folder and a checked configuration.
 
         Raises:
             ConflictError: an earlier run from this folder still serves, or the disk is full.
         """
-        config = load(WheelConfig, config_path)
         _require_stopped(workdir)
         if workdir.exists():
             shutil.rmtree(workdir)
         workdir.mkdir(parents=True)
-        return cls(config, workdir, narrator)._with_room()
+        return cls(config, workdir, progress)._with_room()
 
     @classmethod
-    def existing(cls, config_path: Path, workdir: Path, narrator: Narrator) -> Site:
+    def existing(cls, config: LocalConfig, workdir: Path, progress: ProgressReporter) -> Site:
         """The working folder of an earlier run, with all that is in it.
 
         Raises:
             ConfigError: there is none.
             ConflictError: it still serves, or the disk is full.
         """
-        config = load(WheelConfig, config_path)
         _require_stopped(workdir)
         for part in (ROUTER, INDEX):
             if not workdir.joinpath(*part).is_dir():
                 path = workdir.joinpath(*part)
                 raise ConfigError(f"{path} is missing: ./scripts/demo makes it, once")
-        return cls(config, workdir, narrator)._with_room()
+        return cls(config, workdir, progress)._with_room()
 
     def _with_room(self) -> Site:
         workdir = self.workdir
@@ -99,34 +94,15 @@ class Site:
             result += ["--set", f"{key}={value}"]
         return result
 
-    def check_source(self, data: str) -> None:
-        """Ask the import job whether `data` is what it can read, before anything is started.
-
-        Raises:
-            ConfigError: it is not.
-        """
-        settings: dict[str, object] = {"data": str(Path(data).resolve())}
-        command = self.module_command("data_jobs.main", self.config.data, settings)
-        found = subprocess.run(  # noqa: S603 - our own command line, no shell
-            [*command[:3], "import", *command[3:], "--check"],
-            capture_output=True,
-            text=True,
-            timeout=_CHECK_S,
-            check=False,
-        )
-        if found.returncode != 0:
-            last = found.stderr.strip().rpartition("\n")[2]
-            raise ConfigError(last.partition(": ")[2] or last)
-
     def job(self, label: str, module: str, arguments: list[str], timeout_s: float = 900.0) -> str:
         """Run a job with `ray job submit`, relay its log, and return its id."""
         assert self.cluster is not None
         job_id = f"{label}-{self.run}"
-        self.narrator.say(f"ray job submit --submission-id {job_id} -- python -m {module} ...")
+        self.progress.say(f"ray job submit --submission-id {job_id} -- python -m {module} ...")
         job = jobs.submit(self.cluster.dashboard, job_id, module, arguments)
         self.job_ids.append(job_id)
         package = module.split(".", maxsplit=1)[0]
-        relay = jobs.own_lines(package, lambda line: self.narrator.say(f"  {label}: {line}"))
+        relay = jobs.own_lines(package, lambda line: self.progress.say(f"  {label}: {line}"))
         job.wait(timeout_s, relay)
         return job_id
 

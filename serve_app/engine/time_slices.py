@@ -18,7 +18,7 @@ from contextlib import asynccontextmanager
 TURN_S = 0.25
 
 
-class Slots:
+class AdapterTimeSlices:
     """Who may use the engine now. A request of the base model needs no slot."""
 
     def __init__(

@@ -39,8 +39,8 @@ class _RichBar:
 class _PlainBar:
     """Says something at each fifth of the way, so that a log file stays readable."""
 
-    def __init__(self, narrator: Narrator, title: str, total: float) -> None:
-        self._narrator, self._title, self._total = narrator, title, total
+    def __init__(self, progress: ProgressReporter, title: str, total: float) -> None:
+        self._narrator, self._title, self._total = progress, title, total
         self._done, self._said = 0.0, 0
         self._text = ""
 
@@ -56,7 +56,7 @@ class _PlainBar:
         self._text = text
 
 
-class Narrator:
+class ProgressReporter:
     """Prints a run's story on standard output."""
 
     def __init__(self) -> None:

@@ -1,10 +1,11 @@
-"""Configuration of one turn of the wheel."""
+"""Configuration of the demonstration."""
 
 from __future__ import annotations
 
 from pydantic import Field
 
-from cluster.config import BaseModelRef, ConfigModel
+from cluster.config import ConfigModel
+from cluster.launch.config import LocalConfig
 from cluster.records.gate import DEFAULT_RULES, GateRules
 
 
@@ -32,19 +33,18 @@ class SwapConfig(ConfigModel):
     concurrency: int = 12
 
 
-class WheelConfig(ConfigModel):
-    """One turn of the wheel. Paths are relative to the repository."""
+class DemoConfig(LocalConfig):
+    """One run of the demonstration: a local cluster, and what is done with it.
 
-    base_model: BaseModelRef
-    """Change this line to stand the adapters on another model."""
-    database: str = ""
-    """Of the registry, postgresql://...; where empty, SQLite in the working folder. An empty one:
-    a turn begins with the first version of each adapter."""
-    serve: str
+    It wants an empty registry: it begins with the first version of each adapter.
+    """
+
     train: str
+    """Configuration of the training runs."""
     data: str
-    num_cpus: int = 10
-    """Logical CPUs Ray schedules with; replicas share the machine's real ones."""
+    """Configuration of the import job."""
+    adapters: int | None = Field(default=None, ge=2)
+    """Domains of the workload that get an adapter; None is all."""
     parallel_runs: int = 3
     """First versions trained at a time: one run's start-up fills the gaps of the other's."""
     candidate_epochs: int = 5

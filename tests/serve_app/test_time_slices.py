@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from serve_app.engine.slots import Slots
+from serve_app.engine.time_slices import AdapterTimeSlices
 
 
 class Clock:
@@ -19,7 +19,7 @@ class Clock:
 class Requests:
     """Requests that stay under way until they are told to end."""
 
-    def __init__(self, slots: Slots) -> None:
+    def __init__(self, slots: AdapterTimeSlices) -> None:
         self.slots = slots
         self.under_way: list[tuple[int, asyncio.Event]] = []
         self.tasks: set[asyncio.Task[None]] = set()
@@ -53,7 +53,7 @@ async def settle() -> None:
 
 async def test_a_busy_adapter_gives_its_slot_up_when_its_turn_is_over() -> None:
     clock = Clock()
-    requests = Requests(Slots(1, 1.0, clock))
+    requests = Requests(AdapterTimeSlices(1, 1.0, clock))
     requests.start(1)
     await settle()
     requests.start(2)
@@ -76,7 +76,7 @@ async def test_a_busy_adapter_gives_its_slot_up_when_its_turn_is_over() -> None:
 
 async def test_without_others_waiting_a_turn_has_no_end() -> None:
     clock = Clock()
-    requests = Requests(Slots(2, 1.0, clock))
+    requests = Requests(AdapterTimeSlices(2, 1.0, clock))
     for adapter in (1, 2, 1, 1):
         requests.start(adapter)
         clock.now += 10
@@ -86,7 +86,7 @@ async def test_without_others_waiting_a_turn_has_no_end() -> None:
 
 async def test_who_gives_up_waiting_is_not_waited_for() -> None:
     clock = Clock()
-    requests = Requests(Slots(1, 1.0, clock))
+    requests = Requests(AdapterTimeSlices(1, 1.0, clock))
     requests.start(1)
     await settle()
     gone = requests.start(2)
@@ -106,7 +106,7 @@ async def test_who_gives_up_waiting_is_not_waited_for() -> None:
 
 
 async def test_one_that_is_let_in_and_leaves_at_once_gives_its_slot_back() -> None:
-    requests = Requests(Slots(1, 1.0))
+    requests = Requests(AdapterTimeSlices(1, 1.0))
     requests.start(1)
     await settle()
     leaving = requests.start(2)
@@ -124,7 +124,7 @@ async def test_one_that_is_let_in_and_leaves_at_once_gives_its_slot_back() -> No
 async def test_everybody_is_served_and_never_more_than_the_slots(seed: int) -> None:
     drawn, clock = random.Random(seed), Clock()
     count = drawn.randint(1, 4)
-    slots = Slots(count, 0.5, clock)
+    slots = AdapterTimeSlices(count, 0.5, clock)
     requests = Requests(slots)
     waited: dict[asyncio.Task[None], float] = {}
     for _ in range(400):

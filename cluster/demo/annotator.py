@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import aiohttp
 
 from cluster.answer import masked_example
-from cluster.wheel.narrator import Bar
+from cluster.progress import Bar
 from cluster.workload import TurnRecord
 
 NAME = "scripted:dataset-annotations"
