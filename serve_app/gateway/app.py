@@ -95,6 +95,31 @@ def create_app(
     async def description(_request: Request) -> Response:
         return Response(described, media_type="application/json")
 
+    busy: dict[str, Handler] = {
+        "/v1/chat/completions": chat,
+        "/v1/completions": text,
+        "/v1/embeddings": embeddings.__call__,
+    }
+    answers = errors.handlers(RefusalLog(pipeline.note, partial(budgets.count, key_only=True)))
+    app = Starlette(
+        routes=[
+            *(Route(path, handler, methods=["POST"]) for path, handler in busy.items()),
+            *_model_routes(authenticate, table, base_model),
+            Route("/health", health, methods=["GET"]),
+            Route("/openapi.json", description, methods=["GET"]),
+            Route("/v1/feedback", feedback.__call__, methods=["POST"]),
+            *label_routes(authenticate, control.labels),
+            *admin_routes(authenticate, control),
+        ],
+        exception_handlers=answers,
+    )
+    gateway = Admission(FastPath(app, busy, answers), lambda: pipeline.full(config.max_under_way))
+    return _with_cors(gateway, config.cors_origins) if config.cors_origins else gateway
+
+
+def _model_routes(
+    authenticate: Authenticator, table: Callable[[], RoutingTable], base_model: str
+) -> list[Route]:
     async def models(request: Request) -> Response:
         principal = await authenticate.admit(request, Role.INFERENCE)
         return JSONResponse({"object": "list", "data": _models(table(), principal, base_model)})
@@ -110,27 +135,10 @@ def create_app(
             raise Refused(unserved(table(), principal, name), principal=principal, model=name)
         return JSONResponse(_model(name, base_model, served.label))
 
-    busy: dict[str, Handler] = {
-        "/v1/chat/completions": chat,
-        "/v1/completions": text,
-        "/v1/embeddings": embeddings.__call__,
-    }
-    answers = errors.handlers(RefusalLog(pipeline.note, partial(budgets.count, key_only=True)))
-    app = Starlette(
-        routes=[
-            *(Route(path, handler, methods=["POST"]) for path, handler in busy.items()),
-            Route("/v1/models", models, methods=["GET"]),
-            Route("/v1/models/{model:path}", model, methods=["GET"]),
-            Route("/health", health, methods=["GET"]),
-            Route("/openapi.json", description, methods=["GET"]),
-            Route("/v1/feedback", feedback.__call__, methods=["POST"]),
-            *label_routes(authenticate, control.labels),
-            *admin_routes(authenticate, control),
-        ],
-        exception_handlers=answers,
-    )
-    gateway = Admission(FastPath(app, busy, answers), lambda: pipeline.full(config.max_under_way))
-    return _with_cors(gateway, config.cors_origins) if config.cors_origins else gateway
+    return [
+        Route("/v1/models", models, methods=["GET"]),
+        Route("/v1/models/{model:path}", model, methods=["GET"]),
+    ]
 
 
 def _with_cors(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:

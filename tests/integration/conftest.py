@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -32,6 +33,8 @@ class Plane(RunningCluster):
                 *("--set", f"out={workdir / 'workload'}"),
             ],
             cwd=REPOSITORY,
+            # Its own, whatever cluster was started on this machine last.
+            env={**os.environ, "RAY_ADDRESS": "local"},
             check=True,
             capture_output=True,
             timeout=_IMPORT_S,
