@@ -31,11 +31,12 @@ _ENCODER = msgspec.json.Encoder(order="sorted")
 
 
 def _canonical(value: dict[str, Any]) -> bytes:
-    """Sorted keys, no spaces; a lone half of a surrogate pair, which UTF-8 has not, is escaped."""
+    """Sorted keys, no spaces; a lone surrogate, which UTF-8 cannot encode, is escaped."""
     try:
         return _ENCODER.encode(value)
     except UnicodeEncodeError:
-        return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+        plain = msgspec.to_builtins(value)
+        return json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()
 
 
 def _sha256(line: bytes) -> str:

@@ -53,7 +53,7 @@ class StageConfig(ConfigModel):
     max_in_flight: int = Field(default=2, ge=1)
     """Calls one gateway keeps open to the stage."""
     linger_ms: float = Field(default=25.0, ge=0)
-    """Longest a call to a remote stage waits for its share of a crowd: see `handoff.BatchSizer`."""
+    """Longest a call to a remote stage waits for its batch to fill: see `batcher.BatchSizer`."""
     max_queue: int = Field(default=1024, ge=1)
     """Envelopes that may wait for a call; while so many wait, new requests get 429."""
     budget_ms: float = Field(default=5000.0, gt=0)

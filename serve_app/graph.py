@@ -296,16 +296,16 @@ class Gateway:
 def _runners(
     calls: dict[str, StageCall], config: ServeConfig, remote: set[str]
 ) -> dict[str, StepRunner]:
-    """A hand-off for each step; the two turns of one stage share its breaker and its metrics."""
+    """A runner for each step; the two steps of one stage share its breaker and its metrics."""
     breakers = {name: Breaker(getattr(config.stages, name).breaker) for name in STAGES}
     metrics = {name: RayStageMetrics(name) for name in STAGES}
-    hops = sum(step.stage in remote for step in STEPS.values())
-    crowd = BatchSizer(stations=max(1, hops // _STEPS_A_CALL))
+    calls_a_request = sum(step.stage in remote for step in STEPS.values())
+    sizer = BatchSizer(stages=max(1, calls_a_request // _STEPS_A_CALL))
     made: dict[str, StepRunner] = {}
     for name, step in STEPS.items():
         kind = StageBatcher if step.gathers or step.stage in remote else LocalStage
 
-        def hop(
+        def batcher(
             settings: StageConfig,
             breaker: Breaker,
             step: Step = step,
@@ -317,16 +317,16 @@ def _runners(
                 settings,
                 breaker=breaker,
                 metrics=metrics[step.stage],
-                crowd=crowd if step.stage in remote else None,
+                sizer=sizer if step.stage in remote else None,
             )
 
         settings: StageConfig = getattr(config.stages, step.stage)
-        made[name] = others = hop(settings, breakers[step.stage])
+        made[name] = others = batcher(settings, breakers[step.stage])
         apart = _APART.get(step) if step.gathers or step.stage in remote else None
         if apart is not None:
             lane = {"max_batch": apart.batch, "linger_ms": 0.0, "budget_ms": _LONG_MS}
             # With a breaker of its own: what takes long says nothing of the stage.
-            long = hop(settings.model_copy(update=lane), Breaker(settings.breaker))
+            long = batcher(settings.model_copy(update=lane), Breaker(settings.breaker))
             made[name] = Lanes(others, long, apart.takes_long)
     return made
 

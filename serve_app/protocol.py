@@ -290,8 +290,9 @@ _FAULTS: dict[str, type[Exception]] = {
 
 def carrier(event: RefusalTrace | FeedbackTrace) -> Envelope:
     """The envelope that takes a record which is no request to the audit stage."""
+    model = event.version if isinstance(event, FeedbackTrace) else event.requested_model
     envelope = Envelope(
-        event.trace_id, event.received_at, event.tenant, {}, "", [], Sampling(), event.key_id
+        event.trace_id, event.received_at, event.tenant, {}, model, [], Sampling(), event.key_id
     )
     envelope.event = event
     return envelope

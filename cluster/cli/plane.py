@@ -281,7 +281,7 @@ def _revive(options: argparse.Namespace) -> int:
     version = None if number is None else named_version(f"{options.adapter}@{number}")
     control = client(options)
     report = control.do(control.serving.revive(options.adapter, control.name, version))
-    line = f"{report.current} serves again" if report else "it may serve again; none was live"
+    line = f"{report.current} serves again" if report else "enabled; no version was live"
     return say(options, asdict(report) if report else None, [line])
 
 

@@ -27,7 +27,8 @@ def stage_table(traces: Iterable[Trace], audit_ms: Sequence[float]) -> dict[str,
     complete = 0
     for trace in traces:
         by_stage: dict[str, float] = defaultdict(float)
-        spans = trace.spans if isinstance(trace, RequestTrace) else []
+        known = trace.spans if isinstance(trace, RequestTrace) else []
+        spans = [span for span in known if not span.parent]
         for span in spans:
             by_stage[span.name] += span.ms
         complete += set(PUBLISHED_SHARES) <= by_stage.keys()

@@ -72,7 +72,7 @@ class Detector(Protocol):
     def find(self, text: str, free: Free, tick: Tick) -> Iterator[Finding]:
         """The findings in `text`, from left to right, none overlapping another.
 
-        `free` tells whether a stretch overlaps no finding of a detector before this one; `tick` is
-        called now and then, and may raise `OutOfTime`.
+        `free` tells whether a span overlaps no finding so far, of earlier detectors or of this one;
+        `tick` is called now and then, and may raise `OutOfTime`.
         """
         ...

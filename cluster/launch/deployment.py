@@ -92,7 +92,7 @@ class Deployment:
 
 
 def _require_same(control: ControlClient, wanted: BaseModelInfo) -> None:
-    """Raise where adapters would be retired: whoever only means to serve again, means that."""
+    """Refuse to change the base model implicitly: that would retire every adapter."""
     if not control.do(control.adapters.listed()):
         return
     served = control.do(control.adapters.base_model())

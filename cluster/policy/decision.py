@@ -1,7 +1,8 @@
 """What policy decides about a request, and what it decides from.
 
-A decision is data: the pipeline applies the override, the prompt states the constraints, and
-governance enforces them on whole and streamed answers alike. A rule never does any of that.
+A decision is data: the pipeline applies the override, the prompt states the constraints where the
+request conflicts with one, and governance enforces them on whole and streamed answers alike. A rule
+never does any of that.
 """
 
 from __future__ import annotations
@@ -42,6 +43,10 @@ class Constraint(Protocol):
         whatever follows."""
         ...
 
+    def replaces(self, earlier: Constraint) -> bool:
+        """Whether it takes the place of a constraint that an earlier rule asked for."""
+        ...
+
 
 @dataclass(frozen=True)
 class Override:
@@ -63,10 +68,15 @@ class Decision:
     """Where the request asks for what a rule forbids."""
 
     def merged(self, later: Decision) -> Decision:
-        """Both decisions; of two overrides the later one."""
+        """Both decisions; of two overrides, or two constraints on the same thing, the later."""
+        kept = tuple(
+            one
+            for one in self.constraints
+            if not any(new.replaces(one) for new in later.constraints)
+        )
         return Decision(
             later.override or self.override,
-            self.constraints + later.constraints,
+            kept + later.constraints,
             self.rules + later.rules,
             self.conflicts + later.conflicts,
         )

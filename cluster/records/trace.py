@@ -23,7 +23,7 @@ class Span(Struct, frozen=True):
     """One timed part of a request."""
 
     name: str
-    """The stage, or `generation`."""
+    """The stage, `generation`, or the target of one attempt to generate."""
     ms: float
     """Duration in milliseconds."""
     start_ms: float | None = None
@@ -187,7 +187,7 @@ def decode(line: bytes) -> Trace:
     """
     try:
         return _DECODER.decode(line)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         from cluster.records import trace_v1
 
         found = _plain(line)
@@ -260,7 +260,7 @@ def decode_metered(line: bytes) -> MeteredTrace:
     """
     try:
         found = _METERED.decode(line)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         try:
             found = msgspec.convert(_plain(line), _Metered)
         except msgspec.ValidationError as error:

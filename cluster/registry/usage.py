@@ -1,8 +1,8 @@
 """Metering: what each tenant used, append-only, and the bill made of it.
 
-Token use is told in stretches of the audit log: a row says what one tenant's key used of one
-version between two places of one writer's chain. A stretch that is told twice counts once, and one
-that was never told is found by reading the log, so that bill and log agree to the token.
+Token usage is reported by ranges of the audit log: a row says what one tenant's key used of one
+version between two places of one writer's chain. A range that is reported twice counts once, and
+one that was never reported is found by reading the log, so that bill and log agree to the token.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from sqlalchemy.orm import Session
 from cluster.audit import Piece, Place, read_pieces, writers
 from cluster.budget.metering import UsageBatch
 from cluster.budget.prices import PriceBook
-from cluster.records.trace import decode_metered
+from cluster.errors import DataError
+from cluster.records.trace import MeteredTrace, decode_metered
 from cluster.records.usage import MeteredUsage
 from cluster.registry import events, live_hours
 from cluster.registry import writers as log_writers
@@ -34,17 +35,17 @@ def insert(tx: Session, uses: Iterable[MeteredUsage]) -> int:
     """Enter what was used; returns how many rows were new. Writers that are not registered are left
     out.
 
-    A stretch that overlaps one that is there is left out as a whole: it was told before, or the log
+    A range that overlaps a stored one is left out as a whole: it was reported before, or the log
     was read in between, and reading the log again finds what is missing.
     """
-    stretches: dict[tuple[str, int, int], list[MeteredUsage]] = {}
+    ranges: dict[tuple[str, int, int], list[MeteredUsage]] = {}
     for use in uses:
-        stretches.setdefault((use.writer, use.first, use.after), []).append(use)
-    known = log_writers.known(tx, (writer for writer, _, _ in stretches))
+        ranges.setdefault((use.writer, use.first, use.after), []).append(use)
+    known = log_writers.known(tx, (writer for writer, _, _ in ranges))
     new = 0
-    for (writer, first, after), rows in stretches.items():
+    for (writer, first, after), rows in ranges.items():
         if writer not in known:
-            logger.error("%r is not a registered writer: what it tells is on no bill", writer[:128])
+            logger.error("%r is not a registered writer: its usage is on no bill", writer[:128])
             continue
         overlaps = (TokenRow.writer == writer, TokenRow.first < after, TokenRow.after > first)
         if tx.scalars(select(TokenRow.first).where(*overlaps).limit(1)).first() is None:
@@ -61,8 +62,9 @@ def work(tx: Session, kind: str, reference: str, *, tenant: str, amount: float, 
         tx.flush()
 
 
-_STRETCH_S = 3600.0
-#: To enter what was read from the log, while gateways tell of it too.
+#: Longest time that one row may cover, in seconds.
+_RANGE_S = 3600.0
+#: Attempts to insert what was read from the log, while gateways report it too.
 _TRIES = 3
 TRAINING, LABELS = "training_seconds", "labels"
 
@@ -126,7 +128,7 @@ def spent(tx: Session, key_id: str, start: float, end: float) -> float:
 def _slices(
     tx: Session, start: float, end: float, prices: PriceBook | None
 ) -> Iterator[tuple[float, float, PriceBook]]:
-    """The stretch from `start` to `end`, cut where the price book changed."""
+    """The time from `start` to `end`, cut where the price book changed."""
     known = [(0.0, prices)] if prices is not None else books(tx)
     ends = [at for at, _ in known[1:]] + [float("inf")]
     for (since, book), until in zip(known, ends, strict=True):
@@ -189,7 +191,7 @@ def _amount(
 def reconcile(
     begin: Callable[[], AbstractContextManager[Session]], audit: Path, read: dict[str, Place]
 ) -> None:
-    """Enter what the log has and the meter does not: stretches that were lost on their way here.
+    """Enter what the log has and the meter does not: ranges whose report was lost.
 
     `read` is how far each writer's chain was read before, and is moved on. `begin` opens
     transactions, short ones: others wait to write.
@@ -203,7 +205,7 @@ def reconcile(
             continue
         for piece in read_pieces(audit, writer, read.get(writer, Place())):
             if not _entered(begin, piece):
-                logger.warning("a stretch of %s is not in the meter yet: others tell of it", writer)
+                logger.warning("a part of the log of %s is being reported meanwhile", writer)
                 break  # the next bill reads it again
             read[writer] = piece.after
 
@@ -212,11 +214,11 @@ def _entered(begin: Callable[[], AbstractContextManager[Session]], piece: Piece)
     for _ in range(_TRIES):
         with begin() as tx:
             found = find_missing(tx, piece)
-        # Apart: SQLite lets nobody write in a transaction that has read what changed since.
+        # A second transaction: SQLite refuses a write after a read of what has changed since.
         with begin() as tx:
             if insert(tx, found) == len(found):
                 return True
-        # A gateway told some of it meanwhile, and what overlaps was left out whole.
+        # A gateway reported some of it meanwhile, and the ranges that overlap were left out.
     return False
 
 
@@ -228,30 +230,42 @@ def find_missing(tx: Session, piece: Piece) -> list[MeteredUsage]:
     changes = [at for at, _ in books(tx)[1:]]
     start, end = piece.first.traces, piece.after.traces
     near = (TokenRow.writer == piece.writer, TokenRow.first < end, TokenRow.after > start)
-    told = select(TokenRow.first, TokenRow.after).where(*near).distinct()
-    stretches = deque(sorted((int(first), int(after)) for first, after in tx.execute(told)))
+    stored = select(TokenRow.first, TokenRow.after).where(*near).distinct()
+    ranges = deque(sorted((int(first), int(after)) for first, after in tx.execute(stored)))
     found: list[MeteredUsage] = []
-    tally: UsageBatch | None = None
+    batch: UsageBatch | None = None
     for place, line in enumerate(piece.lines, start):
-        while stretches and stretches[0][1] <= place:
-            stretches.popleft()
-        covered = bool(stretches) and stretches[0][0] <= place
-        trace = None if covered else decode_metered(line)
+        while ranges and ranges[0][1] <= place:
+            ranges.popleft()
+        covered = bool(ranges) and ranges[0][0] <= place
+        trace = None if covered else _read(piece.writer, place, line)
         missing = trace is not None and trace.usage is not None
-        if tally is not None and (
-            trace is None or not missing or _apart(tally.since, trace.recorded_at, changes)
+        if batch is not None and (
+            trace is None or not missing or _apart(batch.since, trace.recorded_at, changes)
         ):
-            found += tally.rows()
-            tally = None
+            found += batch.rows()
+            batch = None
         if trace is not None and missing:
-            if tally is None:
-                tally = UsageBatch(piece.writer, place)
-            tally.add(trace)
-    if tally is not None:
-        found += tally.rows()
+            if batch is None:
+                batch = UsageBatch(piece.writer, place)
+            batch.add(trace)
+    if batch is not None:
+        found += batch.rows()
     return found
+
+
+def _read(writer: str, place: int, line: bytes) -> MeteredTrace:
+    """One line of the log.
+
+    Raises:
+        RuntimeError: it is no trace. The tenant who asks for a bill cannot help it.
+    """
+    try:
+        return decode_metered(line)
+    except DataError as error:
+        raise RuntimeError(f"line {place + 1} of traces-{writer}.jsonl is no trace") from error
 
 
 def _apart(first: float, at: float, changes: list[float]) -> bool:
     """Whether two moments are too far apart to be one entry: by the hour, or by their prices."""
-    return at - first > _STRETCH_S or any(first < change <= at for change in changes)
+    return at - first > _RANGE_S or any(first < change <= at for change in changes)

@@ -46,16 +46,16 @@ class Decision:
 
 
 @dataclass(frozen=True)
-class _Worse:
+class _Regression:
     """How much worse the candidate is by one measure, and how much it may be."""
 
-    what: str
+    measure: str
     at_least: float
+    """Lower bound of the confidence sequence."""
     estimate: float
     allowed: float
-    own: bool = True
-    """Whether it is the candidate's own doing for sure; few users differ by themselves, and where
-    nobody has the other version nobody knows how that would fare."""
+    attributable: bool = True
+    """False with fewer than twenty groups of users, or without baseline traffic."""
 
 
 def decide(
@@ -74,14 +74,15 @@ def decide(
     phase's A/B test by groups of users.
     """
     phase, last = plan.phases[number], number + 1 == len(plan.phases)
-    judged = _worse(plan, number, evidence)
+    judged = _regressions(plan, number, evidence)
     for found in judged:
         if found.at_least > found.allowed:
             return Decision(
                 Action.ROLL_BACK,
-                f"{found.what}: worse by at least {found.at_least:.3g}, "
-                f"{found.allowed:.3g} allowed" + ("" if found.own else ", not surely by itself"),
-                at_fault=found.own,
+                f"{found.measure}: worse by at least {found.at_least:.3g}, "
+                f"{found.allowed:.3g} allowed"
+                + ("" if found.attributable else ", not attributable to the candidate"),
+                at_fault=found.attributable,
                 shown=True,
             )
     seen = evidence.get(number, Evidence())
@@ -97,9 +98,9 @@ def decide(
             # Where a person decides, how long it has been says nothing.
             if over and not (last and plan.at_end == "wait"):
                 return Decision(
-                    Action.ROLL_BACK, f"{found.what}: it does not come right", shown=True
+                    Action.ROLL_BACK, f"{found.measure}: it did not recover", shown=True
                 )
-            return Decision(Action.HOLD, f"{found.what}: looks worse by {found.estimate:.3g}")
+            return Decision(Action.HOLD, f"{found.measure}: looks worse by {found.estimate:.3g}")
     shown = f"{requests} requests within the guardrails"
     if phase.trial is not None:
         test = verdict(phase.trial, sides)
@@ -121,15 +122,16 @@ def decide(
 _RATE: Range = (0, 1)
 
 
-def _worse(plan: RolloutPlan, number: int, evidence: Mapping[int, Evidence]) -> list[_Worse]:
-    """Each measure of which both versions have something to show, and votes once there are enough
-    of them."""
+def _regressions(
+    plan: RolloutPlan, number: int, evidence: Mapping[int, Evidence]
+) -> list[_Regression]:
+    """Every measure that both versions have data on, compared phase by phase."""
     limits = plan.guardrails
-    alpha, found = limits.alpha / 5, list[_Worse]()
+    alpha, found = limits.alpha / 5, list[_Regression]()
     whole = reduce(Evidence.__add__, evidence.values(), Evidence())
     groups = min(arm.groups.bit_count() for arm in (whole.baseline, whole.candidate))
     # In a shadow both answer the same requests.
-    own = groups >= FEWEST_GROUPS or plan.phases[number].shadow
+    attributable = groups >= FEWEST_GROUPS or plan.phases[number].shadow
 
     def pairs(measure: str) -> list[tuple[Moments, Moments]]:
         of = attrgetter(measure)
@@ -141,21 +143,25 @@ def _worse(plan: RolloutPlan, number: int, evidence: Mapping[int, Evidence]) -> 
         ("escalations", "escalated", limits.escalated),
     ):
         if (rate := compared(pairs(measure), alpha, within=_RATE)) is not None:
-            mine = own or measure == "errors"
-            found.append(_Worse(what, rate.interval.low, rate.estimate, allowed, mine))
+            certain = attributable or measure == "errors"
+            found.append(_Regression(what, rate.interval.low, rate.estimate, allowed, certain))
     if (took := compared(pairs("latency_ms"), alpha)) is not None:
         slack = (limits.latency_ratio - 1) * took.baseline
-        found.append(_Worse("latency in ms", took.interval.low, took.estimate, slack, own))
+        found.append(
+            _Regression("latency in ms", took.interval.low, took.estimate, slack, attributable)
+        )
     if (sure := compared(pairs("confidence"), alpha)) is not None:
         lost = -sure.interval.high
-        found.append(_Worse("confidence", lost, -sure.estimate, limits.confidence, own))
-    found += _thin(limits, evidence.get(number, Evidence()), alpha)
-    return found + _alone(plan, evidence, whole.baseline.errors, alpha)
+        found.append(
+            _Regression("confidence", lost, -sure.estimate, limits.confidence, attributable)
+        )
+    found += _small_sample_checks(limits, evidence.get(number, Evidence()), alpha)
+    return found + _no_baseline_checks(plan, evidence, whole.baseline.errors, alpha)
 
 
-def _thin(limits: Guardrails, seen: Evidence, alpha: float) -> list[_Worse]:
-    """What a phase tells in which one version has had few requests yet, or ever: where it looks
-    bad it is waited for, and where nearly everything fails that is known from few."""
+def _small_sample_checks(limits: Guardrails, seen: Evidence, alpha: float) -> list[_Regression]:
+    """Checks of a phase in which one version has had few requests: an apparent regression holds the
+    rollout, and only errors of nearly every request are significant already."""
     old, new = seen.baseline, seen.candidate
     rows = (
         ("error rate", old.errors, new.errors, limits.error_rate, True),
@@ -169,31 +175,34 @@ def _thin(limits: Guardrails, seen: Evidence, alpha: float) -> list[_Worse]:
         ),
     )
     found = []
-    for what, less, more, allowed, own in rows:
-        if not 0 < min(less.n, more.n) < MIN_OBSERVATIONS:
+    # Of each row the second is worse where it is larger: the candidate's errors and latency, and
+    # the baseline's confidence.
+    for measure, better, worse, allowed, attributable in rows:
+        if not 0 < min(better.n, worse.n) < MIN_OBSERVATIONS:
             continue
-        apart, low = more.mean - less.mean, -inf
-        if what == "error rate":
-            low = apart - sum(_rough(one, alpha / 4) for one in (less, more))
-        found.append(_Worse(what, low, apart, allowed, own))
+        difference, at_least = worse.mean - better.mean, -inf
+        if measure == "error rate":
+            radii = (_error_radius(moments, alpha / 4) for moments in (better, worse))
+            at_least = difference - sum(radii)
+        found.append(_Regression(measure, at_least, difference, allowed, attributable))
     return found
 
 
-def _rough(moments: Moments, alpha: float) -> float:
+def _error_radius(moments: Moments, alpha: float) -> float:
     few = moments.n < MIN_OBSERVATIONS
     return rough_radius(moments.n, alpha) if few else radius(moments, alpha, within=_RATE)
 
 
-def _alone(
+def _no_baseline_checks(
     plan: RolloutPlan, evidence: Mapping[int, Evidence], before: Moments, alpha: float
-) -> list[_Worse]:
-    """Errors of phases in which all users there are have the candidate: more than the baseline had
-    in those before. Whether it would have had more by now, nobody knows."""
+) -> list[_Regression]:
+    """Error rate of phases in which every user has the candidate, against the baseline's of earlier
+    phases; attributable only where there never was a baseline."""
     found = []
     for number, one in evidence.items():
         shared = plan.phases[number].percent < 100 and one.baseline.errors.n
         if not shared and not plan.phases[number].shadow:
             errors, allowed = one.candidate.errors, plan.guardrails.error_rate + before.mean
             failing = errors.mean - radius(errors, alpha, within=_RATE)
-            found.append(_Worse("error rate", failing, errors.mean, allowed, not before.n))
+            found.append(_Regression("error rate", failing, errors.mean, allowed, not before.n))
     return found

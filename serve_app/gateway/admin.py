@@ -60,7 +60,7 @@ def _refuse(principal: Principal, why: str | None) -> None:
 
 
 def _unknown(what: str, principal: Principal) -> Refused:
-    return Refused(Refusal(404, "not_found", f"there is no {what} of yours"), principal=principal)
+    return Refused(Refusal(404, "not_found", f"{what} not found"), principal=principal)
 
 
 class _Door:
@@ -77,7 +77,7 @@ class _Door:
         if wanted is None or wanted == principal.tenant:
             return principal.tenant
         if not principal.may(Role.OPERATOR):
-            raise _unknown("such tenant", principal)
+            raise _unknown("tenant", principal)
         try:
             return checked_name(wanted)
         except ValueError as error:
@@ -90,16 +90,16 @@ class _Door:
             named = found.key_id if found else ""
         everywhere = principal.may(Role.OPERATOR)
         for record in await self.control.keys.listed(None if everywhere else principal.tenant):
-            if record.key_id == named and delegation.manages(principal, record):
+            if record.key_id == named and delegation.can_manage(principal, record):
                 return record
-        raise _unknown("such key", principal)
+        raise _unknown("key", principal)
 
     async def adapter(self, principal: Principal, name: str) -> str:
         """The name of an adapter that the caller may manage."""
         owner = await self.control.adapters.owner(name)
         mine = owner == principal.tenant or principal.may(Role.OPERATOR)
-        if owner is None or not mine or not delegation.covers(principal, name):
-            raise _unknown("such adapter", principal)
+        if owner is None or not mine or not delegation.reaches(principal, name):
+            raise _unknown("adapter", principal)
         return name
 
 
@@ -174,7 +174,7 @@ def _key_routes(door: _Door) -> list[Route]:
             )
         except ValueError as error:
             raise _checked(error) from error
-        _refuse(principal, delegation.beyond(principal, wanted, time.time()))
+        _refuse(principal, delegation.exceeds(principal, wanted, time.time()))
         operator = principal.may(Role.OPERATOR)
         issued = await door.control.keys.issue(wanted, _who(principal), by_operator=operator)
         record = await door.key(principal, issued.key_id)
@@ -194,7 +194,7 @@ def _key_routes(door: _Door) -> list[Route]:
         tenant = door.tenant(principal, request.query_params.get("team_id"))
         found = await door.control.keys.listed(tenant)
         whole = request.query_params.get("return_full_object") == "true"
-        found = [key for key in found if delegation.manages(principal, key)]
+        found = [key for key in found if delegation.can_manage(principal, key)]
         keys = [_told(key) if whole else key.key_id for key in found]
         return JSONResponse({"keys": keys, "total_count": len(keys)})
 
@@ -217,9 +217,9 @@ def _change_routes(door: _Door) -> list[Route]:
         if wanted is not None and wanted.widens and record.attributes:
             _require_operator(principal, "an operator gave this key attributes, and its bounds")
         if wanted is not None:
-            _refuse(principal, delegation.beyond(principal, wanted, time.time()))
+            _refuse(principal, delegation.exceeds(principal, wanted, time.time()))
         if limits != record.limits:
-            _refuse(principal, delegation.bounded(principal))
+            _refuse(principal, delegation.has_limits(principal))
         _refuse(principal, delegation.lifts(principal, record, limits, wanted, time.time()))
         who, operator = _who(principal), principal.may(Role.OPERATOR)
         if wanted is not None:
@@ -265,7 +265,7 @@ def _adapter_routes(door: _Door) -> list[Route]:
         for record in await door.control.adapters.listed():
             tenants = table.access.get(record.id.name, frozenset())
             mine = everywhere or principal.tenant in tenants or EVERYONE in tenants
-            if mine and delegation.covers(principal, record.id.name):
+            if mine and delegation.reaches(principal, record.id.name):
                 killed = record.id.name in table.killed
                 rows.append(
                     {
@@ -350,7 +350,7 @@ def _rollout_routes(door: _Door) -> list[Route]:
         found = [
             rollout
             for rollout in await door.control.rollouts.listed(_MAX_LISTED, owner)
-            if delegation.covers(principal, rollout.adapter)
+            if delegation.reaches(principal, rollout.adapter)
         ]
         # Those who are set aside may be another tenant's.
         names = principal.may(Role.OPERATOR)

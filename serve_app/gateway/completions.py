@@ -81,20 +81,20 @@ class Completions:
             return await streamed(self._pipeline, envelopes, body, hold, chat=chat, valid=valid)
         try:
             if len(envelopes) == 1:
-                walked = [await self._pipeline.answer(envelopes[0], hold.ended)]
+                passed = [await self._pipeline.answer(envelopes[0], hold.ended)]
             else:
-                walked = await in_turn(
+                passed = await in_turn(
                     [self._pipeline.answer(one, hold.ended) for one in envelopes]
                 )
         finally:
             hold.close()
         finished = []
-        for envelope, text in walked:
+        for envelope, text in passed:
             if envelope.refusal is not None:
                 raise Refused(for_shape(envelope.refusal, chat=chat), envelope.trace_id)
             assert envelope.generation is not None
             finished.append((envelope.generation, text))
-        first = walked[0][0]
+        first = passed[0][0]
         return JSONResponse(
             answers.completion(
                 first.trace_id,
@@ -104,7 +104,7 @@ class Completions:
                 chat=chat,
                 offer=body.offered,
             ),
-            headers={**_headers(first), **hold.headers},
+            headers={**response_headers(first), **hold.headers},
         )
 
     def _check(self, body: wire.GenerateRequest, principal: Principal) -> None:
@@ -187,14 +187,15 @@ def _attributes(body: wire.GenerateRequest, principal: Principal) -> dict[str, s
     return {**(body.metadata or {}), **principal.attributes}
 
 
-def _headers(envelope: Envelope) -> dict[str, str]:
-    total = sum(span.ms for span in envelope.spans)
-    generation = sum(span.ms for span in envelope.spans if span.name == "generation")
+def response_headers(envelope: Envelope) -> dict[str, str]:
+    # An attempt that failed is a child of the generation's span, and its time a part of it.
+    spans = [span for span in envelope.spans if not span.parent]
+    overhead = sum(span.ms for span in spans if span.name != "generation")
     headers = {
         "x-headrace-trace-id": envelope.trace_id,
-        "x-headrace-overhead-ms": f"{total - generation:.2f}",
+        "x-headrace-overhead-ms": f"{overhead:.2f}",
         "x-headrace-cache": envelope.cache,
-        "Server-Timing": ", ".join(f"{span.name};dur={span.ms:.2f}" for span in envelope.spans),
+        "Server-Timing": ", ".join(f"{span.name};dur={span.ms:.2f}" for span in spans),
     }
     if envelope.generation is not None:
         headers["x-headrace-model"] = envelope.generation.version

@@ -1,7 +1,7 @@
-"""What one key may do to others: give no more than it has, and see no more than it reaches.
+"""Delegation: a key gives no other key more than it has, and sees no more than it reaches.
 
-A key may be limited to adapters, to a time and to a budget. Were it to make another without those,
-they would limit nobody. Decisions only.
+Without this a key limited to adapters, a time or a budget could make another without those limits.
+Decisions only.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ from cluster.records.limits import Limits, key_scope, within
 from cluster.types import Principal, Role
 
 
-def covers(principal: Principal, adapter: str) -> bool:
-    """Whether the principal's key is not kept from `adapter`."""
+def reaches(principal: Principal, adapter: str) -> bool:
+    """Whether the principal's key reaches `adapter`."""
     return not principal.models or adapter in principal.models
 
 
-def manages(principal: Principal, key: KeyRecord) -> bool:
-    """Whether `key` is one that the principal may see, change and end."""
+def can_manage(principal: Principal, key: KeyRecord) -> bool:
+    """Whether the principal may see, change and revoke `key`."""
     # An operator's key is none of its tenant's admins' business.
     mine = key.tenant == principal.tenant and Role.OPERATOR not in key.roles
     return (mine or principal.may(Role.OPERATOR)) and _within(principal, key.models)
 
 
-def bounded(principal: Principal) -> str | None:
-    """Why the principal may bound no key, or none otherwise; None where it may."""
+def has_limits(principal: Principal) -> str | None:
+    """Why the principal may not set limits; None where it may."""
     if key_scope(principal.key_id) in principal.limited:
-        return "this key has limits of its own: it gives none to others, nor itself others"
+        return "a key with limits cannot set limits"
     return None
 
 
-def beyond(principal: Principal, wanted: KeyRequest | KeyChange, now: float) -> str | None:
-    """Why the principal may not give another key what is wanted; None where it may."""
+def exceeds(principal: Principal, wanted: KeyRequest | KeyChange, now: float) -> str | None:
+    """Why the principal may not grant what is wanted to another key; None where it may."""
     new = isinstance(wanted, KeyRequest)
-    if new and (why := bounded(principal)) is not None:
+    if new and (why := has_limits(principal)) is not None:
         return why
     if wanted.models is not None and not _within(principal, wanted.models):
         return f"this key reaches {', '.join(sorted(principal.models))}: name some of them"

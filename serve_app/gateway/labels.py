@@ -15,7 +15,7 @@ from cluster.records.trace import Refusal
 from cluster.types import TEXT, Role
 from serve_app.gateway.auth import Authenticator
 from serve_app.gateway.bodies import parse
-from serve_app.gateway.delegation import covers
+from serve_app.gateway.delegation import reaches
 from serve_app.gateway.errors import Refused
 from serve_app.gateway.leniency import Int, WireModel, without_nulls
 
@@ -50,7 +50,7 @@ def label_routes(authenticate: Authenticator, labels: Labels) -> list[Route]:
         principal = await authenticate.admit(request, Role.LABEL)
         body = await parse(request, SubmitRequest, limit)
         for label in body.labels:
-            if not covers(principal, label.adapter):
+            if not reaches(principal, label.adapter):
                 why = f"this key labels {', '.join(sorted(principal.models))} only"
                 raise Refused(Refusal(403, "access_denied", why), principal=principal)
         accepted = await labels.submit(principal.tenant, body.labels)

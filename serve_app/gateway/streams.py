@@ -40,27 +40,27 @@ async def streamed(
     It ends early where the key that asked is not `valid` any more.
 
     Raises:
-        Refused: a choice was blocked before anything was generated for any of them.
+        Refused: a choice was refused before anything was generated for any of them.
     """
-    walks = [pipeline.stream(envelope, hold.ended) for envelope in envelopes]
+    streams = [pipeline.stream(envelope, hold.ended) for envelope in envelopes]
     try:
-        firsts = await in_turn([anext(walk) for walk in walks])
+        firsts = await in_turn([anext(stream) for stream in streams])
     except BaseException:
         hold.close()  # nothing was generated yet
         raise
-    blocked = next((e for e in firsts if isinstance(e, Envelope) and e.refusal is not None), None)
-    if blocked is not None and blocked.refusal is not None:
-        for walk, first in zip(walks, firsts, strict=True):
+    refused = next((e for e in firsts if isinstance(e, Envelope) and e.refusal is not None), None)
+    if refused is not None and refused.refusal is not None:
+        for stream, first in zip(streams, firsts, strict=True):
             if isinstance(first, Envelope) and first.refusal is not None:
-                async for _ in walk:
+                async for _ in stream:
                     pass  # a refused request is audited like any other
             else:
-                await walk.aclose()
-        raise Refused(errors.for_shape(blocked.refusal, chat=chat), blocked.trace_id)
+                await stream.aclose()
+        raise Refused(errors.for_shape(refused.refusal, chat=chat), refused.trace_id)
     first = envelopes[0]
     writer = answers.Stream(first.trace_id, int(first.received_at), chat)
     return StreamingResponse(
-        _events(walks, envelopes, writer, body, valid),
+        _events(streams, envelopes, writer, body, valid),
         media_type="text/event-stream",
         headers={
             "x-headrace-trace-id": first.trace_id,
@@ -72,18 +72,18 @@ async def streamed(
 
 
 async def _events(
-    walks: list[Items],
+    streams: list[Items],
     envelopes: Sequence[Envelope],
     writer: answers.Stream,
     body: wire.GenerateRequest,
     valid: StillValid,
 ) -> AsyncIterator[str]:
     """Choices as their pieces come; every event of one names the version that answers it."""
-    choices = [_Choice(i, envelopes[i].model, writer, body.offered) for i in range(len(walks))]
+    choices = [_Choice(i, envelopes[i].model, writer, body.offered) for i in range(len(streams))]
     finished: dict[int, Generation] = {}
     # Each write to the connection is a system call: what follows at once waits for its neighbour.
     waiting: list[str] = []
-    async with aclosing(_merged(walks)) as items:
+    async with aclosing(_merged(streams)) as items:
         async for index, item in items:
             if not await valid():
                 yield "".join([*waiting, answers.event(errors.error_body(_REVOKED))])
@@ -158,10 +158,10 @@ class _Choice:
         return self._writer.piece(self.index, self.model, piece.text, tokens)
 
 
-async def _merged(walks: list[Items]) -> AsyncGenerator[tuple[int, Piece | Envelope], None]:
-    """Items of every walk with its place, as they come; closes them all when it is closed."""
-    if len(walks) == 1:
-        async with aclosing(walks[0]) as items:
+async def _merged(streams: list[Items]) -> AsyncGenerator[tuple[int, Piece | Envelope], None]:
+    """Items of every stream with its place, as they come; closes them all when it is closed."""
+    if len(streams) == 1:
+        async with aclosing(streams[0]) as items:
             async for item in items:
                 yield 0, item
         return
@@ -169,7 +169,7 @@ async def _merged(walks: list[Items]) -> AsyncGenerator[tuple[int, Piece | Envel
 
     async def pump(index: int) -> None:
         try:
-            async with aclosing(walks[index]) as items:
+            async with aclosing(streams[index]) as items:
                 async for item in items:
                     await queue.put((index, item))
         finally:
@@ -177,7 +177,7 @@ async def _merged(walks: list[Items]) -> AsyncGenerator[tuple[int, Piece | Envel
                 await queue.put(None)
 
     closing = False
-    pumps = [asyncio.ensure_future(pump(index)) for index in range(len(walks))]
+    pumps = [asyncio.ensure_future(pump(index)) for index in range(len(streams))]
     try:
         left = len(pumps)
         while left:

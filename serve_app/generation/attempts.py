@@ -1,6 +1,7 @@
 """The attempt loop: resolve, look into the cache, ask the provider, and try again where that helps.
 
-One loop serves whole and streamed answers; they differ in how the provider is asked only. Nothing
+One loop serves whole and streamed answers; they differ in the provider's method
+and in what is charged where the client leaves. Nothing
 is tried again once a part of the answer was shown. Failed attempts are spans of the trace.
 """
 
@@ -21,7 +22,7 @@ from cluster.rollout.accounts import account
 from serve_app.generation import refusals, usage
 from serve_app.generation.cache import ResponseCache, Slot
 from serve_app.generation.providers.base import OnItem, Provider, ignore
-from serve_app.generation.resolve import Resolution, User, on_trial, resolve
+from serve_app.generation.resolve import Resolution, Unresolved, User, on_trial, resolve
 from serve_app.generation.targets import Targets
 from serve_app.generation.trials import Trials
 from serve_app.protocol import (
@@ -96,12 +97,12 @@ class Attempts:
         for _ in range(_ATTEMPTS):
             table = self._table()
             found = resolve(envelope, table, self._targets, user, live_only=state.live_only)
-            if isinstance(found, Refusal):
-                envelope.refusal = found
-                return
-            envelope.route = found.route
             # A retry comes to the same warnings.
             envelope.warnings += [one for one in found.warnings if one not in envelope.warnings]
+            if isinstance(found, Unresolved):
+                envelope.refusal = found.refusal
+                return
+            envelope.route = found.route
             slot, cached = self._cached(envelope, found.target)
             if cached is not None:
                 yield Delta(cached.text)
@@ -125,8 +126,9 @@ class Attempts:
                 _failed_attempt(envelope, found.target, started, "not resident")
                 await self._await_table(table.generation, found.target, state)
             except (asyncio.CancelledError, GeneratorExit):
-                most = usage.bound(envelope, request, unreported, self._targets.window)
-                envelope.usage = envelope.usage or most
+                if envelope.usage is None:
+                    window = self._targets.window
+                    envelope.usage = usage.bound(envelope, request, unreported, window)
                 raise
             except Exception as error:  # its fault costs this request, which is still recorded
                 _failed_attempt(envelope, found.target, started, type(error).__name__)

@@ -49,6 +49,14 @@ class Resolution:
 
 
 @dataclass(frozen=True)
+class Unresolved:
+    """No target may answer the request."""
+
+    refusal: Refusal
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class User:
     """Who keeps to one of two versions on trial."""
 
@@ -59,7 +67,7 @@ class User:
 
 def resolve(
     question: Question, table: RoutingTable, targets: Targets, user: User, *, live_only: bool
-) -> Resolution | Refusal:
+) -> Resolution | Unresolved:
     """Where `question` goes now; with `live_only`, to no candidate of a rollout."""
     route, warnings = question.route, list[str]()
     # Without a route the caller's own choice stands, else the base model.
@@ -82,7 +90,8 @@ def resolve(
     wanted = question.model if named else name
     adapter = table.resolve(question, wanted)
     if adapter is None and wanted == question.model:
-        return refusals.unserved(table, question, wanted)
+        refusal = refusals.unserved(table, question, wanted)
+        return Unresolved(refusal, tuple(warnings))
     if adapter is None:
         warnings.append(f"adapter {name} is not live; the base model answered")
         return Resolution(targets.base, route, tuple(warnings))

@@ -45,11 +45,13 @@ class Targets:
         return self._profile.window
 
     def observe(self, target: Target, found: Generation) -> None:
-        """Take an answer's latency into the target's profile."""
+        """Take the latency of a streamed answer into the target's profile; a whole one does not
+        tell when its first token came."""
+        if found.first_token_ms is None:
+            return
         # Without the wait for its adapter's turn, which says nothing of the model.
-        took = max(0.0, found.total_ms - found.waited_ms)
-        first = took if found.first_token_ms is None else found.first_token_ms
-        token = max(0.0, took - first) / max(1, found.output_tokens - 1)
+        first = max(0.0, found.first_token_ms - found.waited_ms)
+        token = max(0.0, found.total_ms - found.first_token_ms) / max(1, found.output_tokens - 1)
         before = self._measured.get(target.id)
         if before is not None:
             first = before[0] + _WEIGHT * (first - before[0])

@@ -48,5 +48,5 @@ def counted(envelope: Envelope, target: Target, read: int, written: int) -> Toke
 def bound(envelope: Envelope, request: GenerationRequest, written: int, window: int) -> TokenUsage:
     """The most that the engine may have done of a request that was abandoned."""
     read = max_input_tokens(request.messages, request.sampling, window)
-    exact = counted(envelope, request.target, read, min(written, window))
-    return TokenUsage(exact.target, exact.input_tokens, exact.output_tokens, exact=False)
+    most = counted(envelope, request.target, read, min(written, window))
+    return TokenUsage(most.target, most.input_tokens, most.output_tokens, exact=False)

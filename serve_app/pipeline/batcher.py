@@ -1,6 +1,6 @@
-"""Coalesced hand-off to a stage: what has queued while calls were in flight leaves as one call.
+"""Adaptive batching of calls to a stage: what queued while calls were in flight leaves as one call.
 
-An idle system adds no wait; a busy one shares each hop among a batch. Owns batching, bounds, the
+An idle system adds no wait; a busy one shares each call among a batch. Owns batching, bounds, the
 latency budget, the circuit breaker and the failure rule; it knows neither Ray nor the stage.
 """
 
@@ -29,19 +29,20 @@ StageCall = Callable[[Step, list[Row], list[float]], Awaitable[list[Any]]]
 class BatchSizer:
     """How many steps are under way in one gateway, and how many of them a call should wait for.
 
-    Where many requests are between stages, calls that leave with one each cost more than they
-    bring: a call waits, within the stage's `linger_ms`, for its share of the crowd. A share of one
-    request or less is no reason to wait, so a quiet gateway never does.
+    Under load, calls of one request each cost more than they bring: a call waits, within the
+    stage's `linger_ms`, for as many requests as are under way a stage. One request or less is no
+    reason to wait, so a gateway with little traffic never does.
     """
 
-    def __init__(self, stations: int) -> None:
-        self._stations = stations
+    def __init__(self, stages: int) -> None:
+        """`stages` is how many calls a request passes."""
+        self._stages = stages
         self.in_progress = 0
 
     @property
     def share(self) -> int:
-        """The share of the requests in progress that one station can expect."""
-        return self.in_progress // self._stations
+        """Requests in progress a stage."""
+        return self.in_progress // self._stages
 
 
 @dataclass(slots=True)
@@ -112,14 +113,14 @@ class StageBatcher:
         *,
         breaker: Breaker | None = None,
         metrics: StageMetrics = NO_METRICS,
-        crowd: BatchSizer | None = None,
+        sizer: BatchSizer | None = None,
     ) -> None:
         self.step = step
         self._call = call
         self._config = config
         self._breaker = breaker or Breaker(config.breaker)
         self._metrics = metrics
-        self._crowd = crowd or BatchSizer(stations=1_000_000)
+        self._sizer = sizer or BatchSizer(stages=1_000_000)
         self._timer: asyncio.TimerHandle | None = None
         self._queue = FairQueue()
         self._in_flight: set[asyncio.Task[None]] = set()
@@ -141,7 +142,7 @@ class StageBatcher:
         """Hand `envelope` over without waiting; `finish` or `abandon` what is returned."""
         now = time.perf_counter()
         pending = Pending(now, (), 0.0, None)
-        self._crowd.in_progress += 1
+        self._sizer.in_progress += 1
         if not self._breaker.allows(now):
             pending.outcome = "breaker open"
         elif self.full:
@@ -172,7 +173,9 @@ class StageBatcher:
         if pending.outcome != "ok":
             self._apply_failure_rule(envelope, pending.outcome)
         elapsed = ((pending.ended or time.perf_counter()) - pending.started) * 1000
-        start = (time.time() - envelope.received_at) * 1000 - elapsed
+        # Counted from its start: a step that ended may wait here for one that runs beside it.
+        since = time.perf_counter() - pending.started
+        start = (time.time() - envelope.received_at - since) * 1000
         envelope.spans.append(
             Span(self.step.stage, round(elapsed, 3), round(start, 3), batch, pending.outcome)
         )
@@ -182,7 +185,7 @@ class StageBatcher:
         """Nobody waits for it any more. A client that went away says nothing of the stage."""
         if pending.in_progress:
             pending.in_progress = False
-            self._crowd.in_progress -= 1
+            self._sizer.in_progress -= 1
             if pending.answer is not None:
                 pending.answer.cancel()
 
@@ -226,8 +229,8 @@ class StageBatcher:
         self._metrics.queued(self._queue.count)
 
     def _lingers(self) -> bool:
-        """Whether to wait for more of the crowd; a timer looks again when the wait is over."""
-        if self._queue.count >= min(self._crowd.share, self._config.max_batch):
+        """Whether to wait for a larger batch; a timer looks again when the wait is over."""
+        if self._queue.count >= min(self._sizer.share, self._config.max_batch):
             return False
         left = self._queue.first.started + self._config.linger_ms / 1000 - time.perf_counter()
         if left <= 0:

@@ -8,7 +8,7 @@ from serve_app.pipeline.breaker import BreakerState
 
 
 class StageMetrics(Protocol):
-    """What a hand-off tells of its stage. Called on the request's path: it must not block."""
+    """Receives the measurements of a stage. Called on the request's path: it must not block."""
 
     def passed(self, ms: float, outcome: str, breaker: BreakerState) -> None:
         """One envelope passed in `ms` milliseconds, with the outcome its span names."""

@@ -180,17 +180,17 @@ class Pipeline:
         await self._record(envelope)
 
     async def _run_concurrently(self, group: tuple[Step, ...], envelope: Envelope) -> None:
-        hops = [self._runners[step.name] for step in group]
-        under_way = [(hop, hop.start(envelope)) for hop in hops if not hop.immediate]
+        runners = [self._runners[step.name] for step in group]
+        started = [(one, one.start(envelope)) for one in runners if not one.immediate]
         try:
-            for hop in hops:
-                if hop.immediate:
-                    await hop(envelope)
-            for hop, pending in under_way:
-                await hop.finish(envelope, pending)
+            for one in runners:
+                if one.immediate:
+                    await one(envelope)
+            for one, pending in started:
+                await one.finish(envelope, pending)
         finally:
-            for hop, pending in under_way:
-                hop.abandon(pending)
+            for one, pending in started:
+                one.abandon(pending)
         settle(envelope)
 
     @asynccontextmanager

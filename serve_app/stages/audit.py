@@ -24,6 +24,7 @@ from cluster.governance.vault import TooManyValues, Vault
 from cluster.records.labels import LabelTask
 from cluster.records.trace import (
     FeedbackTrace,
+    Refusal,
     RefusalTrace,
     RequestTrace,
     Span,
@@ -193,18 +194,31 @@ def _with_span(record: Trace, ms: float, batch: int) -> Trace:
 
 
 def _masked_event(event: RefusalTrace | FeedbackTrace, now: float) -> Trace:
-    """An event as it is recorded; what its caller chose of it is bounded by the gateway."""
-    vault = Vault()
-
-    def clean(text: str) -> str:
-        return mask_text(normalise(text), vault)
-
+    """An event as it is recorded, with what its caller chose of it masked."""
+    clean = partial(_clean, vault=Vault())
     if isinstance(event, FeedbackTrace):
         about = event.about if _TRACE_ID.fullmatch(event.about) else clean(event.about)
         return structs.replace(event, recorded_at=now, about=about, version=clean(event.version))
-    refusal = structs.replace(event.refusal, message=clean(event.refusal.message))
-    model = clean(event.requested_model)
-    return structs.replace(event, recorded_at=now, requested_model=model, refusal=refusal)
+    return structs.replace(
+        event,
+        recorded_at=now,
+        requested_model=clean(event.requested_model),
+        path=clean(event.path),
+        refusal=_clean_refusal(event.refusal, clean),
+    )
+
+
+def _clean(text: str, name: str = "", *, vault: Vault) -> str:
+    try:
+        return mask_text(normalise(text), vault, name=name)
+    except (TooManyValues, OutOfTime):  # one record's texts must not cost its batch
+        return WITHHELD
+
+
+def _clean_refusal(refusal: Refusal, clean: Callable[[str], str]) -> Refusal:
+    """`param` may be a key of the caller's own JSON, as `message` may quote it."""
+    param = refusal.param and clean(refusal.param)
+    return structs.replace(refusal, message=clean(refusal.message), param=param)
 
 
 def _masked(record: RequestTrace, envelope: Envelope, tick: Tick = unlimited) -> RequestTrace:
@@ -212,13 +226,7 @@ def _masked(record: RequestTrace, envelope: Envelope, tick: Tick = unlimited) ->
 
     Messages and answers are masked by governance, which is closed where it fails.
     """
-    vault = Vault(envelope.placeholders, tick)
-
-    def clean(text: str, name: str = "") -> str:
-        try:
-            return mask_text(normalise(text), vault, name=name)
-        except (TooManyValues, OutOfTime):  # one record's names must not cost its batch
-            return WITHHELD
+    clean = partial(_clean, vault=Vault(envelope.placeholders, tick))
 
     def cleaned(texts: dict[str, str]) -> dict[str, str]:
         return {clean(name): clean(text, name) for name, text in texts.items()}
@@ -230,7 +238,7 @@ def _masked(record: RequestTrace, envelope: Envelope, tick: Tick = unlimited) ->
         record,
         requested_model=model,
         warnings=[clean(text) for text in envelope.warnings],
-        refusal=refusal and structs.replace(refusal, message=clean(refusal.message)),
+        refusal=refusal and _clean_refusal(refusal, clean),
         **named,
     )
 

@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 
-from cluster.audit import CONTROL, read_traces, verify
+from cluster.audit import CONTROL, ChainWriter, read_traces, verify
 from cluster.control.plane import ControlPlane
 from cluster.errors import DataError
 from cluster.records.trace import (
     FeedbackTrace,
+    Refusal,
     RefusalTrace,
     RequestTrace,
+    Span,
     decode,
     decode_metered,
     document,
@@ -108,21 +110,28 @@ def test_every_former_line_is_metered_alike_from_its_bytes_and_its_trace(former:
         assert metered(decode(line)) == decode_metered(line)
 
 
-def test_a_trace_comes_back_as_it_was_written() -> None:
+@pytest.mark.parametrize("text", ["plain", "a \ud800 lone surrogate"])
+def test_a_trace_comes_back_as_it_was_written(tmp_path: Path, text: str) -> None:
     trace = request_trace(
-        usage=None, messages=[{"role": "user", "content": "a \ud800 lone surrogate"}]
+        usage=None,
+        messages=[{"role": "user", "content": text}],
+        refusal=Refusal(503, "stage_unavailable", "policy is late"),
+        spans=[Span("policy", 1.5, 0.5), Span("care@1", 2.0, 3.0, parent="generation")],
     )
-    line = json.dumps(document(trace)).encode()
-    found = decode(line)
-    assert isinstance(found, RequestTrace)
-    assert found.messages == trace.messages
+    log = ChainWriter(tmp_path, "w")
+    log.append([document(trace)])
+    log.close()
+    assert list(read_traces(tmp_path)) == [trace]
+    [line] = (tmp_path / "traces-w.jsonl").read_bytes().splitlines()
     assert decode_metered(line).usage is None
+    assert verify(tmp_path).verified
 
 
 @pytest.mark.parametrize(
     "line",
     [
         *(b"", b"null", b"[]", b"{}", b"{", b'{"kind": "request"}', b'{"kind": "other"}'),
+        b'{"kind":"request","trace_id":"\xff"}',
         *(b'{"schema": 3}', b'{"messages": [], "metadata": {"feedback_on": "x"}}', b"[" * 9999),
     ],
 )

@@ -175,7 +175,7 @@ def test_what_few_users_show_refuses_no_candidate_for_good(
     )
     found = rollout.with_report(Report("g", 0, 1, 0, seen)).decided(1.0)
     assert (found.action, found.at_fault) == (Action.ROLL_BACK, at_fault)
-    assert found.reason.endswith("not surely by itself") is not at_fault
+    assert found.reason.endswith("not attributable to the candidate") is not at_fault
     # An engine's fault is nobody's but the version's.
     failing = replace(seen, candidate=VariantStats(Moments(500, 250.0, 250.0), quick, groups=mask))
     found = rollout.with_report(Report("g", 0, 1, 0, failing)).decided(1.0)

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -69,6 +70,29 @@ async def test_a_late_stage_is_not_waited_for_and_changes_nothing() -> None:
     finish.set()
     await asyncio.sleep(0.01)
     assert envelope.prompt == []
+
+
+async def test_a_step_that_ended_before_its_neighbour_keeps_its_start() -> None:
+    gate = asyncio.Event()
+
+    async def slow(step: Step, rows: list[Row], deadlines: list[float]) -> list[Any]:
+        await gate.wait()
+        return [(b"", None, None, []) for _ in rows]
+
+    async def fast(step: Step, rows: list[Row], deadlines: list[float]) -> list[Any]:
+        return []
+
+    envelope = replace(_envelope(), received_at=time.time())
+    first = StageBatcher(ROUTE, slow, StageConfig())
+    second = StageBatcher(POLICY, fast, StageConfig(on_failure="open"))
+    pending = first.start(envelope), second.start(envelope)
+    await asyncio.sleep(0.2)
+    gate.set()
+    await first.finish(envelope, pending[0])
+    await second.finish(envelope, pending[1])
+    routing, policy = envelope.spans
+    assert policy.start_ms is not None
+    assert policy.start_ms + policy.ms < routing.ms
 
 
 async def test_a_stage_that_loses_envelopes_is_a_fault() -> None:
@@ -223,18 +247,18 @@ async def test_in_process_the_same_rules_hold_without_a_queue() -> None:
     ]
 
 
-async def test_a_call_waits_for_its_share_of_a_crowd_and_no_longer_than_it_may() -> None:
+async def test_a_call_waits_for_its_share_of_the_load_and_no_longer_than_it_may() -> None:
     sizes: list[int] = []
 
     async def call(step: Step, rows: list[Row], deadlines: list[float]) -> list[Any]:
         sizes.append(len(rows))
         return [DONE for _ in rows]
 
-    crowd = BatchSizer(stations=2)
-    hop = StageBatcher(POLICY, call, StageConfig(linger_ms=60_000, budget_ms=100_000), crowd=crowd)
+    sizer = BatchSizer(stages=2)
+    hop = StageBatcher(POLICY, call, StageConfig(linger_ms=60_000, budget_ms=100_000), sizer=sizer)
     await hop(_envelope())
     assert sizes == [1]
-    crowd.in_progress = 7
+    sizer.in_progress = 7
     waiting = [asyncio.create_task(hop(_envelope())) for _ in range(4)]
     await asyncio.sleep(0.01)
     assert sizes == [1]
@@ -242,8 +266,8 @@ async def test_a_call_waits_for_its_share_of_a_crowd_and_no_longer_than_it_may()
     waiting.append(asyncio.create_task(hop(_envelope())))
     await asyncio.gather(*waiting)
     assert sizes == [1, 6]
-    crowd.in_progress = 1000
-    brief = StageBatcher(POLICY, call, StageConfig(linger_ms=5), crowd=crowd)
+    sizer.in_progress = 1000
+    brief = StageBatcher(POLICY, call, StageConfig(linger_ms=5), sizer=sizer)
     await brief(_envelope())
     assert sizes == [1, 6, 1]
 

@@ -9,8 +9,10 @@ import httpx
 import openai
 import pytest
 
+from cluster.records.trace import Span
 from serve_app.gateway import answers
-from serve_app.protocol import Generation
+from serve_app.gateway.completions import response_headers
+from serve_app.protocol import Envelope, Generation, Sampling
 from tests.serve_app.test_gateway import World
 
 SCHEMA: dict[str, Any] = {
@@ -37,7 +39,7 @@ async def client(world: World) -> AsyncIterator[openai.AsyncOpenAI]:
         )
 
 
-async def test_each_choice_walks_the_road_and_has_its_own_seed(
+async def test_each_choice_passes_the_pipeline_and_has_its_own_seed(
     world: World, client: openai.AsyncOpenAI
 ) -> None:
     answer = await client.chat.completions.create(model="auto", messages=ASK, n=3, seed=7)
@@ -217,6 +219,18 @@ async def test_headers_tell_version_route_and_times(client: openai.AsyncOpenAI) 
     assert raw.headers["x-headrace-route"] == "inventory; intent=x; confidence=1.000"
     assert float(raw.headers["x-headrace-overhead-ms"]) >= 0
     assert "routing;dur=" in raw.headers["server-timing"]
+
+
+def test_an_attempt_that_failed_is_no_overhead() -> None:
+    envelope = Envelope("tr-1", 0.0, "acme", {}, "auto", [], Sampling())
+    envelope.spans = [
+        Span("routing", 5.0),
+        Span("support@4", 3000.0, outcome="EngineFailed", parent="generation"),
+        Span("generation", 3400.0),
+    ]
+    headers = response_headers(envelope)
+    assert headers["x-headrace-overhead-ms"] == "5.00"
+    assert headers["Server-Timing"] == "routing;dur=5.00, generation;dur=3400.00"
 
 
 def _generation(prompt: int, written: int) -> Generation:

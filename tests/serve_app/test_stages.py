@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from cluster import router_artefact, storage
 from cluster.audit import ChainWriter, Head, read_traces, verify
 from cluster.errors import ArtifactError, ConflictError
+from cluster.policy.decision import Facts, enforce
 from cluster.policy.rules import PolicyConfig
 from cluster.policy.rules.discount_cap import DiscountCap, MaxDiscount
 from cluster.policy.rules.vip_route import VipRoute
 from cluster.records.labels import LabelTask
-from cluster.records.trace import Refusal, RequestTrace, Route, Snippet
+from cluster.records.trace import Refusal, RefusalTrace, RequestTrace, Route, Snippet, Span
 from cluster.records.usage import MeteredUsage, TokenUsage
 from cluster.router_artefact import RouterArtefact
 from serve_app.config import (
@@ -31,7 +32,7 @@ from serve_app.config import (
 )
 from serve_app.context.index import DocumentIndex
 from serve_app.pipeline.steps import settle
-from serve_app.protocol import EMBEDDING_MODEL, Envelope, Generation, Sampling
+from serve_app.protocol import EMBEDDING_MODEL, Envelope, Generation, Sampling, carrier
 from serve_app.routing.router import Router
 from serve_app.stages.audit import Audit, label_task
 from serve_app.stages.context import Context
@@ -164,6 +165,16 @@ async def test_a_vip_goes_to_the_other_adapter_and_the_trace_says_why() -> None:
     assert "instead of loyalty" in vip.route.reason
     assert plain.route is not None
     assert plain.route.adapter == "loyalty"
+
+
+def test_the_last_discount_cap_that_applies_is_the_only_one() -> None:
+    rules = tuple(
+        DiscountCap(max_percent=percent, unless_attribute="tier", equals="gold")
+        for percent in (10, 30)
+    )
+    decision = PolicyConfig(rules=rules).decide(Facts({}, "hi"))
+    assert decision.constraints == (MaxDiscount(30),)
+    assert enforce("50% off", decision.constraints) == "30% off"
 
 
 async def test_the_discount_cap_spares_gold_members() -> None:
@@ -330,6 +341,40 @@ async def test_a_record_of_too_many_values_costs_no_other_its_place(tmp_path: Pa
     first, second = _requests(tmp_path)
     assert first.metadata == {"a": "[withheld: too many personal values]"}
     assert second.metadata == {}
+
+
+async def test_text_that_utf8_cannot_encode_costs_no_other_record_its_place(tmp_path: Path) -> None:
+    odd, other = _envelope("a \ud800 lone surrogate"), _envelope()
+    for envelope in (odd, other):
+        envelope.spans = [Span("policy", 1.5, 0.5)]
+    registry = Registry()
+    await Audit(ChainWriter(tmp_path, "w"), registry, registry)([odd, other])
+    first, second = _requests(tmp_path)
+    assert first.messages == odd.messages
+    assert [span.name for span in second.spans] == ["policy", "audit"]
+
+
+async def test_what_a_refusal_quotes_of_its_caller_is_masked(tmp_path: Path) -> None:
+    many = " ".join(f"a{n}@example.com" for n in range(1100))
+    named = Refusal(400, "unsupported_parameter", f"unknown: {many}", param="ann@example.com")
+    event = RefusalTrace(
+        trace_id="tr-2",
+        received_at=1.0,
+        recorded_at=1.0,
+        tenant="acme",
+        key_id="k",
+        requested_model="",
+        path="/v1/users/anna\u200b@exam\u200bple.com",
+        refusal=named,
+    )
+    registry = Registry()
+    await Audit(ChainWriter(tmp_path, "w"), registry, registry)([carrier(event), _envelope()])
+    refused, answered = read_traces(tmp_path)
+    assert isinstance(refused, RefusalTrace)
+    assert refused.path == "/v1/users/[EMAIL_1]"
+    assert refused.refusal.param == "[EMAIL_2]"
+    assert refused.refusal.message == "[withheld: too many personal values]"
+    assert isinstance(answered, RequestTrace)
 
 
 async def test_passages_of_one_tenant_stand_in_no_others_prompt(index: DocumentIndex) -> None:

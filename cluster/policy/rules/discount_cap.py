@@ -10,7 +10,7 @@ from pydantic import Field
 
 from cluster.config import ConfigModel
 from cluster.governance.folding import fold
-from cluster.policy.decision import Decision, Facts
+from cluster.policy.decision import Constraint, Decision, Facts
 
 _OFFER = re.compile(r"\b(\d{1,3}) ?(?:%|percent)(?= ?(?:off|discount))", re.IGNORECASE)
 #: A number at the end that may turn out to be an offer: "30", "30 percen", "30% o".
@@ -49,6 +49,10 @@ class MaxDiscount:
         while start > 0 and text[start - 1].isdigit():
             start -= 1
         return start
+
+    def replaces(self, earlier: Constraint) -> bool:
+        """One cap at a time: the last rule that applies sets it."""
+        return isinstance(earlier, MaxDiscount)
 
 
 class DiscountCap(ConfigModel):
