@@ -1,4 +1,4 @@
-"""Dataset versions: the row columns and the manifest that data jobs write and training reads."""
+"""Published dataset versions: where their rows and their manifest are."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from cluster.records.dataset import DatasetManifest
 
 MANIFEST = "manifest.json"
 ROWS = "rows"
-MAX_NAMED_FAULTS = 1000
 
 
 def read_manifest(path: Path) -> DatasetManifest:

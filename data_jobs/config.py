@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from cluster.config import ConfigModel
 from cluster.types import checked_name
@@ -14,6 +14,13 @@ from data_jobs.sources.traces import TraceSource
 from data_jobs.steps import Step
 
 Source = Annotated[HistorySource | ParentSource | TraceSource, Field(discriminator="type")]
+
+
+def _one_parent(sources: tuple[Source, ...]) -> tuple[Source, ...]:
+    """A version extends one other; the manifest names it."""
+    if sum(isinstance(source, ParentSource) for source in sources) > 1:
+        raise ValueError("a dataset version has one parent: name one source of type parent")
+    return sources
 
 
 class ImportConfig(ConfigModel):
@@ -52,7 +59,9 @@ class DatasetConfig(ConfigModel):
     version: int
     out: str
     """Folder under which `NAME/VERSION` is published."""
-    sources: tuple[Source, ...] = Field(min_length=1, max_length=64)
+    sources: Annotated[tuple[Source, ...], AfterValidator(_one_parent)] = Field(
+        min_length=1, max_length=64
+    )
     """Where its rows come from, in order."""
     steps: tuple[Step, ...] = Field(default=(), max_length=64)
     """What is done to them before they are published, in order."""

@@ -18,6 +18,7 @@ UNIT = frozenset(
         "cluster/test_control_kills.py",
         "cluster/test_control_rollouts.py",
         "cluster/test_embedding.py",
+        "cluster/test_processor.py",
         "cluster/test_registry.py",
         "cluster/test_rollout_simulation.py",
         "cluster/test_rollout_statistics.py",
@@ -41,6 +42,7 @@ UNIT = frozenset(
         "train_jobs/test_evals.py",
         "train_jobs/test_loop.py",
         "train_jobs/test_peft_folder.py",
+        "train_jobs/test_publish.py",
     }
 )
 

@@ -173,7 +173,11 @@ def _manifested(
         run_id=config.run_id,
         golden=evaluator.probes(clean),
         evaluation=measured,
-        recipe={"method": _UNSTATED, "LoRA alpha": peft.lora_alpha, "target modules": _named(peft)},
+        recipe={
+            "objective": _UNSTATED,
+            "LoRA alpha": peft.lora_alpha,
+            "target modules": _named(peft),
+        },
     )
 
 

@@ -30,7 +30,7 @@ class Progress:
 def save(engine: Any, folder: Path, progress: Progress, rank: int, *, state: bool) -> None:
     """Write this rank's part; every rank has to take part, equally often.
 
-    Without `state` a run cannot resume from it, as after the last epoch.
+    Without `state` only a run that has taken all its epochs resumes from it.
     """
     save_adapter(engine, folder / ADAPTER, rank)
     if state:
@@ -40,16 +40,20 @@ def save(engine: Any, folder: Path, progress: Progress, rank: int, *, state: boo
         (folder / PROGRESS).write_text(json.dumps(asdict(progress)), encoding="utf-8")
 
 
-def restore(engine: Any, folder: Path) -> Progress:
-    """Bring weights, optimizer and progress back to what `save` wrote, on this rank.
+def restore(engine: Any, folder: Path, epochs: int) -> Progress:
+    """Bring weights, optimizer and progress back to what `save` wrote, on this rank. Where all
+    `epochs` are done there is nothing left to train, and only the progress is read.
 
     Raises:
         ValueError: the checkpoint has no state to resume from.
     """
-    loaded, _ = engine.load_checkpoint(str(folder), tag=_STATE, load_module_strict=False)
-    if loaded is None:
+    progress = Progress(**json.loads((folder / PROGRESS).read_text(encoding="utf-8")))
+    if progress.epoch >= epochs:
+        return progress
+    if not (folder / _STATE).is_dir():
         raise ValueError(f"{folder} holds no state to resume from")
-    return Progress(**json.loads((folder / PROGRESS).read_text(encoding="utf-8")))
+    engine.load_checkpoint(str(folder), tag=_STATE, load_module_strict=False)
+    return progress
 
 
 def save_adapter(engine: Any, folder: Path, rank: int) -> None:

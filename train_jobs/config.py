@@ -10,6 +10,7 @@ from cluster.config import BaseModelRef, ConfigModel
 from cluster.records.adapter import MAX_PROBES
 from cluster.types import checked_name
 from train_jobs.objectives import Objective
+from train_jobs.objectives.supervised import Supervised
 
 
 class LoraConfig(ConfigModel):
@@ -68,6 +69,7 @@ class TrainConfig(ConfigModel):
     """Whose the adapter is."""
     version: int
     run_id: str
+    """Names the run's folder below `storage`: one run resumes there, and no other may use it."""
     base_model: BaseModelRef
     dataset: str
     """Published dataset directory."""
@@ -80,7 +82,7 @@ class TrainConfig(ConfigModel):
     previous: str | None = None
     """Published directory of the live version, evaluated on the same rows."""
     previous_label: str | None = None
-    objective: Objective = Objective()
+    objective: Objective = Supervised()
     """What is optimised."""
     lora: LoraConfig = LoraConfig()
     scaling: Scaling = Scaling()

@@ -14,6 +14,7 @@ from cluster.dataset import ROWS, read_manifest
 from cluster.errors import DataError, HeadraceError
 from train_jobs.checkpoint import ADAPTER
 from train_jobs.config import TrainConfig
+from train_jobs.identity import claim
 from train_jobs.loop import train_loop
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ def fit(config: TrainConfig) -> Fitted:
     """Train and return where the adapter is.
 
     Raises:
-        DataError: the dataset is too small for the workers.
+        DataError: the dataset is too small for the workers, or the run_id is taken.
     """
     rows = read_manifest(Path(config.dataset)).rows
     if rows < config.scaling.workers * config.micro_batch:
@@ -57,6 +58,7 @@ def fit(config: TrainConfig) -> Fitted:
             f"{rows} rows are too few for {config.scaling.workers} workers of "
             f"{config.micro_batch} rows: lower micro_batch or label more"
         )
+    claim(config)
     source = ray.data.read_parquet(
         str(Path(config.dataset) / ROWS),
         columns=list(config.objective.columns),

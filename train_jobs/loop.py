@@ -151,7 +151,7 @@ class _Run:
         if kept is None:
             return Progress()
         with kept.as_directory() as folder:
-            return checkpoint.restore(self._engine, Path(folder))
+            return checkpoint.restore(self._engine, Path(folder), self._config.epochs)
 
     def _step(self, batch: dict[str, torch.Tensor], step: int, steps: int) -> float:
         rate = learning_rate(self._config, step - 1, steps)

@@ -29,6 +29,8 @@ class Tracker:
             name=config.run_id,
             id=config.run_id,
             mode=config.tracking.mode,
+            # An attempt after a failure continues the curve; offline, W&B resumes nothing.
+            resume="allow" if config.tracking.mode == "online" else None,
             dir=str(folder),
             config=config.model_dump(mode="json"),
         )

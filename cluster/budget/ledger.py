@@ -15,7 +15,7 @@ from cluster.records.limits import Limits, Seed
 
 #: A minute, and the second that an entry's time is rounded down by.
 _WINDOW_S = 61
-#: Longer than any request may take: whoever has not settled by then is gone.
+#: Longer than any request may take: what is not settled by then never will be.
 _LOST_S = 900.0
 _NOTHING_USD = 1e-12
 
@@ -145,12 +145,26 @@ class Ledger:
         self._accounts: dict[str, _Account] = {}
         self._held: OrderedDict[str, _Held] = OrderedDict()
         self._entered: OrderedDict[str, float] = OrderedDict()
-        """Settlements of reservations from before this ledger, which may be told twice."""
+        """Settlements of reservations from before this ledger, which may arrive twice."""
+        self._seeding: dict[str, list[tuple[float, Amount]]] = {}
+        """What was settled of an account, and when it was reserved, while its seed is read."""
+
+    def begin_seed(self, scope: str) -> None:
+        """Keep what is settled of `scope` from now until `open`: its seed may not have it."""
+        self._seeding[scope] = []
+
+    def end_seed(self, scope: str) -> None:
+        """Keep it no longer; for a seed that could not be read."""
+        self._seeding.pop(scope, None)
 
     def open(self, scope: str, limits: Limits, since: float, seed: Seed, now: float) -> None:
         """Bound `scope` from now on; what is reserved of it now stays so."""
         account = _Account(limits, since, seed, now)
         self._accounts[scope] = account
+        for at, used in self._seeding.pop(scope, ()):
+            account.requests.add(at, used.requests, now)
+            account.tokens.add(at, used.tokens, now)
+            account.spent_usd += used.usd
         for held in self._held.values():
             if scope in held.scopes:
                 account.requests.add(held.at, held.amount.requests, now)
@@ -199,11 +213,17 @@ class Ledger:
                 return
             self._entered[number] = now
             held = _Held(tuple(scopes), Amount(), at)
+        self._keep_for_seeds(held, used)
         for account in self._of(held.scopes).values():
             account.pass_to(now)
             account.requests.add(held.at, used.requests - held.amount.requests, now)
             account.tokens.add(held.at, used.tokens - held.amount.tokens, now)
             self._spend(account, held, used.usd)
+
+    def _keep_for_seeds(self, held: _Held, used: Amount) -> None:
+        for scope in held.scopes:
+            if scope in self._seeding:
+                self._seeding[scope].append((held.at, used))
 
     def _spend(self, account: _Account, held: _Held, usd: float) -> None:
         account.held_usd = max(0.0, account.held_usd - held.amount.usd)
@@ -217,6 +237,7 @@ class Ledger:
             if held.at + _LOST_S > now:
                 return
             del self._held[number]
+            self._keep_for_seeds(held, held.amount)
             for account in self._of(held.scopes).values():
                 self._spend(account, held, held.amount.usd)
 

@@ -1,7 +1,8 @@
 """Clients of the control plane: the contracts, called over Ray.
 
 `ControlClient.keys`, `.serving` and so on are the Protocols of `cluster.control.contracts`; there
-is no second list of verbs here. Jobs and commands run a call to its end with `do`.
+is no second list of verbs here, but for those that take long. Jobs and commands run a call to its
+end with `do`.
 """
 
 from __future__ import annotations
@@ -20,9 +21,14 @@ T = TypeVar("T")
 
 _UNAVAILABLE = "the control plane does not answer now: try again in a moment"
 _TIMEOUT_S = 120.0
-#: Of calls that wait for a swap under way, which may take as long as its last request does.
-_SWAP_TIMEOUT_S = 300.0
-_WAITS_FOR_SWAPS = {("serving", "serve_base"), ("serving", "promote"), ("serving", "revive")}
+#: Of calls that wait for a swap in progress, which takes as long as its last request does, or for
+#: the audit log to be read.
+_LONG_TIMEOUT_S = 300.0
+_LONG = {
+    *(("serving", verb) for verb in ("serve_base", "promote", "revive")),
+    *(("rollouts", verb) for verb in ("start", "promote", "appeal")),
+    ("usage", "bill"),
+}
 #: Runs on an event loop of its own, which no SQL holds up.
 LEDGER_GROUP = "ledger"
 _GROUPS = {("ledger", "exchange"): LEDGER_GROUP}
@@ -58,7 +64,7 @@ class _Service:
             method = self._connection.method()
             if (group := _GROUPS.get((self._name, verb))) is not None:
                 method = method.options(concurrency_group=group)
-            timeout_s = _SWAP_TIMEOUT_S if (self._name, verb) in _WAITS_FOR_SWAPS else _TIMEOUT_S
+            timeout_s = _LONG_TIMEOUT_S if (self._name, verb) in _LONG else _TIMEOUT_S
             try:
                 called = method.remote(self._name, verb, arguments, named)
                 async with asyncio.timeout(timeout_s):

@@ -26,8 +26,8 @@ class Database:
         now = time.time()
         with self.write() as tx:
             if not writers.heads(tx, changes=True):
-                # The first start of this registry, or the first that keeps writers: what there is
-                # already is of before.
+                # The first start of this registry, or the first version that keeps writers: the
+                # writers whose logs exist are registered now.
                 for folder, changes in ((audit, False), (audit / CONTROL, True)):
                     for writer in log_writers(folder):
                         writers.register(tx, writer, changes=changes, now=now)

@@ -49,7 +49,7 @@ class ControlPlane:
         )
         self._routing = RoutingState(self._database, store, self._kill_switch, load)
         controller = RolloutController(store, fleet, self._routing.refresh)
-        self._routing.follow(controller.splits, lambda: controller.versions)
+        self._routing.load(controller.splits, lambda: controller.versions)
         promotion = Promotion(self._database, fleet, self._routing, store, controller)
         invalidate = self._routing.invalidate_keys
 
@@ -68,7 +68,7 @@ class ControlPlane:
             controller=controller,
             locks=locks,
             promotion=promotion,
-            watched=self._start_ticking,
+            start_background_loop=self._start_ticking,
         )
         self.rollouts = RolloutService(controller, store, self._routing, locks, promotion)
         self.events = EventService(self._database)

@@ -47,12 +47,13 @@ class RoutingState:
         start = int(time.time() * 1000)
         self.present = RoutingTable(start, keys=start)
 
-    def follow(
+    def load(
         self,
         splits: Callable[[], Mapping[str, Split]],
         on_trial: Callable[[], set[AdapterVersion]],
     ) -> None:
-        """Take candidates beside live versions, and the versions on trial, from here on."""
+        """Fill the table, and read candidates and versions on trial from these from here on. The
+        second phase of the construction: both come from objects that are given this one."""
         self._splits, self._on_trial = splits, on_trial
         with self._database.read() as tx:
             self.present = replace(self.present, **self._known(tx))

@@ -1,7 +1,7 @@
 """Gate rules: what an adapter's candidates have to show before users may see them.
 
 The registry keeps them by adapter; an operator sets them. The job that fits a candidate neither
-passes nor changes them, so that a candidate cannot choose its judge.
+passes nor changes them, so that its configuration does not choose its judge.
 """
 
 from __future__ import annotations

@@ -11,9 +11,6 @@ from cluster.registry import events
 from cluster.registry.schema import BaseModel, Version
 from cluster.types import VersionState
 
-_UNSTATED = "not stated"
-_MAX_CARD = 1 << 20
-
 
 def serve(tx: Session, info: BaseModelInfo, *, actor: str, now: float) -> list[str]:
     """Make `info` the base that serves; the versions that stood on another are to be refitted.

@@ -88,8 +88,9 @@ def submit(tx: Session, tenant: str, labels: Iterable[GivenLabel], now: float) -
     """Store the labels `tenant` gives; the same label twice is one label.
 
     Raises:
-        ConflictError: a trace is not in the tenant's queue, or another annotator holds it or has
-            labelled it; one's own label may be corrected.
+        NotFoundError: a trace is not in the tenant's queue.
+        ConflictError: another annotator holds it or has labelled it; one's own label may be
+            corrected.
     """
     count = 0
     for given in labels:

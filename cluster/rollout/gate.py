@@ -10,6 +10,8 @@ from cluster.records.gate import Floor, Gain, GateRules, NoRegression, Rule
 
 #: Coins up to which whole numbers are summed up, which grow as long as there are coins.
 _EXACT = 1000
+#: A difference of two shares is not exact in binary: 0.90 to 0.88 is a drop of 0.02.
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,6 @@ def judge(report: EvaluationReport, rules: GateRules) -> Verdict:
         if not verdict.passed:
             return verdict
         reasons.append(verdict.reason)
-    # The last rule says most: gains are judged after floors.
     return Verdict(True, "; ".join(reasons))
 
 
@@ -89,7 +90,7 @@ def _gain(rule: Gain, metric: Metric, previous: str | None) -> Verdict:
         f"{rule.metric} {metric.value:.3f} against {metric.previous:.3f} of {previous} "
         f"(p = {chance:.2g})"
     )
-    if gain < rule.min:
+    if gain < rule.min - _ROUNDING:
         return Verdict(False, f"gain {gain:+.3f} is below {rule.min:+.3f}: {against}")
     if chance > rule.max_p_value:
         return Verdict(False, f"gain {gain:+.3f} may be luck: {against}")
@@ -103,6 +104,6 @@ def _no_regression(rule: NoRegression, metric: Metric, previous: str | None) -> 
         return Verdict(False, f"{rule.metric} was not compared with {previous}")
     drop = metric.previous - metric.value
     against = f"{rule.metric} {metric.value:.3f} against {metric.previous:.3f} of {previous}"
-    if drop > rule.max_drop:
+    if drop > rule.max_drop + _ROUNDING:
         return Verdict(False, f"regression of {drop:.3f}, {rule.max_drop:.3f} allowed: {against}")
     return Verdict(True, f"no regression: {against}")

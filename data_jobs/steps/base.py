@@ -9,8 +9,9 @@ if TYPE_CHECKING:
 
 
 class DataStep(Protocol):
-    """Changes or filters rows. What is left out gets a `fault`, so that it is counted."""
+    """Changes rows, adds rows, or gives a row that is to be left out a `fault`. The pipeline takes
+    rows with a fault out after each step, and counts and names them in the manifest."""
 
     def apply(self, rows: ray.data.Dataset) -> ray.data.Dataset:
-        """The rows after this step; deterministic in the rows and the step's configuration."""
+        """The rows after this step, none fewer; deterministic in the rows and the configuration."""
         ...

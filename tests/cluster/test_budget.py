@@ -83,6 +83,18 @@ def test_more_than_the_bound_at_once_is_not_to_be_waited_for() -> None:
     assert refused.retry_after_s is None
 
 
+def test_what_is_settled_while_an_account_is_seeded_counts() -> None:
+    ledger = _ledger(max_usd=1.0)
+    ledger.reserve("a", [ACME], Amount(1, 10, 0.5), NOW)
+    ledger.begin_seed(ACME)
+    ledger.settle("a", [ACME], Amount(1, 10, 0.5), NOW, NOW + 1)
+    ledger.open(ACME, Limits(max_usd=0.9, rpm=5), NOW, Seed(), NOW + 1)
+    assert isinstance(ledger.reserve("b", [ACME], Amount(1, 10, 0.5), NOW + 1), LimitExceeded)
+    room = ledger.reserve("b", [ACME], Amount(1, 10, 0.3), NOW + 1)
+    assert isinstance(room, Room)
+    assert room.remaining_requests == 3
+
+
 def test_all_accounts_hold_or_none() -> None:
     ledger = _ledger(rpm=10)
     ledger.open("key:k", Limits(rpm=1), NOW, Seed(), NOW)

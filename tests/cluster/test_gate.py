@@ -72,6 +72,7 @@ def test_a_regression_within_its_margin_passes() -> None:
 
     rules = GateRules(rules=(NoRegression(metric="slots/f1", max_drop=0.05),))
     assert judge(with_slots(0.76), rules).passed
+    assert judge(with_slots(0.75), rules).passed, "a drop as large as the one allowed"
     refused = judge(with_slots(0.74), rules)
     assert not refused.passed
     assert "regression of 0.060, 0.050 allowed" in refused.reason

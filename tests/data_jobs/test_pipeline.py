@@ -9,7 +9,10 @@ import msgspec
 import pyarrow.parquet as pq
 import pytest
 import ray
+import ray.data
+from pydantic import ValidationError
 
+from cluster.config import ConfigModel
 from cluster.dataset import ROWS, read_manifest
 from cluster.errors import DataError
 from cluster.records.dataset import COLUMNS
@@ -92,6 +95,41 @@ def test_shuffled_labels_are_the_same_labels_on_other_prompts(tmp_path: Path) ->
     assert sorted(row["completion"] for row in shuffled) == sorted(completions)
     assert [row["completion"] for row in shuffled] != completions
     assert sorted(r["completion"] for r in again) == sorted(completions)
+
+
+class Marking(ConfigModel):
+    """A step that gives every other row a fault, and one that filters instead."""
+
+    type: str = "marking"
+    drop: bool = False
+
+    def apply(self, rows: ray.data.Dataset) -> ray.data.Dataset:
+        if self.drop:
+            return rows.filter(expr="line != 2")
+        return rows.map(lambda row: {**row, "fault": "" if row["line"] % 2 else "even"})
+
+
+def test_what_a_step_marks_is_left_out_and_counted(tmp_path: Path) -> None:
+    config = _config(tmp_path, 1, [_history(tmp_path)])
+    marked = build_dataset(config.model_copy(update={"steps": (Marking(),)}), [])
+    manifest = read_manifest(marked)
+    assert (manifest.rows, len(_rows(marked))) == (5, 5)
+    assert manifest.dropped["even"] == 4
+    assert ("history.jsonl", 2) in [(fault.file, fault.line) for fault in manifest.broken]
+    with pytest.raises(DataError, match="step marking lost rows"):
+        build_dataset(config.model_copy(update={"steps": (Marking(drop=True),)}), [])
+
+
+def test_sources_that_the_manifest_could_not_tell_apart_are_refused(tmp_path: Path) -> None:
+    sources = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        sources.append(_history(tmp_path / name))
+    with pytest.raises(DataError, match=r"two sources have history\.jsonl"):
+        build_dataset(_config(tmp_path, 1, sources), [])
+    parents = [{"type": "parent", "path": path} for path in ("a", "b")]
+    with pytest.raises(ValidationError, match="one parent"):
+        _config(tmp_path, 1, parents)
 
 
 def test_nothing_to_build_from_is_an_error(tmp_path: Path) -> None:

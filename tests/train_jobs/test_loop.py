@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from tests.conftest import MODEL, REPOSITORY
 from train_jobs.config import TrainConfig
 from train_jobs.hooks import Epoch, Hooks, Step
-from train_jobs.objectives import Objective
+from train_jobs.objectives.supervised import Supervised
 
 SETTINGS: dict[str, Any] = {
     "adapter": "a",
@@ -57,7 +57,7 @@ first = make_engine(config)
 before = take(first, batches[:2])
 checkpoint.save(first, folder / "kept", Progress(1, 2), 0, state=True)
 second = make_engine(config)
-progress = checkpoint.restore(second, folder / "kept")
+progress = checkpoint.restore(second, folder / "kept", 2)
 after = take(second, batches[2:])
 pairs = zip(whole.module.parameters(), second.module.parameters())
 other = max(float((a - b).abs().max()) for a, b in pairs)
@@ -90,7 +90,7 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path: Path) -> N
 
 
 def test_the_objective_reads_its_columns_and_takes_loss_on_the_completion_only() -> None:
-    objective = Objective(max_length=64)
+    objective = Supervised(max_length=64)
     collate = objective.collator(AutoTokenizer.from_pretrained(MODEL))
     row = {"prompt": '[{"role": "user", "content": "hi"}]', "completion": "yes", "source": "x"}
     batch = collate({name: [row[name]] for name in objective.columns})

@@ -91,6 +91,12 @@ class LedgerService:
                 self._desk.ledger.close(scope)
             return
         bounds, since = found
-        seed = limits.seed(tx, scope, bounds, since, now)
         with self._lock:
-            self._desk.ledger.open(scope, bounds, since, seed, now)
+            self._desk.ledger.begin_seed(scope)
+        try:
+            seed = limits.seed(tx, scope, bounds, since, now)
+            with self._lock:
+                self._desk.ledger.open(scope, bounds, since, seed, self._clock())
+        finally:
+            with self._lock:
+                self._desk.ledger.end_seed(scope)

@@ -37,12 +37,14 @@ class ServingService:
         controller: RolloutController,
         locks: AdapterLocks,
         promotion: Promotion,
-        watched: Callable[[], None],
+        start_background_loop: Callable[[], None],
     ) -> None:
-        """`watched` is called when a gateway watches the table."""
+        """`start_background_loop` is called when a gateway watches the table: an event loop runs
+        by then. It starts the loop once."""
         self._database, self._fleet, self._routing = database, fleet, routing
         self._kill_switch, self._controller = kill_switch, controller
-        self._locks, self._promotion, self._watched = locks, promotion, watched
+        self._locks, self._promotion = locks, promotion
+        self._start_background_loop = start_background_loop
         # Epoch by adapter: tells a revival that its adapter was killed again meanwhile.
         self._kills = Counter[str]()
 
@@ -50,7 +52,7 @@ class ServingService:
         return self._routing.present.without_probes()
 
     async def watch(self, generation: int, timeout_s: float) -> RoutingTable:
-        self._watched()
+        self._start_background_loop()
         return await self._routing.watch(generation, timeout_s)
 
     async def desired(self) -> list[ServedAdapter]:
