@@ -51,7 +51,7 @@ def masked_example(text: str, answer: Understanding) -> tuple[str, Understanding
     vault = Vault(placeholders([normal]))
     clean = mask(normal, vault)
     # Longest first: a value may contain another. Slots are copies from the text, where what stands
-    # around a value has told what it is.
+    # around a value has already identified it.
     names = {
         original: placeholder
         for placeholder, original in sorted(vault.values.items(), key=lambda one: -len(one[1]))

@@ -108,7 +108,7 @@ class ChainWriter:
         return hashes
 
     def _commit(self, lines: bytes, entries: bytes) -> None:
-        """Both or neither; where not even that is possible, before anything else is written."""
+        """Write both or neither; a failed write is rolled back, at the latest before the next."""
         if self._torn:
             self._take_back()
         self._torn = True
@@ -143,7 +143,7 @@ class Verification:
     records: int = 0
     """Requests on record."""
     changes: int = 0
-    """What the control plane changed, on record."""
+    """Changes by the control plane, on record."""
     faults: list[str] = field(default_factory=list)
 
     @property
@@ -159,15 +159,15 @@ def verify(
 ) -> Verification:
     """Recompute every chain under `directory` against its content, offline.
 
-    Below it, in `control`, are the chains of what the control plane changed. `requests` and
-    `changes` are the writers that the registry knows of each, and how far they had come at least:
-    without them it cannot be told whether a tail, a file or a writer is missing, or was added.
+    Chains of the control plane's changes are below it in `control`. `requests` and `changes` are
+    the writers of each that the registry knows, with their last known head: without them a missing
+    or added tail, file or writer is not found.
     """
     result = Verification()
     result.records = _verify_folder(directory, requests, result.faults)
     result.changes = _verify_folder(directory / CONTROL, changes, result.faults)
     if not writers(directory) and not writers(directory / CONTROL):
-        # Nothing shows nothing: a log that was deleted must not look like one that is whole.
+        # A deleted log must not look like a whole one.
         result.faults.append(f"{directory}: there is no log to verify")
     return result
 
@@ -264,7 +264,7 @@ _START = Place()
 
 @dataclass(frozen=True)
 class Piece:
-    """Whole traces of one writer, one after another, each as it was written."""
+    """Consecutive lines of one writer's traces."""
 
     writer: str
     first: Place
@@ -278,14 +278,14 @@ class Piece:
 
 
 def read_pieces(directory: Path, writer: str, begin: Place = _START) -> Iterator[Piece]:
-    """What `writer` has written by now from `begin` on, as much of it as memory takes at a time."""
+    """What `writer` has written by now from `begin` on, `_PIECE` bytes or so at a time."""
     path = directory / f"traces-{writer}.jsonl"
     end = path.stat().st_size
     while begin.offset < end:
         with path.open("rb") as file:
             file.seek(max(0, begin.offset - 1))
             if begin.offset and file.read(1) != b"\n":
-                begin = _START  # what was read then could not be kept, and was taken back
+                begin = _START  # what was read then has been rolled back: read from the start
                 file.seek(0)
             found = file.read(min(_PIECE, end - begin.offset))
             if not found.endswith(b"\n"):
@@ -299,5 +299,5 @@ def read_pieces(directory: Path, writer: str, begin: Place = _START) -> Iterator
 
 
 def writers(directory: Path) -> list[str]:
-    """Whose chains are in `directory`."""
+    """Names of the writers whose chains are in `directory`."""
     return sorted(path.stem.removeprefix("traces-") for path in directory.glob("traces-*.jsonl"))

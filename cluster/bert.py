@@ -1,6 +1,6 @@
 """A BERT encoder with mean pooling (Devlin 2019; Reimers and Gurevych 2019), made to be fast here.
 
-Owns the forward pass of sentence embeddings on a CPU. Imports PyTorch, so only whoever embeds
+Owns the forward pass of sentence embeddings on a CPU. Imports PyTorch, so only processes that embed
 imports this. What it is for is eight-bit layers and fewer of them: one short text takes 1.7 ms in
 eight bits where bfloat16 takes 5.3, here as in the library's own model.
 """

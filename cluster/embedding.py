@@ -30,7 +30,7 @@ _MAX_CACHED = 8192
 
 
 def routing_embedder(precision: Precision) -> MiniLM:
-    """What routing, retrieval, novelty and the semantic cache see of a text; the data jobs as well.
+    """The embedder of routing, retrieval, novelty and the semantic cache, and of the data jobs.
 
     The model's first four layers and a linear map (`train_jobs.base_model.routing_map`), at two
     thirds of the time of all six in batches of 32 and three quarters for one text. On intents of
@@ -47,7 +47,7 @@ def routing_embedder(precision: Precision) -> MiniLM:
 
 
 def token_counter() -> Callable[[list[str]], int]:
-    """Counts the tokens the model reads of texts; loads its tokenizer and no more."""
+    """Counts the tokens that the model reads of texts; loads only the tokenizer."""
     tokenizer = _tokenizer()
     return lambda texts: sum(len(found.ids) for found in tokenizer.encode_batch(_cut(texts)))
 
@@ -72,13 +72,13 @@ def _folder() -> Traversable:
 class MiniLM:
     """Mean-pooled, unit-length embeddings (Reimers and Gurevych 2019) after `layers`; one thread.
 
-    `turn` is a weight (384, 384) and a bias (384,) that the vectors are turned by.
+    `turn` is an affine map applied to the vectors: a weight (384, 384) and a bias (384,).
 
-    `bfloat16` is the model as it is, in 32 bits on a processor that is slow in it. `int8` has
-    linear layers of eight-bit weights and activations: vectors at a cosine of 0.99 to the model's
-    own, at half the time or less. A text's eight-bit vector moves by as little with the texts it is
-    embedded beside. On a processor without the instructions for it, `int8` is `bfloat16`. Vectors
-    of recent texts are kept, at most 12 MiB.
+    `bfloat16` is the original model, in float32 on processors that are slow in bfloat16. `int8`
+    quantises weights and activations of the linear layers: cosine 0.99 to the original vectors, at
+    half the time or less; as activations are quantised by batch, a vector changes as slightly with
+    the other texts of its batch. Without the instructions for it, `int8` falls back to `bfloat16`.
+    An LRU cache keeps vectors of recent texts, at most 12 MiB.
     """
 
     def __init__(

@@ -1,5 +1,5 @@
 """Which arithmetic this machine's processor has, and what a model is computed in for it. Imports
-PyTorch, so only whoever computes imports this."""
+PyTorch, so only processes that compute import this."""
 
 from __future__ import annotations
 

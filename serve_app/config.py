@@ -39,7 +39,7 @@ class BreakerConfig(ConfigModel):
     failures: int = Field(default=5, ge=1)
     """Faults in a row that open the circuit."""
     cool_s: float = Field(default=2.0, gt=0)
-    """How long nobody tries an open circuit."""
+    """How long an open circuit rejects every call."""
 
 
 class StageConfig(ConfigModel):
@@ -193,17 +193,17 @@ class ContextConfig(ConfigModel):
     """Published document index; written by the data job."""
     top_k: int = 2
     min_similarity: float = 0.55
-    budget_tokens: dict[str, int] = Field(default_factory=dict)
+    budget_words: dict[str, int] = Field(default_factory=dict)
     """Adapter name to the words of context its prompt may carry; 0 for tasks that need none."""
-    default_budget_tokens: int = 0
+    default_budget_words: int = 0
 
     def stitched(self, adapter: str | None) -> tuple[int, int]:
         """Tokens that context may add to a prompt of `adapter` ("" for the base model, None where
         the router chooses): at most, and as a rule. Its budgets are words."""
         if adapter is None:
-            words = max(self.default_budget_tokens, *self.budget_tokens.values(), 0)
+            words = max(self.default_budget_words, *self.budget_words.values(), 0)
         else:
-            words = self.budget_tokens.get(adapter, self.default_budget_tokens)
+            words = self.budget_words.get(adapter, self.default_budget_words)
         return _WORD_MOST * words, int(_WORD_MEAN * words)
 
 

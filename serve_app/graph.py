@@ -282,14 +282,14 @@ class Gateway:
                 await asyncio.sleep(1.0)
 
     async def _report(self) -> None:
-        """Tell the control plane what was seen of rollouts, until it has heard it."""
+        """Report the evidence of rollouts to the control plane, at least once."""
         while True:
             await asyncio.sleep(_REPORT_S)
             if reports := self._attempts.trials.reports(self._replica):
                 try:
                     await self._control.rollouts.report(reports)
                 except Exception:  # restarts of the control plane must not stop the gateway
-                    logger.warning("the control plane did not hear what was seen of rollouts")
+                    logger.warning("the evidence of rollouts could not be reported; trying again")
                     self._attempts.trials.requeue(reports)
 
 

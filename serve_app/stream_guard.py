@@ -46,7 +46,7 @@ class StreamGuard:
         keep: Container[str] = (),
     ) -> None:
         """`masks` is whether the answer's own values are kept from the client; `structured`,
-        whether it is JSON or holds tool calls, whose values can be told only once it is complete.
+        whether it is JSON or holds tool calls, whose values are known only once it is complete.
         `taken` are placeholders that stand for something else, `keep` values that stay."""
         self._vault, self._constraints = vault, constraints
         self._own = Vault(taken)

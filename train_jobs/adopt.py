@@ -86,7 +86,7 @@ def adopt(config: AdoptConfig) -> Path:
     from train_jobs.publish import publish_adapter
 
     source = Path(config.source)
-    theirs, origin = None, "a PEFT folder, of nobody known"
+    theirs, origin = None, "a PEFT folder of unknown origin"
     if (source / contents.MANIFEST).exists():
         sealed = contents.verified(source, frozenset(config.trusted))
         logger.info("%s of %s is sealed and signed", sealed.version, sealed.exported_at)

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: the adapter for whoever publishes it, and the state to resume from.
+"""Checkpoints of a run: the adapter to publish, and the state to resume from.
 
 Each is one folder that all ranks fill: rank 0 the adapter in PEFT's format and the progress,
 DeepSpeed the optimizer's shards of each rank. Ray Train keeps it and hands it back after a failure.

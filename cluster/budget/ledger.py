@@ -2,7 +2,7 @@
 
 A reservation counts in full until it is settled, so that no number of requests side by side gets
 past a bound. What a request used beyond its reservation is a debt: it counts, and nothing new is
-let in until there is room again. A reservation nobody settles counts as used.
+let in until there is room again. A reservation that is never settled counts as used.
 """
 
 from __future__ import annotations

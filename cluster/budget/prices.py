@@ -34,6 +34,6 @@ class PriceBook(ConfigModel):
         return self.adapters.get(version.partition("@")[0], self.default)
 
     def most(self, read: int, written: int) -> float:
-        """The most that tokens can cost, whoever answers."""
+        """The most that tokens can cost, whichever target answers."""
         prices = (self.default, *self.adapters.values())
         return max(price.cost(read, written) for price in prices)

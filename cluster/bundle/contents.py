@@ -85,8 +85,8 @@ def verified(bundle: Path, trusted: frozenset[str]) -> BundleManifest:
     signing.verify(signer, sums, _small(bundle / SIGNATURE, _MAX_SIGNED))
     if fingerprint not in trusted:
         raise ArtifactError(
-            f"{bundle} is signed by {fingerprint}, whom nobody here trusts: compare that with what "
-            "its maker told you, and name it with --trust"
+            f"{bundle} is signed by {fingerprint}, which is not trusted here: compare it with the "
+            "fingerprint that its maker published, and name it with --trust"
         )
     _check_files(bundle, sums)
     try:

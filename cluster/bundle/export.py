@@ -30,7 +30,7 @@ class Source:
 
 
 def export(source: Source, out: Path, key: signing.PrivateKey, dtype: str, say: Say) -> Path:
-    """Write the bundle to `out` and return it. `say` is told of each step.
+    """Write the bundle to `out` and return it. `say` receives a line for each step.
 
     Raises:
         ConflictError: `out` is there already.

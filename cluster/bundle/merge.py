@@ -1,7 +1,4 @@
-"""Base and adapter as one plain model, and the proof that it still says what the trainer heard.
-
-The only module of the foundation that loads a model in PyTorch.
-"""
+"""Merges base model and adapter into one plain model, and checks it by the trainer's probes."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def own_key(path: Path) -> PrivateKey:
             serialization.PrivateFormat.PKCS8,
             serialization.NoEncryption(),
         )
-        # Never readable by others, not even for a moment; whoever came first has made it.
+        # Never readable by others, not even for a moment; another process may have made it first.
         try:
             handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(handle, "wb") as stream:

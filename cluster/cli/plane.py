@@ -13,7 +13,7 @@ from pathlib import Path
 from cluster.cli import bundles, tenancy
 from cluster.cli.session import Verbs, at, client, named_adapter, named_tenant, named_version, say
 
-#: Rollouts shown where nobody says how many.
+#: Rollouts shown by default.
 _NEWEST = 10
 
 
@@ -265,10 +265,12 @@ def _promote_rollout(options: argparse.Namespace) -> int:
 def _kill(options: argparse.Namespace) -> int:
     control = client(options)
     report = control.do(control.serving.kill(options.adapter, options.reason, control.name))
-    told = "every engine replica confirmed" if report.confirmed else "NOT every replica confirmed"
+    confirmed = (
+        "every engine replica confirmed" if report.confirmed else "NOT every replica confirmed"
+    )
     line = (
         f"{report.version or report.adapter} is off after {report.seconds * 1000:.0f} ms; "
-        f"{report.aborted} requests cut off; {told}"
+        f"{report.aborted} requests cut off; {confirmed}"
     )
     if not report.recorded:
         line += "; NOT recorded yet: make room for the registry and the audit log"

@@ -45,25 +45,25 @@ class ServeFleet:
     async def kill(self, name: str) -> int:
         """Refuse adapter `name` on each replica and cut off its requests; how many there were.
 
-        Engines that have a version of it merged into their model are told too.
+        Engines that serve a version of it merged into their model are included.
         """
 
-        async def tell(deployment: str) -> int:
+        async def kill_on(deployment: str) -> int:
             handle = serve.get_deployment_handle(deployment, SERVE_APP)
-            told = handle.broadcast("kill", name)
-            return sum(await asyncio.wait_for(told.results_async(), _KILL_TIMEOUT_S))
+            calls = handle.broadcast("kill", name)
+            return sum(await asyncio.wait_for(calls.results_async(), _KILL_TIMEOUT_S))
 
         async def plain() -> int:
             if self._killing is None:
-                # The threads that others share may all be reading, for a bill or a digest.
+                # A thread of its own: the default executor may be busy with bills and digests.
                 self._killing = ThreadPoolExecutor(1, "kill")
             loop = asyncio.get_running_loop()
             asked = loop.run_in_executor(self._killing, _plain_deployments)
             names = await asyncio.wait_for(asked, _KILL_TIMEOUT_S)
-            return sum(await asyncio.gather(*map(tell, names)))
+            return sum(await asyncio.gather(*map(kill_on, names)))
 
-        # All are told before any complaint is raised.
-        found = await asyncio.gather(tell(ENGINE_DEPLOYMENT), plain(), return_exceptions=True)
+        # All are called before any error is raised.
+        found = await asyncio.gather(kill_on(ENGINE_DEPLOYMENT), plain(), return_exceptions=True)
         for one in found:
             if isinstance(one, BaseException):
                 raise one

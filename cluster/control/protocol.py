@@ -49,7 +49,7 @@ class RoutingTable:
     generation: int
     live: dict[str, ServedAdapter] = field(default_factory=dict)
     access: dict[str, frozenset[str]] = field(default_factory=dict)
-    """The tenants that reach each adapter; an adapter that is not here is reached by nobody."""
+    """The tenants that reach each adapter; an adapter that is not here is reached by none."""
     killed: frozenset[str] = frozenset()
     """Adapters that are switched off; none of them is live."""
     splits: dict[str, Split] = field(default_factory=dict)
@@ -57,7 +57,7 @@ class RoutingTable:
     shares: dict[str, float] = field(default_factory=dict)
     """Of the load, by adapter, rounded; those with next to none are left out."""
     keys: int = 0
-    """Grows when a key ends: whoever remembers keys forgets them then."""
+    """Grows when a key ends: caches of keys are dropped then."""
 
     def reaches(self, caller: Caller, name: str) -> bool:
         """Whether `caller` may know of the adapter."""

@@ -142,8 +142,8 @@ class RolloutStore:
     def note(self, report: Report) -> None:
         """Keep which answers `report` is of, until its rollout is over."""
         with self._change() as tx:
-            told = report.answered.items()
-            given = {key: (one.side, one.group, one.account) for key, one in told}
+            answered = report.answered.items()
+            given = {key: (one.side, one.group, one.account) for key, one in answered}
             answers.note(tx, report.rollout, report.phase, given)
 
     def answer(self, trace_id: str) -> Answer | None:

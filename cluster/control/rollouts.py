@@ -256,9 +256,9 @@ class RolloutController:
         leaving = rollout.baseline if promoted else rollout.candidate
         if leaving is not None:
             int_id = self._store.served(leaving).int_id
-            # Its requests end first; replicas drop what nobody wants, should one not confirm now.
+            # Its requests end first; a replica that does not confirm unloads it later.
             await self._fleet.retire(int_id, _DRAIN_S)
-        while self._store.forget(rollout):  # noqa: ASYNC110 (nobody else knows when it is done)
+        while self._store.forget(rollout):  # noqa: ASYNC110 (nothing signals that it is done)
             await asyncio.sleep(0)  # others are served between
         finished = rollout.finished()
         self._store.save(finished)
@@ -267,7 +267,7 @@ class RolloutController:
         self._kept.pop(finished.id, None)
 
     def _still(self, rollout: Rollout) -> bool:
-        """Whether nobody ended the rollout while something was waited for."""
+        """Whether the rollout was not ended during a wait."""
         found = self._active.get(rollout.id)
         return found is not None and found.status == rollout.status
 

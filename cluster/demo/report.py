@@ -19,7 +19,7 @@ def stage_table(traces: Iterable[Trace], audit_ms: Sequence[float]) -> dict[str,
     """Per-stage requests, latency and share, and the means of orchestration and inference.
 
     A record cannot hold how long its own write took, so the audit stage's times are `audit_ms`,
-    as the gateway measured them around the write and told its clients.
+    as the gateway measured them around the write and reported to its clients.
     """
     times: dict[str, list[float]] = defaultdict(list)
     inference: list[float] = []

@@ -123,7 +123,7 @@ class Scenario:
         """One adapter a domain from imported history, gated; promoted once the engine is up."""
         self.site.progress.step("Fit version 1 of each adapter from history")
         for domain in self.domains:
-            # Before there is a candidate: whoever fits one must not set what it is judged by.
+            # Before there is a candidate: the job that fits one must not set its rules.
             self.control.do(
                 self.control.evaluations.set_rules(domain, self.config.gate, self.control.name)
             )

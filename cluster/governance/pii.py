@@ -108,7 +108,7 @@ class Addresses:
 
 
 class Numbers:
-    """Card, social security and telephone numbers: kinds that are told apart run by run."""
+    """Card, social security and telephone numbers: each run of digits is classified by itself."""
 
     def applies(self, hints: Hints) -> bool:
         """The shortest is a local telephone number."""

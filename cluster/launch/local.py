@@ -174,7 +174,7 @@ def start(workdir: Path, *, num_cpus: int, token: str | None = None) -> LocalClu
 
 
 def _die_with_parent() -> None:
-    """Runs in the child: Linux ends the head when whoever started it is gone, however it went."""
+    """Runs in the child: Linux kills the head when the process that started it dies."""
     pr_set_pdeathsig = 1
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
@@ -202,7 +202,7 @@ def running(workdir: Path) -> LocalCluster | None:
 
 
 def died(workdir: Path) -> bool:
-    """Whether the cluster started from `workdir` has ended though nobody stopped it."""
+    """Whether the cluster started from `workdir` has ended without `headrace down`."""
     return (workdir / _STATE).is_file() and running(workdir) is None
 
 
@@ -230,7 +230,7 @@ def stop(workdir: Path) -> bool:
     (workdir / _STATE).unlink(missing_ok=True)
     if cluster is None:
         return False
-    # A worker starts others while it is told to end, so each round looks again below all it knows.
+    # A worker may start others while it terminates, so each round lists its descendants again.
     members = [cluster.pid]
     for number, wait_s in ((signal.SIGTERM, _STOP_TIMEOUT_S), (signal.SIGKILL, _KILL_TIMEOUT_S)):
         members = descendants(members)

@@ -1,4 +1,4 @@
-"""Runs `headrace up`: serves what a working folder has made before, until it is told to stop."""
+"""Runs `headrace up`: serves what was made in a working folder before, until `headrace down`."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _serve(site: Site, port: int) -> None:
 
 
 def stay(workdir: Path) -> None:
-    """Wait until the cluster of `workdir` is told to stop.
+    """Wait until the cluster of `workdir` is stopped.
 
     Raises:
         HeadraceError: it ended by itself.

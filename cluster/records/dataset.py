@@ -61,6 +61,6 @@ class DatasetManifest(BaseModel):
     broken: tuple[Fault, ...] = ()
     """The broken rows by name, at most `MAX_NAMED_FAULTS`; `dropped` has the full count."""
     licence: str = Field(default="not stated", max_length=256)
-    """Of the texts it is made of, as whoever built it states it."""
+    """Of the texts it is made of, as its builder states it."""
     generated: bool = False
-    """Whether the rows are ours, written by a generator, not people's."""
+    """Whether the rows were written by a generator, not by people."""

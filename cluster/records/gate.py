@@ -55,7 +55,7 @@ class GateRules(ConfigModel):
     rules: tuple[Rule, ...] = Field(min_length=1, max_length=64)
 
 
-#: Of an adapter that nobody set rules for.
+#: For an adapter without rules of its own.
 DEFAULT_RULES = GateRules(
     rules=(
         Floor(metric="understanding/accuracy", min=0.75, min_rows=200),

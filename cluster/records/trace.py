@@ -1,6 +1,6 @@
 """The trace: what the audit log keeps of a request, of a refusal and of feedback.
 
-Three kinds, told apart by `kind`. `decode` reads every version there ever was; a change of the
+Three kinds, distinguished by `kind`. `decode` reads every version there ever was; a change of the
 format is a new `VERSION` and an upgrade in `trace_v1` or a module beside it, never an edit of what
 is on disk. Owns no file: `cluster.audit` writes and reads those.
 """

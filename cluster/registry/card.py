@@ -142,7 +142,7 @@ def _deployment(
     return [
         ("state", state),
         ("owner", adapter.owner),
-        *([] if leaving else [("granted to", ", ".join(reached) or "nobody")]),
+        *([] if leaving else [("granted to", ", ".join(reached) or "no tenant")]),
         ("refit", record.retrain or "not needed"),
         ("history", "; ".join(f"{_at(event.at)} {event.kind}" for event in moves) or _UNKNOWN),
     ]

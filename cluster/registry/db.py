@@ -18,8 +18,8 @@ _MIGRATIONS = Path(__file__).with_name("migrations")
 _DIALECTS = ("sqlite", "postgresql")
 #: PostgreSQL's lock that keeps two control planes from migrating at once: any number of our own.
 _LOCK = 0x4865616472616365
-#: PostgreSQL's: seconds to connect, and milliseconds until what was sent is heard. A host that does
-#: not answer must not hold the control plane up for minutes.
+#: PostgreSQL's: seconds to connect, and milliseconds until sent data is acknowledged. A host that
+#: does not answer must not hold the control plane up for minutes.
 _WITHIN = {"connect_timeout": 5, "tcp_user_timeout": 5000}
 
 

@@ -204,7 +204,7 @@ class WriterRow(Table):
 
 
 class TokenRow(Table):
-    """Tokens one key used of one version in a stretch of a writer's chain. Append-only."""
+    """Tokens one key used of one version in a range of a writer's chain. Append-only."""
 
     __tablename__ = "token_use"
     writer: Mapped[str] = mapped_column(String(128), primary_key=True)

@@ -64,15 +64,18 @@ class VariantStats:
         return VariantStats(**sums, groups=self.groups | other.groups)
 
     def as_json(self) -> dict[str, float | None]:
-        """Its means for a reader; None for an outcome nobody reported."""
-        told = {"disliked": 4, "escalated": 4, "resolved": 4, "rating": 3}
-        outcomes = {name: getattr(self, name) for name in told}
+        """Its means for a reader; None for an outcome that was not reported."""
+        digits = {"disliked": 4, "escalated": 4, "resolved": 4, "rating": 3}
+        outcomes = {name: getattr(self, name) for name in digits}
         return {
             "requests": self.errors.n,
             "error_rate": round(self.errors.mean, 5),
             "latency_ms": round(self.latency_ms.mean, 2),
             "confidence": round(self.confidence.mean, 4),
-            **{n: round(found.mean, told[n]) if found.n else None for n, found in outcomes.items()},
+            **{
+                n: round(found.mean, digits[n]) if found.n else None
+                for n, found in outcomes.items()
+            },
         }
 
 

@@ -1,7 +1,7 @@
 """Which answers a rollout may be judged by, each outcome of each answer once. Values only.
 
-Whoever knows an answer's trace id was given it with the answer, so it shows that feedback is about
-an answer that was given, and nobody can vote twice.
+A trace id is disclosed with its answer only, so feedback that names one is about an answer that was
+given, and each outcome of it counts once.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def radius(moments: Moments, alpha: float, *, within: Range | None) -> float:
     if moments.n < MIN_OBSERVATIONS:
         return inf
     seen = moments + Moments.of(within) if within else moments
-    return sqrt(seen.variance * _stretch(seen.n, alpha))
+    return sqrt(seen.variance * _boundary_factor(seen.n, alpha))
 
 
 def rough_radius(n: int, alpha: float) -> float:
@@ -76,10 +76,10 @@ def grouped_radius(groups: Collection[Moments], alpha: float, *, within: Range) 
         tt += total * total
     mean = sum_t / whole
     apart = max(0.0, tt - 2 * mean * nt + mean * mean * nn) / whole**2
-    return sqrt(apart * count / (count - 1) * count * _stretch(count, alpha))
+    return sqrt(apart * count / (count - 1) * count * _boundary_factor(count, alpha))
 
 
-def _stretch(n: float, alpha: float) -> float:
+def _boundary_factor(n: float, alpha: float) -> float:
     """By how much the variance of one observation is to be multiplied."""
     tuned = -2 * log(alpha)
     rho2 = (tuned + log(tuned + 1)) / _TUNED_FOR
@@ -88,7 +88,7 @@ def _stretch(n: float, alpha: float) -> float:
 
 @dataclass(frozen=True)
 class Compared:
-    """Two versions over several stretches of time, each of which had a share of its own."""
+    """Two versions over several periods, in each of which the candidate had another share."""
 
     baseline: float
     """The baseline's mean."""
@@ -98,30 +98,30 @@ class Compared:
 
 
 def compared(
-    stretches: Sequence[tuple[Moments, Moments]], alpha: float, *, within: Range | None = None
+    periods: Sequence[tuple[Moments, Moments]], alpha: float, *, within: Range | None = None
 ) -> Compared | None:
-    """Baseline and candidate, stretch by stretch; None where no stretch has enough of both.
+    """Baseline and candidate, period by period; None where no period has enough of both.
 
-    Were the stretches taken together, what happens to both alike would look like the fault of the
-    one that had more requests just then (Simpson's paradox). So each is compared by itself, and the
-    differences are weighted by what they tell (Cochran, 1954).
+    With the periods pooled, what happens to both alike would look like the fault of the one that
+    had more requests at the time (Simpson's paradox). So each period is compared by itself, and the
+    differences are weighted by their information (Cochran, 1954).
     """
-    told = [pair for pair in stretches if min(pair[0].n, pair[1].n) >= MIN_OBSERVATIONS]
-    if not told:
+    used = [pair for pair in periods if min(pair[0].n, pair[1].n) >= MIN_OBSERVATIONS]
+    if not used:
         return None
-    weights = [old.n * new.n / (old.n + new.n) for old, new in told]
+    weights = [old.n * new.n / (old.n + new.n) for old, new in used]
     shares = [weight / sum(weights) for weight in weights]
     wide = sum(
         hypot(
             *(
                 share * radius(pair[side], alpha / 2, within=within)
-                for share, pair in zip(shares, told, strict=True)
+                for share, pair in zip(shares, used, strict=True)
             )
         )
         for side in (0, 1)
     )
     means = [
-        sum(share * pair[side].mean for share, pair in zip(shares, told, strict=True))
+        sum(share * pair[side].mean for share, pair in zip(shares, used, strict=True))
         for side in (0, 1)
     ]
     between = means[1] - means[0]

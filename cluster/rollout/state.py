@@ -26,7 +26,7 @@ class Status(StrEnum):
     is doing it once."""
 
     PREPARING = "preparing"
-    """The candidate is being loaded and proved; nobody is routed to it."""
+    """The candidate is being loaded and verified; no request is routed to it."""
     RUNNING = "running"
     DRAINING = "draining"
     """Promoted: the former version is leaving the engines."""

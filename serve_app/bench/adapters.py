@@ -1,10 +1,10 @@
-"""`scripts/bench adapters`: hundreds of proven swaps under load, each answer checked offline.
+"""`scripts/bench adapters`: hundreds of verified swaps under load, each answer checked offline.
 
-One adapter is swapped again and again while clients ask for it and for others that stay. Blocks of
-swaps and of rest alternate, so that the cost of a swap is told from the machine's own moods. Swaps
-begin at a pace: were each to begin when the last has ended, faster ones would be more of them, and
-would seem to cost the others more. The last block is without it, and is told apart. Then the
-adapter is switched off and on again, a few times, while clients ask for it.
+One adapter is swapped again and again while clients send requests for it and for others that stay.
+Blocks of swaps alternate with blocks without (rest), so that drift of the machine cancels out of
+their comparison. Swaps start at a fixed rate (open loop): back to back, a faster swap would be
+repeated more often and would seem to cost the others more. The last block is back to back and is
+reported separately. Then the adapter is killed and revived a few times under load.
 """
 
 from __future__ import annotations
@@ -40,36 +40,36 @@ _BASE = systems.REPOSITORY / "cluster/models/headrace-mini"
 
 @dataclass(frozen=True)
 class Plan:
-    """How many swaps, and how many clients ask meanwhile."""
+    """How many swaps, and the load meanwhile."""
 
     swaps: int = 200
     blocks: int = 16
-    """Blocks of swaps; before, between and after them come blocks of rest, as long as they are."""
+    """Blocks of swaps; before, between and after them are blocks of rest of the same length."""
     every_s: float = 1.0
-    """From the begin of one swap, its gate's verdict, to that of the next, or more."""
-    hurried: int = 40
-    """The last of the swaps at least, each begun when the one before has ended."""
+    """Seconds from the start of one swap to that of the next, at least."""
+    back_to_back: int = 40
+    """Swaps at the end that are done back to back, at least."""
     clients: int = 4
-    """That ask for the others, and as many that ask for the adapter that is swapped."""
+    """Clients of the other adapters, and as many of the adapter that is swapped."""
     kills: int = 10
-    """Times that the adapter is switched off, and revived."""
+    """Times that the adapter is killed and revived."""
     watchers: int = 2
-    """That ask the adapter that is swapped for one token, again and again."""
+    """Clients that request one token of the swapped adapter, again and again."""
     max_tokens: int = 16
     replicas: int = 1
-    """Of the engine, each of which every version is proved on."""
+    """Engine replicas; every version is verified on each."""
     config: Path = systems.REPOSITORY / "configs/serve/bench.yaml"
 
     @classmethod
     def of(cls, swaps: int, *, every_s: float, clients: int, replicas: int = 1) -> Plan:
-        """A fifth of the swaps hurried; each block of the others has one at least."""
-        hurried = swaps // 5
-        blocks = min(cls.blocks, swaps - hurried)
+        """A fifth of the swaps back to back; each block of the others has one at least."""
+        back_to_back = swaps // 5
+        blocks = min(cls.blocks, swaps - back_to_back)
         return cls(
             swaps,
             blocks=blocks,
             every_s=every_s,
-            hurried=hurried,
+            back_to_back=back_to_back,
             clients=clients,
             replicas=replicas,
         )
@@ -102,8 +102,7 @@ class Swap:
 
 @dataclass
 class Kill:
-    """Once switched off: when that was asked for and when it returned, what it reported, and when
-    it was asked to be revived."""
+    """One kill: when it was requested and returned, its report, and when it was revived."""
 
     asked: float
     returned: float
@@ -114,15 +113,15 @@ class Kill:
 
 @dataclass
 class Spans:
-    """When versions were swapped and when not, as (begin, end); the load's start is in none."""
+    """Periods with and without swaps, as (start, end); warm-up belongs to none."""
 
     swap: list[tuple[float, float]] = field(default_factory=list)
     rest: list[tuple[float, float]] = field(default_factory=list)
-    hurried: list[tuple[float, float]] = field(default_factory=list)
+    back_to_back: list[tuple[float, float]] = field(default_factory=list)
 
 
 def run(folder: Path, plan: Plan, progress: ProgressReporter) -> dict[str, Any]:
-    """Make the versions, deploy, swap under load, and judge every answer."""
+    """Make the versions, deploy, swap under load, and check every answer."""
     folder.mkdir(parents=True, exist_ok=True)
     progress.step(f"Make {plan.swaps + 1} versions of one adapter, and {len(_OTHERS)} others")
     made = _versions(folder, plan)
@@ -203,7 +202,7 @@ async def _under_load(
         ]
         await asyncio.sleep(3.0)
         following = (AdapterVersion(HOT, number) for number in itertools.count(2))
-        paced = plan.swaps - plan.hurried
+        paced = plan.swaps - plan.back_to_back
         each = paced // plan.blocks
         for block in range(plan.blocks):
             spans.rest.append(await _rest(each * plan.every_s))
@@ -212,8 +211,8 @@ async def _under_load(
             progress.say(f"block {block + 1}: {each} swaps in {took:.1f} s")
         spans.rest.append(await _rest(each * plan.every_s))
         rest = plan.swaps - len(swaps)
-        spans.hurried.append(await _block(islice(following, rest), swaps, 0.0))
-        took = spans.hurried[0][1] - spans.hurried[0][0]
+        spans.back_to_back.append(await _block(islice(following, rest), swaps, 0.0))
+        took = spans.back_to_back[0][1] - spans.back_to_back[0][0]
         progress.say(f"{rest} swaps, one after another, in {took:.1f} s")
         await asyncio.sleep(1.0)
         client.stopped = True
@@ -224,7 +223,7 @@ async def _under_load(
 async def _block(
     following: Iterable[AdapterVersion], swaps: list[Swap], every_s: float
 ) -> tuple[float, float]:
-    """Swap these in, one every so many seconds; when it began and ended."""
+    """Swap these in, one every `every_s` seconds; returns the block's start and end."""
     began = time.monotonic()
     for number, version in enumerate(following):
         await asyncio.sleep(began + number * every_s - time.monotonic())
@@ -279,7 +278,7 @@ async def _swap(version: AdapterVersion) -> Swap:
 
 
 class _Client:
-    """Asks for one adapter after another answer, streamed, until it is stopped."""
+    """A closed-loop client: streams one answer after another until it is stopped."""
 
     def __init__(self, session: aiohttp.ClientSession, url: str, prompts: list[str]) -> None:
         self._session, self._url, self._prompts = session, url, prompts
@@ -341,15 +340,13 @@ def judged(
     spans: Spans,
     offline: dict[str, list[str]],
 ) -> dict[str, Any]:
-    """The figures. An answer is right when it is what the version it names answers offline, masked
-    as governance masks what a model writes: random weights write what looks like a telephone's
-    number now and then.
+    """The figures. An answer is right where it equals the offline answer of the version it names,
+    masked as governance masks: random weights sometimes write what looks like a telephone number.
 
-    `wrong` are those that another version of that adapter gives offline, and it does not. `unlike`
-    are answers that none gives: where two tokens are as likely, rounding decides, and the engine's
-    batches round otherwise than PEFT's. Latencies are of answers that began and ended within one
-    block of swaps, or one rest, and are kept block by block; times of swaps are of all of them,
-    hurried or not.
+    `wrong` are answers that equal another version's offline answer instead. `unlike` are answers
+    that equal none: between two tokens of equal probability rounding decides, and the engine's
+    batches round differently from PEFT's. Latencies are of answers within one block of swaps or of
+    rest, kept by block; times of swaps are of all swaps.
     """
     failed = [a for a in answers if a.error]
     whole = [a for a in answers if not a.error]
@@ -364,7 +361,8 @@ def judged(
         name: [[a.done - a.sent for a in others if _within(a, span)] for span in found]
         for name, found in asdict(spans).items()
     }
-    during, resting, hurried = (list(chain(*blocks[n])) for n in ("swap", "rest", "hurried"))
+    names = ("swap", "rest", "back_to_back")
+    during, resting, back_to_back = (list(chain(*blocks[n])) for n in names)
     first = [moment for swap in swaps if (moment := _first_token(swap, whole)) is not None]
     return {
         "swaps": len(swaps),
@@ -382,10 +380,12 @@ def judged(
         "drain_ms": _spread([swap.report["drain_s"] for swap in swaps]),
         "others_ms_while_swapping": _spread(during),
         "others_ms_at_rest": _spread(resting),
-        "others_ms_while_hurried": _spread(hurried),
+        "others_ms_back_to_back": _spread(back_to_back),
         "others_p99_ratio": round(percentile(during, 0.99) / percentile(resting, 0.99), 3),
         "others_p99_ratio_95": _interval(blocks["swap"], blocks["rest"]),
-        "others_p99_ratio_hurried": round(percentile(hurried, 0.99) / percentile(resting, 0.99), 3),
+        "others_p99_ratio_back_to_back": round(
+            percentile(back_to_back, 0.99) / percentile(resting, 0.99), 3
+        ),
         "worst_proof": max(swap.report["proof_difference"] for swap in swaps),
         "others_rows_ms": {
             name: [[round(seconds * 1000, 2) for seconds in block] for block in found]
@@ -395,10 +395,10 @@ def judged(
 
 
 def judged_kills(answers: list[Answer], kills: list[Kill]) -> dict[str, Any]:
-    """How soon nobody was answered any more, and whether anybody was after all was said to be off.
+    """How fast a kill takes effect, and how many requests sent after it returned were answered.
 
-    `last_answer_ms` is from asking to the end of the last whole answer that the client got before
-    the adapter was revived; 0 where there was none.
+    `last_answer_ms` is from the kill's request to the end of the last whole answer before the
+    adapter was revived; 0 where there was none.
     """
     whole = [a for a in answers if not a.error]
     ended = [[a for a in whole if kill.asked < a.done <= kill.revived] for kill in kills]
@@ -444,9 +444,9 @@ def _within(answer: Answer, span: tuple[float, float]) -> bool:
 
 
 def _interval(swapping: list[list[float]], resting: list[list[float]]) -> list[float]:
-    """Where the ratio of the p99s lies in 19 of 20 draws of this run's blocks.
+    """95 % bootstrap interval of the ratio of the p99s, over blocks.
 
-    A block of swaps goes with the rest before it; the rest after the last goes with the last.
+    A block of swaps is paired with the rest before it; the last one also with the rest after it.
     """
     before = [*resting[: len(swapping) - 1], list(chain(*resting[len(swapping) - 1 :]))]
     return [round(end, 3) for end in intervals.p99_ratio(list(zip(swapping, before, strict=True)))]

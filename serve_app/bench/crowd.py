@@ -204,7 +204,7 @@ def draws(adapters: Sequence[_Adapter], prompts: int, order: str) -> Iterator[tu
         return each
     if order == "zipf":
         shares = (1 / rank**_EXPONENT for rank in range(1, len(adapters) + 1))
-        # Summed once: whoever asks shares this process with the engine's front.
+        # Summed once: the client shares this process with the engine's front end.
         sums = list(itertools.accumulate(shares))
         chance = random.Random(0)
 

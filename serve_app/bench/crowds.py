@@ -24,7 +24,7 @@ _MODEL = REPOSITORY / "cluster/models/headrace-mini"
 _MAKE_S = 3600.0
 _RUN_S = 1800.0
 _TOGETHER = ("--base", "--mixed", "1", "--mixed", "8", "--apart", "8")
-#: As our own graph does: one core is left to whoever asks.
+#: As our own graph does: one core is left to the client.
 _ENGINE = ("env", "VLLM_CPU_KVCACHE_SPACE=1", "VLLM_CPU_OMP_THREADS_BIND=0")
 
 

@@ -50,7 +50,7 @@ class Measurement:
 def run(folder: Path, plan: Plan, progress: ProgressReporter) -> dict[str, Any]:
     """In each round start one system after another in shuffled order, alone on the machine.
 
-    What is not measured does not run, so that nobody's idle processes cost the others.
+    What is not measured does not run, so that no idle process costs the others.
     """
     folder.mkdir(parents=True, exist_ok=True)
     order, rows = random.Random(0), list[Measurement]()

@@ -73,7 +73,7 @@ async def measure(
 ) -> Result:
     """Keep `concurrency` requests in flight for `seconds`; answers that end later do not count.
 
-    A `patient` client that is refused waits for as long as the refusal says.
+    A `patient` client obeys `Retry-After`.
     """
     result = Result(seconds=seconds, by_second=[0] * math.ceil(seconds))
     feed = prompts(seed, distinct=distinct)
@@ -118,7 +118,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--repeated", action="store_true", help="prompts repeat after forty")
-    parser.add_argument("--patient", action="store_true", help="wait as long as a 429 says")
+    parser.add_argument("--patient", action="store_true", help="obey Retry-After")
     options = parser.parse_args()
     result = uvloop.run(
         measure(

@@ -218,7 +218,7 @@ def _adapters(options: argparse.Namespace) -> dict[str, Any]:
     progress.say(
         f"{found['others_p99_ratio']} x the p99 at rest ({low} to {high} in 19 of 20 draws of the "
         f"run's blocks), of adapters that stay, with a swap every {plan.every_s:g} s; "
-        f"{found['others_p99_ratio_hurried']} x with one after another"
+        f"{found['others_p99_ratio_back_to_back']} x with one after another"
     )
     kill = found["kill"]
     progress.say(

@@ -104,7 +104,7 @@ class System:
 
 
 def free_port() -> int:
-    """A port of the loopback interface that nobody listens on now."""
+    """A free port of the loopback interface."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -306,7 +306,7 @@ def ours(
         config = load(ServeConfig, config_path, [*paths, *gateways, *settings])
         config = config.model_copy(update=PLACEMENTS[name])
         if engine == "vllm":
-            context = config.context.model_copy(update={"budget_tokens": {}})
+            context = config.context.model_copy(update={"budget_words": {}})
             config = config.model_copy(update={"context": context})
         yield _deploy(name, config, key, cluster.pid, engine)
     finally:

@@ -23,13 +23,13 @@ from serve_app.tasks import spawn_detached
 
 logger = logging.getLogger(__name__)
 
-#: How long a version that nobody wants is not asked about again.
+#: Seconds for which a version is taken as not desired without asking again.
 _MISSED_S = 1.0
 #: How long requests for an adapter wait for one of those held to be idle, where there is room for
 #: no more: all who wait, side by side.
 _ROOM_S = 10.0
-#: How long they wait until one that is always in use has to make room, so that a busy crowd keeps
-#: nobody out; the next one has to after twice as long.
+#: How long they wait until one that is always in use is evicted, so that busy adapters starve no
+#: other; the next one is evicted after twice as long.
 _PATIENCE_S = 0.25
 
 
@@ -158,7 +158,7 @@ class Loader:
             wanted = await self._serving.desired_version(adapter.int_id)
             if wanted is not None:
                 await self._load_proved(wanted, kills, time.monotonic() + _ROOM_S)
-        except Exception:  # the control plane may be restarting; the gateway is told it is not here
+        except Exception:  # the control plane may be restarting; the gateway learns it is not here
             logger.exception("could not ask for %s", adapter.label)
         if not self._engine.residents.holds(adapter.int_id):
             self._missed.add(adapter.int_id)

@@ -53,7 +53,7 @@ class ResidentAdapters:
         self._leaving.update(key for key in [next(staying, None)] if key is not None)
 
     def cancel_evictions(self) -> None:
-        """Nobody has to make room any more."""
+        """Evict none of the versions that were chosen for it."""
         self._leaving.clear()
 
     def least_recently_used_idle(self) -> int | None:

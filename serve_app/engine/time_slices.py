@@ -1,9 +1,9 @@
-"""Turns: more adapters than the engine has slots, and none of them left waiting for good.
+"""Time slices: more adapters than the engine has slots, without starvation.
 
-The engine computes a bounded number of adapters at a time and takes whoever is there, so that a few
-busy ones could hold every slot for ever. Here an adapter whose turn is over takes no more requests
-while others wait; those under way end, and its slot goes to whoever has waited longest, with all of
-its requests at once.
+The engine computes a bounded number of adapters at a time, first come first served, so that a few
+busy ones could hold every slot. Here an adapter whose slice is over takes no more requests while
+others wait; those in progress end, and its slot goes to the adapter that has waited longest, with
+all of its requests at once (round-robin).
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ class AdapterTimeSlices:
                 self._admit()
 
     def _admit(self) -> None:
-        """Give free slots to who has waited longest; an adapter whose turn was over waits until
-        its own last request has ended, unless nobody else waits any more."""
+        """Give free slots to the adapters that have waited longest; one whose slice is over waits
+        until its own last request has ended, unless no other adapter waits any more."""
         for adapter in list(self._waiting):
             if self.active >= self._slots:
                 break
@@ -96,7 +96,7 @@ class AdapterTimeSlices:
                 self._let_in(adapter)
 
     def _let_in(self, adapter: int) -> None:
-        # Whoever gave up in this very moment is not counted.
+        # A request that was cancelled in this very moment is not counted.
         queue = [one for one in self._waiting.pop(adapter) if not one.done()]
         if not queue:
             return

@@ -1,4 +1,5 @@
-"""vLLM's `AsyncLLM` behind the engine protocol. The only module that imports vLLM."""
+"""vLLM's `AsyncLLM` behind the engine protocol. vLLM is imported in this
+package only."""
 
 from __future__ import annotations
 

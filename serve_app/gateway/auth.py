@@ -21,7 +21,7 @@ _RPM = 600
 
 Resolve = Callable[[str], Awaitable[Principal | None]]
 StillValid = Callable[[], Awaitable[bool]]
-"""Whether a key is still one."""
+"""Whether the key is still valid."""
 
 
 class Authenticator:
@@ -35,15 +35,15 @@ class Authenticator:
         now: Callable[[], float] = time.time,
         rates: Rates | None = None,
     ) -> None:
-        """`ended` grows whenever a key has ended, and what is remembered of keys is forgotten.
-        `rates` bound what a key may ask for beside answers."""
+        """`ended` grows whenever a key ends; the cache is dropped then. `rates` bound a key's other
+        requests than those for answers."""
         self._rates = rates or Rates(_RPM)
         self._resolve = resolve
         self._ttl_s = ttl_s
         self._ended, self._seen = ended, ended()
         self._now = now
         self._known: OrderedDict[str, tuple[float, Principal | None]] = OrderedDict()
-        # Apart: a flood of keys that are none must not push out those that are.
+        # A cache of their own: a flood of unknown keys must not evict the known ones.
         self._strange: OrderedDict[str, tuple[float, Principal | None]] = OrderedDict()
 
     async def __call__(self, header: str | None, role: Role) -> Principal:
@@ -79,8 +79,8 @@ class Authenticator:
         return principal
 
     async def admit(self, request: Request, role: Role, *, counted: bool = True) -> Principal:
-        """The principal behind a request; what it is refused from now on is on their record. What
-        is `counted` has no other bound than how often a key may ask.
+        """The principal behind a request; refusals from here on are recorded as theirs. `counted`
+        requests are those that no other limit bounds.
 
         Raises:
             Refused: as above, or 429.
@@ -92,12 +92,12 @@ class Authenticator:
             message = f"this API key may ask {self._rates.per_minute} times a minute"
             refusal = Refusal(429, "rate_limit_exceeded", message, None, wait)
             raise Refused(refusal, principal=principal)
-        # After it: what is refused for its role is one of the requests as well.
+        # After the rate: a request that lacks the role counts as well.
         return self._holding(principal, role)
 
     def watch(self, request: Request) -> StillValid:
-        """Whether the request's key is still one, for answers that take long: costs nothing until
-        some key has ended."""
+        """Whether the request's key is still valid, for long streams; no look-up until some key has
+        ended."""
         header = request.headers.get("authorization", "")
         secret, seen = header.partition(" ")[2].strip(), self._ended()
 
@@ -108,9 +108,7 @@ class Authenticator:
             seen = self._ended()
             try:
                 return await self._lookup(digest(secret)) is not None
-            except (
-                UnavailableError
-            ):  # which key has ended cannot be asked: this one was good when it came
+            except UnavailableError:  # the key was valid when the request came
                 return True
 
         return valid
@@ -126,7 +124,7 @@ class Authenticator:
             return _unexpired(cached[1], now)
         principal = await self._resolve(key_digest)
         if ended != self._ended():
-            return principal  # a key ended meanwhile, and this answer may be of before
+            return principal  # a key ended meanwhile, and this answer may be older
         for kept in (self._known, self._strange):
             kept.pop(key_digest, None)
         kept = self._strange if principal is None else self._known

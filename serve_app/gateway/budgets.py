@@ -125,8 +125,8 @@ class Budgets:
         asks: bool = True,
         choices: int = 1,
     ) -> Hold:
-        """Hold the most that `envelopes` may use; `model` None is whoever the router picks. Without
-        `asks` no engine is asked. A limit of requests counts `choices` of them.
+        """Hold the most that `envelopes` may use; with `model` None the router picks the target.
+        Without `asks` no engine is asked. A limit of requests counts `choices` of them.
 
         Raises:
             Refused: 429 where it would go over a bound, 503 where that cannot be known now.
@@ -236,8 +236,8 @@ class Budgets:
                 answers = await asyncio.wait_for(self._spend(settlements, wanted), _PATIENCE_S)
             except Exception:  # the control plane restarts: closed for what is bounded until then
                 logger.exception("the ledger does not answer; what is bounded is refused")
-                # Told again until it is heard: what is told twice counts once. It may have been
-                # heard all the same, so what was asked for is taken back.
+                # At-least-once delivery: the ledger deduplicates settlements. The call may have
+                # been carried out, so the reservations are settled as unused.
                 back = [Settlement(one.number, one.scopes, time.time(), None) for one in wanted]
                 # Beyond so many the oldest are left to the ledger, which counts them as used.
                 self._settlements = (settlements + self._settlements + back)[-_KEPT:]

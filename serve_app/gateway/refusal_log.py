@@ -1,9 +1,8 @@
-"""Who was refused, on record: a wrong key, a model out of reach, a path that is not there.
+"""The record of refusals: a wrong key, a model out of reach, a path that does not exist.
 
-Everything a known key was denied is recorded. What nobody can be named for, what was over a bound,
-what a key with limits did beyond its requests, and what was no proper request is recorded up to a
-rate, and counted above it: neither strangers nor a client that does not wait must be able to fill
-the log, nor to keep another's attempts out of it.
+Every denial of a known key is recorded. Recorded up to a rate, and only counted above it, are
+requests without a valid key, requests over a limit, and malformed requests: neither strangers nor a
+client that ignores 429 may fill the log, or keep another tenant's attempts out of it.
 """
 
 from __future__ import annotations
@@ -77,7 +76,7 @@ class RefusalLog:
     async def _may(self, principal: Principal, envelope: Envelope, second: int) -> bool:
         try:
             await self._count(principal, envelope)
-        except Refused:  # it may make no more, or nobody knows just now
+        except Refused:  # it is over its limit, or the ledger does not answer
             return self._room(principal.tenant, second)
         return True
 

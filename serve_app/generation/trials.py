@@ -133,7 +133,7 @@ def _arm(generation: Generation | None, group: int | None = None) -> VariantStat
     return VariantStats(
         groups=groups,
         errors=one(False),
-        # Without the wait for its turn, which whoever has fewer requests has more of.
+        # Without the wait for its turn, which is longer for the version with fewer requests.
         latency_ms=Moments.of([generation.total_ms - generation.waited_ms]),
         confidence=Moments.of([math.exp(generation.mean_logprob)]),
     )

@@ -182,7 +182,7 @@ class StageBatcher:
         self._metrics.passed(elapsed, pending.outcome, self._breaker.state(time.perf_counter()))
 
     def abandon(self, pending: Pending) -> None:
-        """Nobody waits for it any more. A client that went away says nothing of the stage."""
+        """Stop waiting. A client that disconnects is no evidence about the stage."""
         if pending.in_progress:
             pending.in_progress = False
             self._sizer.in_progress -= 1

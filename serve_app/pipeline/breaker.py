@@ -1,6 +1,6 @@
 """The circuit breaker of a stage: a pure decision on what its last calls came to.
 
-Closed, calls pass. After `failures` faults in a row it opens, and for `cool_s` seconds nobody
+Closed, calls pass. After `failures` faults in a row it opens, and for `cool_s` seconds no call
 waits for the stage. Then one call at a time is let through; the first good one closes it.
 """
 
@@ -40,7 +40,7 @@ class Breaker:
         state = self.state(now)
         if state is not BreakerState.HALF_OPEN:
             return state is BreakerState.CLOSED
-        # A probe whose outcome was never told is given up after another cooling time.
+        # A probe without an outcome is given up after another cooling time.
         if self._probing_since is not None and now - self._probing_since < self._config.cool_s:
             return False
         self._probing_since = now

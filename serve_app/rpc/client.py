@@ -14,7 +14,7 @@ OnItem = Callable[[Any], None]
 
 
 def _unheard(_item: Any) -> None:
-    """Nobody wants to know."""
+    """The callback of a caller that needs none."""
 
 
 class ReplicaLost(ConnectionError):
@@ -132,7 +132,7 @@ async def connect(address: Address) -> Connection:
     """A connection that may call at once.
 
     Raises:
-        OSError: nobody listens there, or not within five seconds.
+        OSError: the connection was refused, or not made within five seconds.
     """
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(_CONNECT_S):

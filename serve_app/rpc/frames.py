@@ -21,7 +21,7 @@ Receive = Callable[[tuple[Any, ...]], None]
 
 
 class Frames(asyncio.Protocol):
-    """Messages in and out. `receive` gets each message, `lost` is told once when the end has come.
+    """Messages in and out. `receive` gets each message, `lost` is called once, at its end.
 
     A peer that does not read is not waited for: what is under way with it is bounded by the caller.
     """

@@ -1,4 +1,4 @@
-"""A replica's side: named methods, served to whoever can show the replica's secret.
+"""A replica's side: named methods, served to clients that present the replica's secret.
 
 The secret reaches a caller through Ray, which has checked that it is of the cluster; nothing a
 peer sends is looked at before it has shown it. Owns which calls are under way and how they end.

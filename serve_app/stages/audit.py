@@ -1,7 +1,7 @@
-"""Audit: the durable, chained record of each request, and the hand-over of edge cases.
+"""Audit: the durable, chained record of each request, and the report of usage and edge cases.
 
-A batch is one fsync. The registry is told after the record is durable, and off the request's path:
-while it is down no answer waits, and the traces still tell what it missed.
+A batch is one fsync. Usage and label tasks go to the registry after the record is durable, off the
+request's path: while the registry is down no answer waits, and the log still has what it missed.
 """
 
 from __future__ import annotations
@@ -58,8 +58,7 @@ class LabelQueue(Protocol):
 
 _MAX_WAITING = 10_000
 _TRACE_ID = re.compile("tr-[0-9a-f]{32}")
-#: What the registry is told is gathered for so long: experts and bills do not mind, and it writes
-#: once.
+#: Seconds for which reports to the registry are gathered, so that it writes once.
 _GATHER_S = 0.5
 #: Longest that the names in one record may take to be masked; the rest of them is withheld.
 _LONG_S = 1.0
@@ -71,7 +70,7 @@ _BATCHES_A_CALL = 256
 
 
 class Audit:
-    """Writes traces; then tells the label queue of edge cases, and the meter of what was used."""
+    """Writes traces; then reports edge cases to the label queue, and usage to the meter."""
 
     def __init__(self, writer: ChainWriter, meter: Meter, labels: LabelQueue) -> None:
         self._writer, self._meter, self._labels = writer, meter, labels
@@ -82,7 +81,7 @@ class Audit:
         self._usage = UsageBatch(writer.writer, writer.sequence)
         self._unsent_usage: list[UsageBatch] = []
         """Closed batches that the registry has not acknowledged."""
-        self._told: asyncio.Task[None] | None = None
+        self._reporting: asyncio.Task[None] | None = None
 
     async def __call__(self, batch: list[Envelope]) -> list[Envelope]:
         """Record every envelope before any is acknowledged."""
@@ -109,7 +108,7 @@ class Audit:
     async def _commit(self, batch: list[Envelope], records: list[Trace]) -> None:
         async with self._lock:
             if not self._registered and not self._writer.sequence:
-                await self._introduce()
+                await self._register()
             await asyncio.to_thread(self._writer.append, list(map(document, records)))
             for record in records:
                 # While the registry is unreachable, batches are closed every few seconds, so that
@@ -124,24 +123,24 @@ class Audit:
                 )
             else:
                 self._tasks.append(task)
-        if self._told is None or self._told.done():
-            self._told = asyncio.ensure_future(self._tell())
+        if self._reporting is None or self._reporting.done():
+            self._reporting = asyncio.ensure_future(self._report())
 
-    async def _introduce(self) -> None:
-        """Have the writer on the registry's list before it writes; while the control plane is away
-        requests do not wait for that for long."""
+    async def _register(self) -> None:
+        """Register the writer before it writes; while the control plane is down, requests wait for
+        that no longer than `_REGISTER_S`."""
         try:
             asked = self._meter.register_writer(self._writer.writer)
             await asyncio.wait_for(asked, _REGISTER_S)
             self._registered = True
-        except Exception:  # `_tell` asks again until it is heard
-            logger.warning("the registry does not know the writer %s yet", self._writer.writer)
+        except Exception:  # `_report` tries again
+            logger.warning("the writer %s is not registered yet", self._writer.writer)
 
-    async def _tell(self) -> None:
-        """Tell the registry what has come together, until there is nothing left to tell."""
+    async def _report(self) -> None:
+        """Report to the registry until nothing is left to report."""
         await asyncio.sleep(_GATHER_S)
         if not self._registered:
-            await _until_heard(partial(self._meter.register_writer, self._writer.writer))
+            await _until_delivered(partial(self._meter.register_writer, self._writer.writer))
             self._registered = True
         while self._tasks or self._unsent_usage or self._usage.after > self._usage.first:
             tasks, self._tasks = self._tasks[:256], self._tasks[256:]
@@ -151,12 +150,12 @@ class Audit:
             # At-least-once delivery: a retry sends the same ranges, which the meter deduplicates.
             uses = [row for batch in batches for row in batch.rows()]
             if tasks:
-                await _until_heard(partial(self._labels.enqueue, tasks))
+                await _until_delivered(partial(self._labels.enqueue, tasks))
             if batches:
                 writer, head = self._writer.writer, self._writer.head
-                tell = partial(self._meter.record, writer, head, uses)
-                # Again each time: a registry that was restored may have forgotten the writer.
-                await _until_heard(tell, partial(self._meter.register_writer, writer))
+                record = partial(self._meter.record, writer, head, uses)
+                # Registered again before a retry: a restored registry may not have the writer.
+                await _until_delivered(record, partial(self._meter.register_writer, writer))
             await asyncio.sleep(_GATHER_S)
 
     def _close_usage(self) -> None:
@@ -243,25 +242,26 @@ def _masked(record: RequestTrace, envelope: Envelope, tick: Tick = unlimited) ->
     )
 
 
-async def _until_heard(
-    tell: Callable[[], Awaitable[object]], first: Callable[[], Awaitable[object]] | None = None
+async def _until_delivered(
+    call: Callable[[], Awaitable[object]],
+    before_retry: Callable[[], Awaitable[object]] | None = None,
 ) -> None:
-    """Tell until it is heard; from the second try on, what has to be told `first` before it."""
+    """Call until it succeeds; `before_retry` is called before each try but the first."""
     tries = 0
     while True:
         try:
-            if tries and first is not None:
-                await first()
+            if tries and before_retry is not None:
+                await before_retry()
             tries += 1
-            await tell()
+            await call()
             return
-        except Exception:  # the control plane restarts; what it missed is kept until it is back
+        except Exception:  # the control plane may restart; the report is kept
             logger.exception("could not report to the registry what was recorded; trying again")
             await asyncio.sleep(1.0)
 
 
 def label_task(envelope: Envelope) -> LabelTask | None:
-    """What an expert should see of this request, or None where nobody needs to."""
+    """What an expert should see of this request, or None where it is no edge case."""
     verdicts, generation = envelope.verdicts, envelope.generation
     if verdicts is None or generation is None or not (verdicts.reasons or verdicts.sampled):
         return None

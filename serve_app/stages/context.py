@@ -37,7 +37,7 @@ class Context:
 
     def _stitch(self, envelope: Envelope) -> list[dict[str, str]]:
         adapter = envelope.route.adapter if envelope.route else None
-        budget = self._config.budget_tokens.get(adapter or "", self._config.default_budget_tokens)
+        budget = self._config.budget_words.get(adapter or "", self._config.default_budget_words)
         parts = [f"- {snippet.text}" for snippet in _within(envelope.snippets, budget)]
         system = ["Context:\n" + "\n".join(parts)] if parts else []
         if envelope.conflicts:

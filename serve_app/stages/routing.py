@@ -17,7 +17,7 @@ from serve_app.routing.router import Router
 
 AUTO = "auto"
 #: A lone text of so many characters is embedded in some three milliseconds; to hand it to a thread
-#: and back takes a tenth of that, and nobody else is waiting.
+#: and back takes a tenth of that, and no other request waits for it.
 _SHORT = 200
 
 

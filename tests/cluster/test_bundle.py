@@ -152,7 +152,7 @@ def _link(bundle: Path) -> None:
     ("change", "complaint"),
     [
         (_alter, "altered after it was sealed"),
-        (_reseal, "whom nobody here trusts"),
+        (_reseal, "which is not trusted here"),
         (_climb, "not what was signed"),
         (_link, "symbolic link"),
         (lambda b: (b / "adapter" / "x.bin").write_bytes(b"x"), "exactly the files"),

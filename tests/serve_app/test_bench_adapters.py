@@ -38,8 +38,8 @@ def _answer(version: str, text: str, prompt: int, sent: float, **more: object) -
 @pytest.mark.parametrize("swaps", [10, 19, 20, 50, 200])
 def test_every_block_has_a_swap(swaps: int) -> None:
     plan = Plan.of(swaps, every_s=1.0, clients=4)
-    assert plan.hurried >= 1
-    assert 1 <= plan.blocks <= swaps - plan.hurried
+    assert plan.back_to_back >= 1
+    assert 1 <= plan.blocks <= swaps - plan.back_to_back
     assert Plan.of(200, every_s=1.0, clients=4) == Plan()
 
 
@@ -60,7 +60,7 @@ def test_answers_are_held_against_the_version_they_name() -> None:
         _answer("steady-a@1", "a", 0, 9.0, done=12.0),
         _answer("steady-a@1", "a", 0, 13.9, done=14.4),
     ]
-    spans = Spans(swap=[(11.5, 13.0)], rest=[(0.5, 10.0)], hurried=[(13.5, 15.0)])
+    spans = Spans(swap=[(11.5, 13.0)], rest=[(0.5, 10.0)], back_to_back=[(13.5, 15.0)])
     found = judged(answers, [Swap("hot@2", 12.0, 12.4, REPORT)], spans, OFFLINE)
     assert found["replicas"] == 1
     assert (found["right"], found["wrong"], found["unlike"], found["failed"]) == (8, 2, 1, 1)
@@ -68,8 +68,12 @@ def test_answers_are_held_against_the_version_they_name() -> None:
     assert found["promote_to_first_token_ms"] == {"n": 1, "p50": 350.0, "p99": 350.0}
     assert found["others_p99_ratio"] == 3.0
     assert found["others_p99_ratio_95"] == [3.0, 3.0]
-    assert found["others_p99_ratio_hurried"] == 5.0
-    assert found["others_rows_ms"] == {"swap": [[300.0]], "rest": [[100.0]], "hurried": [[500.0]]}
+    assert found["others_p99_ratio_back_to_back"] == 5.0
+    assert found["others_rows_ms"] == {
+        "swap": [[300.0]],
+        "rest": [[100.0]],
+        "back_to_back": [[500.0]],
+    }
 
 
 def test_blocks_drawn_anew_tell_how_far_a_ratio_is_off() -> None:

@@ -321,7 +321,7 @@ async def test_tokens_a_minute_are_reserved_as_they_are_used_and_money_at_most(b
         asked.extend(reservations)
         return await bank.spend(settlements, reservations)
 
-    config = ContextConfig(index="", budget_tokens={"": 100, "care": 0}, default_budget_tokens=40)
+    config = ContextConfig(index="", budget_words={"": 100, "care": 0}, default_budget_words=40)
     budgets = Budgets(spend, 4096, config.stitched, "base-model")
     principal = Principal("k1", "acme", frozenset(), limited=(SCOPE,))
     said = [{"role": "user", "content": "hello"}]

@@ -206,7 +206,7 @@ def index(tmp_path: Path) -> DocumentIndex:
 
 
 async def test_passages_are_stitched_within_the_adapters_budget(index: DocumentIndex) -> None:
-    config = ContextConfig(index="x", budget_tokens={"storepolicy": 5, "inventory": 0})
+    config = ContextConfig(index="x", budget_words={"storepolicy": 5, "inventory": 0})
     envelopes = []
     for adapter in ("storepolicy", "inventory"):
         envelope = _envelope("returns?")
@@ -378,7 +378,7 @@ async def test_what_a_refusal_quotes_of_its_caller_is_masked(tmp_path: Path) -> 
 
 
 async def test_passages_of_one_tenant_stand_in_no_others_prompt(index: DocumentIndex) -> None:
-    config = ContextConfig(index="x", default_budget_tokens=50, min_similarity=-1.0)
+    config = ContextConfig(index="x", default_budget_words=50, min_similarity=-1.0)
     envelopes = [replace(_envelope("returns?"), tenant=name) for name in ("acme", "rival", "*")]
     for envelope in envelopes:
         envelope.embedding = np.array([1.0, 0.0], dtype=np.float32).tobytes()
@@ -412,7 +412,7 @@ async def test_passages_are_masked_for_the_prompt_and_restored_in_the_answer(
             }
         )
         pq.write_table(table, staged / "documents.parquet")
-    stage = Context(DocumentIndex(published), ContextConfig(index="", default_budget_tokens=50))
+    stage = Context(DocumentIndex(published), ContextConfig(index="", default_budget_words=50))
     envelope = _envelope("what is [PHONE_1]?")
     envelope.placeholders = ("[PHONE_1]",)
     envelope.embedding = np.array([1.0, 0.0], dtype=np.float32).tobytes()

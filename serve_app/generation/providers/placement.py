@@ -81,7 +81,7 @@ class Placement:
             if self._held.get((replica, adapter.int_id)):  # since it had more of the load, say
                 self._ask(home, adapter)
                 return [by_name[replica]]
-        # Where nobody is known to hold it, the first loads it for its first request.
+        # Where no replica is known to hold it, the first loads it for its first request.
         return [home]
 
     def answered(self, replica: str, adapter: ServedAdapter) -> None:

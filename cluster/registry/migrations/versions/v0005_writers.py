@@ -1,8 +1,8 @@
 """The writers of the audit log, who bounded a key, and whose key an answer on trial was for.
 
-Writers that the meter has heard of are known as far as it has; the control plane enters the others
-that there are when it first starts. Who bounded a key is not known: an operator is taken to have.
-Answers that were kept before are of no known key, so nothing is judged by them any more.
+Writers that the meter has rows of are registered with the last of them; the control plane
+registers the others at its first start. Who bounded a key is not known: taken to be an operator.
+Answers that were kept before are of no known key, so no rollout is judged by them any more.
 """
 
 from __future__ import annotations
