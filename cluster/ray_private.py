@@ -17,7 +17,7 @@ from cluster.printing import PrintableRecords
 #: Documented throughput switches of Ray Serve.
 SERVE_FLAGS = {
     # User code on the replica's own loop, the router on the caller's, buffered access logs: each
-    # hop is spared two thread switches and a write.
+    # call is spared two thread switches and a write.
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     # Replica to replica by gRPC instead of the object store: our messages are a few kilobytes.
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",

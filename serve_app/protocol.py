@@ -134,7 +134,7 @@ class Envelope:
     placeholders: tuple[str, ...] = ()
     """Those in its texts, issued or written by the caller: the answer's own values get others."""
     embedding: bytes = b""
-    """The request's unit vector, float32, as raw bytes: they cross a hop for almost nothing."""
+    """The request's unit vector, float32, as raw bytes: cheap to pass between processes."""
     route: Route | None = None
     override: Override | None = None
     """The adapter a policy insists on; it becomes the route once routing has spoken."""

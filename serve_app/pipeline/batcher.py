@@ -275,7 +275,7 @@ def _late(answer: asyncio.Future[tuple[Any, int]]) -> None:
 
 
 class LocalStage(StageBatcher):
-    """A hop without a queue, to a stage in this process that gains nothing from a batch.
+    """Calls a stage in this process without a queue, where a batch gains nothing.
 
     The stage runs at once, on the event loop, so no budget could cut it short.
     """
@@ -301,7 +301,7 @@ class LocalStage(StageBatcher):
 
 
 class Lanes:
-    """A hop with a lane of its own for envelopes that take much longer than others.
+    """A batcher with a second queue for envelopes that take much longer than others.
 
     What a call with one of them takes, the others in its batch and behind it would wait for.
     """

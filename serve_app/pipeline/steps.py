@@ -1,6 +1,6 @@
 """The steps of the pipeline: which fields of an envelope each reads and writes, and how one is run.
 
-Only these fields cross to a stage and back, so a hop costs what its stage needs, two steps that
+Only these fields cross to a stage and back, so a call costs what its stage needs, two steps that
 write different fields can run side by side, and a stage that answers too late changes nothing.
 """
 
@@ -30,7 +30,7 @@ class Step:
     once: bool = False
     """A failed batch is not tried again one by one: its effect outlives the call."""
     gathers: bool = False
-    """A batch costs much less than its envelopes one by one, also without a hop."""
+    """A batch costs much less than its envelopes one by one, also within the process."""
 
     def take(self, envelope: Envelope) -> Row:
         """What the stage gets to see of `envelope`."""
@@ -102,7 +102,7 @@ GUARD = Step(
 MONITOR = Step("monitoring", "monitoring", ("trace_id", "generation", "route"), ("verdicts",))
 AUDIT = Step("audit", "audit", _WHOLE, (), once=True, gathers=True)
 
-#: Each entry is walked in turn; the steps of one entry run side by side.
+#: Entries run in turn; the steps of one entry run concurrently.
 BEFORE: tuple[tuple[Step, ...], ...] = ((DATA_PREP,), (MASK,), (ROUTE, POLICY), (CONTEXT,))
 AFTER: tuple[tuple[Step, ...], ...] = ((GUARD, MONITOR),)
 STEPS = {step.name: step for group in (*BEFORE, *AFTER, (AUDIT,)) for step in group}

@@ -106,7 +106,7 @@ def test_all_accounts_hold_or_none() -> None:
     assert ledger.reserve("c", [ACME], Amount(1), NOW) == Room(10, 8)
 
 
-def test_what_nobody_settles_counts_as_used() -> None:
+def test_a_reservation_that_is_never_settled_counts_as_used() -> None:
     ledger = _ledger(max_usd=1.0)
     ledger.reserve("a", [ACME], Amount(1, 0, 0.9), NOW)
     assert isinstance(ledger.reserve("b", [ACME], Amount(1, 0, 0.9), NOW + 10_000), LimitExceeded)
@@ -233,7 +233,7 @@ def registry(url: str, tmp_path: Path) -> Iterator[Registry]:
     registry.database.close()
 
 
-def test_a_restart_frees_nobody(registry: Registry) -> None:
+def test_limits_hold_across_a_restart(registry: Registry) -> None:
     registry.bound(ACME, Limits(rpm=5, tpm=100))
     registry.tell(0, requests=4, read=80, at=NOW - 30)
     registry.tell(1, requests=9, read=90, at=NOW - 120)

@@ -28,7 +28,7 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def test_data_that_is_not_there_is_told_before_a_cluster_starts(
+def test_missing_data_is_reported_before_a_cluster_starts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     work = tmp_path / "work"

@@ -136,7 +136,7 @@ def test_values_of_bug_reports_are_found(text: str, expected: list[tuple[str, st
         "store 1600, policy 12345678, order r123456",
     ],
 )
-def test_numbers_that_are_nobodys_are_left_alone(text: str) -> None:
+def test_numbers_that_are_not_personal_are_left_alone(text: str) -> None:
     assert find(text) == []
 
 

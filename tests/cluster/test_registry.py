@@ -132,7 +132,7 @@ def test_tables_that_no_migration_made_are_left_alone(url: str) -> None:
 
 
 @pytest.mark.parametrize("url", ["mysql://u:secret@h/d", "nonsense"])
-def test_a_wrong_url_is_told_without_its_password(url: str) -> None:
+def test_a_wrong_url_is_reported_without_its_password(url: str) -> None:
     with pytest.raises(ConfigError) as caught:
         open_database(url)
     assert "secret" not in str(caught.value)

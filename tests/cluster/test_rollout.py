@@ -233,7 +233,7 @@ def test_an_ab_test_ends_with_a_verdict() -> None:
     assert "only 3 outcomes of 3 users" in _tested(_rate(2000, 1000), _rate(3, 3))[1]
 
 
-def test_a_trial_is_told_in_json_with_its_verdict_in_figures_and_words() -> None:
+def test_a_trial_is_printed_as_json_with_figures_and_verdict() -> None:
     plan = RolloutPlan(phases=(Phase(percent=50, trial=Trial(outcome="resolved")),))
     rollout = Rollout(1, AdapterVersion("care", 2), AdapterVersion("care", 1), plan)
     unknown = rollout.as_json()["verdict"]

@@ -73,7 +73,7 @@ def test_whatever_fails_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["{", "[" * 200_000, "\udc00"])
-def test_what_is_no_json_is_told(tmp_path: Path, text: str) -> None:
+def test_invalid_json_is_reported(tmp_path: Path, text: str) -> None:
     path = tmp_path / "x.json"
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
     with pytest.raises(DataError, match="is not JSON"):

@@ -67,7 +67,7 @@ def test_a_run_finds_its_folder_as_it_was_left(tmp_path: Path) -> None:
     assert (site.workdir / "registry.db").read_bytes() == b"kept"
 
 
-def test_a_cluster_that_nobody_stopped_has_died_and_one_that_was_stopped_has_not(
+def test_a_cluster_that_ended_without_down_has_died(
     tmp_path: Path,
 ) -> None:
     assert not runtime.died(tmp_path)

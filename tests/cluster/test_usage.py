@@ -49,7 +49,7 @@ def _tokens(tx: Session, tenant: str) -> tuple[int, int]:
     return read, sum(line["output_tokens"] for line in lines)
 
 
-def test_a_stretch_told_twice_counts_once(tx: Session) -> None:
+def test_a_range_reported_twice_counts_once(tx: Session) -> None:
     rows = _told("w", [_trace(0), _trace(1), _trace(2, tenant="rival")])
     assert usage.insert(tx, rows) == 2
     assert usage.insert(tx, rows) == 0

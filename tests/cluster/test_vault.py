@@ -39,14 +39,14 @@ def test_the_same_value_gets_the_same_placeholder() -> None:
     assert mask("8956235478 and 8956235478", Vault()) == "[PHONE_1] and [PHONE_1]"
 
 
-def test_a_placeholder_in_the_text_is_nobodys_name() -> None:
+def test_a_placeholder_in_the_text_is_not_reused() -> None:
     text = f"what does [PHONE_1] mean? call {PHONE}"
     vault = Vault(placeholders([text]))
     assert mask(text, vault) == "what does [PHONE_1] mean? call [PHONE_2]"
     assert restore("[PHONE_1] or [PHONE_2]", vault.values) == f"[PHONE_1] or {PHONE}"
 
 
-def test_a_placeholder_nobody_issued_is_left_alone() -> None:
+def test_an_unissued_placeholder_is_left_alone() -> None:
     assert restore("see [PHONE_1]", {}) == "see [PHONE_1]"
 
 

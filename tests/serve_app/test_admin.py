@@ -142,7 +142,9 @@ async def test_a_key_is_made_used_bounded_and_ended(admin: Admin) -> None:
         ({"metadata": {"a": 1}}, "metadata"),
     ],
 )
-async def test_a_bad_key_request_is_told_why(admin: Admin, body: Any, field: str) -> None:
+async def test_a_bad_key_request_is_refused_with_the_reason(
+    admin: Admin, body: Any, field: str
+) -> None:
     refused = await admin("admin", "POST", "/key/generate", body)
     assert refused.status_code == 400
     assert field in refused.json()["error"]["message"]
@@ -282,7 +284,7 @@ async def test_an_operator_bounds_a_tenant(admin: Admin) -> None:
 
 @pytest.mark.parametrize("path", ["/v1/load_lora_adapter", "/v1/unload_lora_adapter"])
 @pytest.mark.parametrize("who", ["hr-nobody", "user", "admin", "operator"])
-async def test_the_engines_own_paths_are_nobodys(admin: Admin, path: str, who: str) -> None:
+async def test_the_engines_own_paths_are_not_reachable(admin: Admin, path: str, who: str) -> None:
     body = {"lora_name": "inventory", "lora_path": "/etc"}
     assert (await admin(who, "POST", path, body)).status_code == 404
     assert (await admin("admin", "POST", "/v1/chat/completions", GOOD)).status_code == 200

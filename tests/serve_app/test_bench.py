@@ -79,7 +79,7 @@ async def test_the_load_generator_names_failures() -> None:
     assert not found.latencies_ms
 
 
-def test_growth_is_told_by_process_and_deaf_to_one_jump() -> None:
+def test_growth_is_measured_by_process_and_robust_to_one_jump() -> None:
     slices = [
         Slice(100, 1000 * n, 1.0, 2.0, {}, {1: 50 << 20, 2: (10 << 20) + 1000 * n * 200})
         for n in range(1, 30)

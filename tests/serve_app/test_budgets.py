@@ -245,7 +245,9 @@ async def test_an_engine_that_fails_costs_nothing(
     assert world.audited[0].usage is None
 
 
-async def test_a_request_that_cannot_fit_is_told_so(client: httpx.AsyncClient, bank: Bank) -> None:
+async def test_a_request_that_cannot_fit_is_refused_with_the_reason(
+    client: httpx.AsyncClient, bank: Bank
+) -> None:
     bank.bound(tpm=50)
     refused = await _ask(client, max_tokens=200)
     assert refused.status_code == 429

@@ -327,7 +327,7 @@ async def test_the_base_models_answer_takes_feedback(world: World, http: httpx.A
     assert event.outcomes == {"disliked": True}
 
 
-async def test_one_model_is_told_by_its_name(http: httpx.AsyncClient) -> None:
+async def test_one_model_is_described_by_its_name(http: httpx.AsyncClient) -> None:
     for name in ("auto", "mini", "inventory", "inventory@1", "all-minilm-l6-v2"):
         answer = await http.get(f"/v1/models/{name}")
         assert answer.status_code == 200, name
@@ -347,7 +347,7 @@ async def test_one_model_is_told_by_its_name(http: httpx.AsyncClient) -> None:
         ("POST", "/health", "GET"),
     ],
 )
-async def test_a_wrong_method_is_told_the_right_ones(
+async def test_a_wrong_method_is_refused_with_the_allowed_ones(
     http: httpx.AsyncClient, method: str, path: str, allowed: str
 ) -> None:
     answer = await http.request(method, path)

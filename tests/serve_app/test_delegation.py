@@ -166,7 +166,7 @@ async def test_a_bound_that_an_operator_adds_is_held_and_one_it_lifts_is_free(ad
     assert [await bound("operator", "none"), await bound("admin", 7)] == [200, 200]
 
 
-async def test_a_key_of_one_adapter_is_told_the_bill_of_that_alone(admin: Admin) -> None:
+async def test_the_bill_of_a_key_for_one_adapter_has_that_adapter_only(admin: Admin) -> None:
     await admin.control.usage.register_writer("w")
     rows = [
         MeteredUsage("w", 0, 9, time.time(), "acme", "k", version, 1, 0, 10, 5)

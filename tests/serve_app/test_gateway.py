@@ -185,7 +185,7 @@ async def test_an_answer_names_the_version_and_is_audited(
     assert world.audited[0].tenant == "acme"
 
 
-async def test_the_users_own_values_come_back_and_nobody_elses_see_them(
+async def test_the_users_own_values_are_restored_for_that_user_only(
     world: World, client: httpx.AsyncClient
 ) -> None:
     world.engine.answer = '{"intent": "info", "slots": {"phone": ["[PHONE_1]"]}}'

@@ -225,7 +225,7 @@ async def test_those_that_are_never_idle_make_room_too(
     assert world.engine.most == 2
 
 
-async def test_who_was_to_make_room_stays_where_nobody_came_in(
+async def test_an_eviction_is_cancelled_where_no_version_comes_in(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("serve_app.engine.loader._PATIENCE_S", 0.01)
@@ -257,7 +257,7 @@ async def test_files_that_changed_since_they_were_proved_are_not_loaded_again(
     assert world.held == [2]
 
 
-async def test_what_is_not_what_its_trainer_made_serves_nobody(world: World) -> None:
+async def test_a_version_that_fails_verification_does_not_serve(world: World) -> None:
     one = world.add(1)
     world.engine.wrong.add(1)
     await world.loader().reconcile()
@@ -266,7 +266,7 @@ async def test_what_is_not_what_its_trainer_made_serves_nobody(world: World) -> 
     assert world.held == []
 
 
-async def test_what_nobody_wants_is_asked_about_once_a_second(world: World) -> None:
+async def test_an_undesired_version_is_looked_up_once_a_second(world: World) -> None:
     gone = replace(world.add(1), int_id=99)
     loader = world.loader(eager=0)
     for _ in range(5):
@@ -299,7 +299,7 @@ async def test_what_is_wanted_no_more_goes_when_it_was_so_twice_and_is_idle(worl
     assert world.held == []
 
 
-async def test_what_is_switched_off_while_it_is_prepared_serves_nobody(world: World) -> None:
+async def test_a_version_killed_while_it_is_prepared_does_not_serve(world: World) -> None:
     one, loader = world.add(1), world.loader()
     preparing = asyncio.ensure_future(loader.prepare(one))
     await until(lambda: bool(world.engine.loads))
@@ -316,7 +316,7 @@ async def test_what_is_switched_off_while_it_is_prepared_serves_nobody(world: Wo
         assert world.held == [1, 2]
 
 
-async def test_what_is_switched_off_while_it_is_loaded_serves_nobody(world: World) -> None:
+async def test_a_version_killed_while_it_is_loaded_does_not_serve(world: World) -> None:
     one, loader = world.add(1), world.loader(eager=0)
     asking = asyncio.ensure_future(loader.hold(one))
     await until(lambda: bool(world.engine.loads))

@@ -53,7 +53,7 @@ async def test_each_choice_passes_the_pipeline_and_has_its_own_seed(
     assert sum(used.output_tokens for used in counted if used) == 21
 
 
-async def test_logprobs_are_told_by_token(client: openai.AsyncOpenAI) -> None:
+async def test_logprobs_are_returned_by_token(client: openai.AsyncOpenAI) -> None:
     answer = await client.chat.completions.create(
         model="auto", messages=ASK, logprobs=True, top_logprobs=2
     )

@@ -52,9 +52,11 @@ class Recorder:
         return [step.close(step.open(row), 0) for row in rows]
 
     def pipeline(self, engine: Any) -> Pipeline:
-        hops = {name: StageBatcher(step, self.call, StageConfig()) for name, step in STEPS.items()}
+        runners = {
+            name: StageBatcher(step, self.call, StageConfig()) for name, step in STEPS.items()
+        }
         cache = ResponseCache(CacheConfig(), "p")
-        return Pipeline(hops, Attempts(engine, lambda: RoutingTable(1), cache, targets()))
+        return Pipeline(runners, Attempts(engine, lambda: RoutingTable(1), cache, targets()))
 
 
 class Hanging(FakeEngine):

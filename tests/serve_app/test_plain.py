@@ -82,7 +82,7 @@ async def test_a_merged_model_is_proved_when_its_version_is_live() -> None:
     assert engine.proved == 2
 
 
-async def test_a_model_that_is_not_the_version_serves_nobody() -> None:
+async def test_a_merged_model_that_is_not_the_version_does_not_serve() -> None:
     engine = Engine()
     engine.difference = 0.5
     with pytest.raises(SwapError, match="away from its trainer"):

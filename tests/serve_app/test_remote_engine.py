@@ -229,7 +229,7 @@ async def test_a_stream_that_is_left_stops_its_request_and_no_other(
     assert (await stays) == "".join(f"stays:{word} " for word in WORDS)
 
 
-async def test_what_has_arrived_is_heard_of_before_it_is_read(
+async def test_an_arrived_message_is_announced_before_it_is_read(
     engine: Engine, remote: VLLMReplicas
 ) -> None:
     came = list[Delta | Generation]()

@@ -304,7 +304,7 @@ async def test_audit_writes_before_it_acknowledges_and_forwards_edge_cases(tmp_p
     assert (use.version, use.input_tokens, use.output_tokens) == ("care@1", 22, 14)
 
 
-async def test_a_registry_that_forgot_the_writer_is_told_of_it_again(tmp_path: Path) -> None:
+async def test_a_writer_is_registered_again_with_a_restored_registry(tmp_path: Path) -> None:
     registry = Registry()
     stage = Audit(ChainWriter(tmp_path, "w"), registry, registry)
     for number in range(2):

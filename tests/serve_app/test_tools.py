@@ -180,7 +180,7 @@ def test_words_between_calls_are_kept() -> None:
     assert [call.name for call in calls] == ["stock", "stock"]
 
 
-def test_a_template_that_knows_no_tools_is_told_in_words() -> None:
+def test_a_template_without_tools_gets_them_as_text() -> None:
     messages = [
         {"role": "user", "content": "hi"},
         {

@@ -70,7 +70,7 @@ async def test_a_user_stays_with_one_version(
     assert _seen(world) == Evidence(), "what was reported is not reported again"
 
 
-async def test_whoever_names_a_version_gets_that_one(
+async def test_a_request_that_names_a_version_gets_that_version(
     world: World, client: httpx.AsyncClient
 ) -> None:
     _split(world, 100)
@@ -110,7 +110,7 @@ async def test_the_wait_for_its_turn_is_not_the_versions_latency(
     assert _seen(world).candidate.latency_ms.mean == 0.5
 
 
-async def test_a_shadow_is_tried_and_shown_to_nobody(
+async def test_a_shadow_answer_is_recorded_and_not_returned(
     world: World, client: httpx.AsyncClient
 ) -> None:
     _split(world, 100, shadow=True)
@@ -239,7 +239,7 @@ class Judge:
         return True
 
 
-async def test_the_answers_of_a_trial_are_told_with_who_gave_them(
+async def test_reports_of_a_trial_name_the_version_that_answered(
     world: World, client: httpx.AsyncClient
 ) -> None:
     _split(world, 50)
@@ -258,7 +258,7 @@ async def test_the_answers_of_a_trial_are_told_with_who_gave_them(
     assert all(not report.answered for report in world.attempts.trials.reports("g"))
 
 
-async def test_what_was_not_heard_is_told_again(world: World, client: httpx.AsyncClient) -> None:
+async def test_a_report_that_failed_is_sent_again(world: World, client: httpx.AsyncClient) -> None:
     _split(world, 50)
     for _ in range(2):
         assert (await client.post(CHAT, json={**GOOD, "model": "inventory"})).status_code == 200

@@ -67,7 +67,7 @@ def test_what_was_done_though_no_answer_came_is_not_undone(path: Path) -> None:
     assert path.exists()
 
 
-def test_nothing_is_thrown_away_while_nobody_knows(path: Path) -> None:
+def test_nothing_is_unloaded_while_the_control_plane_is_down(path: Path) -> None:
     adapters = Adapters(*[UnavailableError("gone")] * 3)
     with pytest.raises(UnavailableError):
         register(_control(adapters), path, V1, "acme")

@@ -1,4 +1,4 @@
-"""The whole wheel on real Ray, vLLM, Ray Train with two DeepSpeed workers, and SQLite.
+"""The whole loop on real Ray, vLLM, Ray Train with two DeepSpeed workers, and SQLite.
 
 One small run of the demo is shared by all integration tests; the cluster it leaves up is then used
 as its users would use it.

@@ -1,4 +1,4 @@
-"""The hand-off: batching, bounds, budget, breaker and failure rule, over stages of a few lines."""
+"""The stage batcher: batching, bounds, budget, breaker and failure rule, over small stages."""
 
 import asyncio
 import time
@@ -29,9 +29,9 @@ async def test_what_queues_while_calls_are_in_flight_leaves_as_one_call() -> Non
         await gate.wait()
         return [(model.encode(), None, None, []) for _, model in rows]
 
-    hop = StageBatcher(ROUTE, call, StageConfig(max_in_flight=1, max_batch=8))
+    batcher = StageBatcher(ROUTE, call, StageConfig(max_in_flight=1, max_batch=8))
     envelopes = [_envelope(str(n)) for n in range(10)]
-    waiting = [asyncio.create_task(hop(envelope)) for envelope in envelopes]
+    waiting = [asyncio.create_task(batcher(envelope)) for envelope in envelopes]
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     gate.set()
@@ -63,9 +63,9 @@ async def test_a_late_stage_is_not_waited_for_and_changes_nothing() -> None:
         await finish.wait()
         return [(["late passage"], ["late prompt"], None, [])]
 
-    hop = StageBatcher(CONTEXT, slow, StageConfig(on_failure="open", budget_ms=10))
+    batcher = StageBatcher(CONTEXT, slow, StageConfig(on_failure="open", budget_ms=10))
     envelope = _envelope()
-    await hop(envelope)
+    await batcher(envelope)
     assert envelope.spans[-1].outcome == "late"
     finish.set()
     await asyncio.sleep(0.01)
@@ -113,10 +113,10 @@ async def test_a_cancelled_request_frees_its_place() -> None:
         await gate.wait()
         return [(b"", None, None, []) for _ in rows]
 
-    hop = StageBatcher(ROUTE, call, StageConfig(max_in_flight=1))
-    first = asyncio.create_task(hop(_envelope("first")))
-    second = asyncio.create_task(hop(_envelope("second")))
-    third = asyncio.create_task(hop(_envelope("third")))
+    batcher = StageBatcher(ROUTE, call, StageConfig(max_in_flight=1))
+    first = asyncio.create_task(batcher(_envelope("first")))
+    second = asyncio.create_task(batcher(_envelope("second")))
+    third = asyncio.create_task(batcher(_envelope("third")))
     await asyncio.sleep(0.01)
     second.cancel()
     gate.set()
@@ -133,17 +133,17 @@ async def test_a_queue_at_its_bound_refuses_with_429() -> None:
         await gate.wait()
         return [DONE for _ in rows]
 
-    hop = StageBatcher(POLICY, call, StageConfig(max_in_flight=1, max_queue=2))
-    waiting = [asyncio.create_task(hop(_envelope())) for _ in range(3)]
+    batcher = StageBatcher(POLICY, call, StageConfig(max_in_flight=1, max_queue=2))
+    waiting = [asyncio.create_task(batcher(_envelope())) for _ in range(3)]
     await asyncio.sleep(0.01)
-    assert hop.full
+    assert batcher.full
     refused = _envelope()
-    await hop(refused)
+    await batcher(refused)
     assert refused.refusal is not None
     assert (refused.refusal.status, refused.spans[-1].outcome) == (429, "queue full")
     gate.set()
     await asyncio.gather(*waiting)
-    assert not hop.full
+    assert not batcher.full
 
 
 async def test_an_open_breaker_spares_the_stage_until_a_probe_succeeds() -> None:
@@ -157,17 +157,17 @@ async def test_an_open_breaker_spares_the_stage_until_a_probe_succeeds() -> None
         return [DONE for _ in rows]
 
     config = StageConfig(breaker=BreakerConfig(failures=3, cool_s=0.05))
-    hop = StageBatcher(POLICY, call, config)
+    batcher = StageBatcher(POLICY, call, config)
     for _ in range(6):
         envelope = _envelope()
-        await hop(envelope)
+        await batcher(envelope)
     assert calls == 3
     assert envelope.spans[-1].outcome == "breaker open"
     await asyncio.sleep(0.06)
     good = True
     for _ in range(2):
         envelope = _envelope()
-        await hop(envelope)
+        await batcher(envelope)
     assert (calls, envelope.refusal, envelope.spans[-1].outcome) == (5, None, "ok")
 
 
@@ -231,11 +231,11 @@ async def test_in_process_the_same_rules_hold_without_a_queue() -> None:
         return [DONE for _ in rows]
 
     config = StageConfig(breaker=BreakerConfig(failures=2, cool_s=60))
-    hop = LocalStage(POLICY, call, config)
+    batcher = LocalStage(POLICY, call, config)
     outcomes = []
     for _ in range(5):
         envelope = _envelope()
-        await hop(envelope)
+        await batcher(envelope)
         outcomes.append((envelope.spans[-1].outcome, envelope.refusal is None))
     assert calls == [1, 1, 1, 1]
     assert outcomes == [
@@ -255,15 +255,17 @@ async def test_a_call_waits_for_its_share_of_the_load_and_no_longer_than_it_may(
         return [DONE for _ in rows]
 
     sizer = BatchSizer(stages=2)
-    hop = StageBatcher(POLICY, call, StageConfig(linger_ms=60_000, budget_ms=100_000), sizer=sizer)
-    await hop(_envelope())
+    batcher = StageBatcher(
+        POLICY, call, StageConfig(linger_ms=60_000, budget_ms=100_000), sizer=sizer
+    )
+    await batcher(_envelope())
     assert sizes == [1]
     sizer.in_progress = 7
-    waiting = [asyncio.create_task(hop(_envelope())) for _ in range(4)]
+    waiting = [asyncio.create_task(batcher(_envelope())) for _ in range(4)]
     await asyncio.sleep(0.01)
     assert sizes == [1]
-    waiting.append(asyncio.create_task(hop(_envelope())))
-    waiting.append(asyncio.create_task(hop(_envelope())))
+    waiting.append(asyncio.create_task(batcher(_envelope())))
+    waiting.append(asyncio.create_task(batcher(_envelope())))
     await asyncio.gather(*waiting)
     assert sizes == [1, 6]
     sizer.in_progress = 1000
@@ -285,10 +287,10 @@ async def test_a_tenant_that_fills_a_queue_keeps_no_other_waiting() -> None:
         envelope.tenant, envelope.attributes = tenant, {"who": tenant}
         return envelope
 
-    hop = StageBatcher(POLICY, call, StageConfig(max_in_flight=1, max_batch=2))
-    asked = [asyncio.create_task(hop(of("noisy"))) for _ in range(9)]
+    batcher = StageBatcher(POLICY, call, StageConfig(max_in_flight=1, max_batch=2))
+    asked = [asyncio.create_task(batcher(of("noisy"))) for _ in range(9)]
     await asyncio.sleep(0.01)
-    asked.append(asyncio.create_task(hop(of("quiet"))))
+    asked.append(asyncio.create_task(batcher(of("quiet"))))
     await asyncio.sleep(0.01)
     gate.set()
     await asyncio.gather(*asked)
@@ -328,9 +330,9 @@ async def test_what_only_waited_says_nothing_of_the_stage() -> None:
         return [DONE for _ in rows]
 
     config = StageConfig(max_in_flight=1, max_batch=1, budget_ms=50)
-    hop = StageBatcher(POLICY, call, config, breaker=breaker)
+    batcher = StageBatcher(POLICY, call, config, breaker=breaker)
     envelopes = [_envelope() for _ in range(8)]
-    await asyncio.gather(*(hop(one) for one in envelopes))
+    await asyncio.gather(*(batcher(one) for one in envelopes))
     assert breaker.told == [False], "the one that was sent"
     assert [one.spans[-1].outcome for one in envelopes] == ["late"] + ["queue full"] * 7
     assert [one.refusal.status for one in envelopes if one.refusal] == [503] + [429] * 7
