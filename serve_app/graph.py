@@ -1,7 +1,7 @@
-"""Builds the serving graph: the only file of this package that constructs and connects.
+"""Builds the serving graph: composes gateway, stages and engine into Ray Serve deployments.
 
-Stages and engines stay plain classes; here each becomes a Ray Serve deployment with its own
-autoscaling. Ray's deployment options appear nowhere else.
+Stages and engines stay plain classes; here each becomes a deployment with its own autoscaling.
+Ray's deployment options appear nowhere else.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What travels through the graph: the envelope, the stage contract, the engine contract.
 
-Plain dataclasses that pickle fast; no Ray, no HTTP, no engine library.
+Plain dataclasses that pickle fast; imports no Ray, no web framework, no engine library.
 """
 
 from __future__ import annotations

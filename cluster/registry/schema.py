@@ -172,7 +172,7 @@ class Dataset(Table):
 
 
 class Label(Table):
-    """One trace waiting for an expert, or labelled by one; a trace and reason enter once."""
+    """One trace waiting for an expert, or labelled by one; a trace enters once."""
 
     __tablename__ = "labels"
     trace_id: Mapped[str] = mapped_column(String(64), primary_key=True)

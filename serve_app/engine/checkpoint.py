@@ -1,8 +1,8 @@
-"""An adapter's file in vLLM's form, on a CPU: the engine does nothing else meanwhile.
+"""Loads an adapter's file into vLLM's form on a CPU, fast: loading blocks the engine's loop.
 
-vLLM asks the file for each tensor and takes each name apart three times, most of what it costs to
-add an adapter. Here the file is read at once, and names only where none like them were read before.
-Owns no check: what vLLM checks of names it has checked for the first adapter that has them.
+vLLM reads the file tensor by tensor and parses each name three times, most of the cost of adding an
+adapter. Here the file is read at once and parsed names are cached. Owns no check: vLLM has checked
+the names of the first adapter that has them.
 """
 
 from __future__ import annotations

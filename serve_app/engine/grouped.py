@@ -49,11 +49,11 @@ class GroupedPunica(PunicaWrapperCPU):  # type: ignore[misc]
         super().__init__(*arguments, **named)
         self._plan = Plan()
         self.ranks: Sequence[int] = ()
-        """The highest of each slot; says only which way is the faster."""
+        """The highest rank of each slot; used only to choose the faster algorithm."""
         self._tokens = self._prompts = list[int | None]()
         self.used = dict[int, set[int]]()
-        """Of a head or an embedding, by the identity of its stacked B: slots that hold anything
-        there, which few adapters do."""
+        """Slots with weights of an output head or an embedding, by the identity of its stacked B;
+        few adapters have them."""
         self.of_prompts = False
         """Whether logits are computed of given prompts' tokens, more than a row for each request.
         Only adapters without a head are asked for those."""

@@ -52,8 +52,8 @@ class Pool:
         Args:
             method: one of the replica's.
             arguments: what crosses; pickled.
-            again: a call whose replica went away may be made once more, on another.
-            among: which of the replicas may be called; all of them without it.
+            again: retry once on another replica if the first is lost.
+            among: the replicas that may be called; None is all.
 
         Raises:
             ReplicaLost: the replica went away, or there was none for ten seconds.
