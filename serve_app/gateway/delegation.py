@@ -29,7 +29,7 @@ def can_manage(principal: Principal, key: KeyRecord) -> bool:
 def has_limits(principal: Principal) -> str | None:
     """Why the principal may not set limits; None where it may."""
     if key_scope(principal.key_id) in principal.limited:
-        return "a key with limits cannot set limits"
+        return "this key has limits: a key with limits cannot set limits"
     return None
 
 

@@ -110,7 +110,7 @@ def test_a_pattern_of_modules_means_what_it_matches(
     stated = json.loads((path / adapters.PEFT_CONFIG).read_text())["target_modules"]
     assert "model.layers.0.self_attn.q_proj" in stated
     recipe = adapters.inspect(path, max_rank=32).recipe
-    assert recipe["imported from"] == "a PEFT folder, of unknown origin"
+    assert recipe["imported from"] == "a PEFT folder of unknown origin"
 
 
 def test_a_pattern_that_takes_for_ever_is_refused_by_its_field(
