@@ -40,7 +40,7 @@ class _PlainBar:
     """Says something at each fifth of the way, so that a log file stays readable."""
 
     def __init__(self, progress: ProgressReporter, title: str, total: float) -> None:
-        self._narrator, self._title, self._total = progress, title, total
+        self._reporter, self._title, self._total = progress, title, total
         self._done, self._said = 0.0, 0
         self._text = ""
 
@@ -50,14 +50,14 @@ class _PlainBar:
         if fifth > self._said:
             self._said = fifth
             total = max(self._total, self._done)  # more may come while it is done
-            self._narrator.say(f"{self._title}: {self._done:.0f} of {total:.0f} {self._text}")
+            self._reporter.say(f"{self._title}: {self._done:.0f} of {total:.0f} {self._text}")
 
     def describe(self, text: str) -> None:
         self._text = text
 
 
 class ProgressReporter:
-    """Prints a run's story on standard output."""
+    """Prints the steps of a run on standard output."""
 
     def __init__(self) -> None:
         # This stream, whatever `sys.stdout` becomes: Ray prints its own advice there.

@@ -1,8 +1,8 @@
 """What Headrace asks of Ray beyond its stable interface: each flag and attribute with its reason.
 
 With `serve_app.graph`, which builds Serve's ASGI application itself, the place to look when Ray
-changes. Flags are read by Ray when it is imported, in
-every process of the cluster; `cluster.launch.local` sets them.
+changes. Flags are read by Ray when it is imported, in every process of the cluster;
+`cluster.launch.local` sets them.
 """
 
 from __future__ import annotations

@@ -36,12 +36,12 @@ def build_dataset(config: DatasetConfig, labels: list[Label]) -> Path:
             raise DataError(f"the step {step.type} lost rows instead of giving them a fault")
         good, broken = _split(after)
         faults.append(broken)
-    _require_rows(good, faults, config.adapter)
+    count = _require_rows(good, faults, config.adapter)
     broken, named = _all(faults), _named(faults)
     manifest = DatasetManifest(
         name=config.adapter,
         version=config.version,
-        rows=good.count(),
+        rows=count,
         from_traces=good.filter(expr="source == 'trace'").count(),
         parent=_parent(config),
         sources=digests,

@@ -1,4 +1,4 @@
-"""Whose a run's folder is: a run resumes from what it left there, and no other run may use it.
+"""Which run owns a run folder: a run resumes from what it left there, and no other may use it.
 
 Ray Train takes the latest checkpoint in a run's folder for its own, whatever was trained there.
 """
@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from cluster.errors import DataError
-from cluster.storage import STABLE
+from cluster.storage import write_atomic
 from train_jobs.config import TrainConfig
 
 _FILE = "identity.json"
@@ -21,14 +21,14 @@ _WITHOUT = {
 }
 
 
-def claim(config: TrainConfig) -> None:
-    """Make the folder of `config.run_id` this run's.
+def claim(config: TrainConfig, dataset_digest: str) -> None:
+    """Make the folder of `config.run_id` this run's, which fits the dataset with this digest.
 
     Raises:
         DataError: another run has used it.
     """
     folder = Path(config.storage) / config.run_id
-    mine = _identity(config)
+    mine = _identity(config, dataset_digest)
     try:
         theirs = (folder / _FILE).read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -36,7 +36,7 @@ def claim(config: TrainConfig) -> None:
             theirs = ""
         else:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / _FILE).write_text(mine, encoding="utf-8")
+            write_atomic(folder / _FILE, mine)
             return
     if theirs != mine:
         raise DataError(
@@ -45,8 +45,7 @@ def claim(config: TrainConfig) -> None:
         )
 
 
-def _identity(config: TrainConfig) -> str:
+def _identity(config: TrainConfig, dataset_digest: str) -> str:
     settings = config.model_dump(mode="json", exclude=_WITHOUT)
-    digest = (Path(config.dataset) / STABLE).read_text(encoding="utf-8").strip()
-    document = json.dumps({**settings, "dataset": digest}, sort_keys=True)
+    document = json.dumps({**settings, "dataset": dataset_digest}, sort_keys=True)
     return hashlib.sha256(document.encode()).hexdigest()

@@ -14,7 +14,6 @@ from cluster.dataset import ROWS, read_manifest
 from cluster.errors import DataError, HeadraceError
 from train_jobs.checkpoint import ADAPTER
 from train_jobs.config import TrainConfig
-from train_jobs.identity import claim
 from train_jobs.loop import train_loop
 
 logger = logging.getLogger(__name__)
@@ -50,7 +49,7 @@ def fit(config: TrainConfig) -> Fitted:
     """Train and return where the adapter is.
 
     Raises:
-        DataError: the dataset is too small for the workers, or the run_id is taken.
+        DataError: the dataset is too small for the workers.
     """
     rows = read_manifest(Path(config.dataset)).rows
     if rows < config.scaling.workers * config.micro_batch:
@@ -58,7 +57,6 @@ def fit(config: TrainConfig) -> Fitted:
             f"{rows} rows are too few for {config.scaling.workers} workers of "
             f"{config.micro_batch} rows: lower micro_batch or label more"
         )
-    claim(config)
     source = ray.data.read_parquet(
         str(Path(config.dataset) / ROWS),
         columns=list(config.objective.columns),

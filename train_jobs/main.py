@@ -41,10 +41,12 @@ def _run(config: TrainConfig) -> None:
     from cluster.control.client import ControlClient
     from cluster.control.protocol import NAMESPACE
     from cluster.storage import require_stable
+    from train_jobs.identity import claim
     from train_jobs.launch import fit
     from train_jobs.publish import register
 
     digest = require_stable(Path(config.dataset))
+    claim(config, digest)
     ray.init(namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
     control = ControlClient(f"run {config.run_id}")
     started = time.monotonic()

@@ -15,7 +15,7 @@ from cluster.records.limits import Limits, Seed
 
 #: A minute, and the second that an entry's time is rounded down by.
 _WINDOW_S = 61
-#: Longer than any request may take: what is not settled by then never will be.
+#: Age in seconds at which an unsettled reservation counts as used; no request takes as long.
 _LOST_S = 900.0
 _NOTHING_USD = 1e-12
 

@@ -64,12 +64,7 @@ def named_tenant(text: str) -> str:
     Raises:
         UserError: it is not a name.
     """
-    from cluster.errors import UserError
-
-    try:
-        return checked_name(text)
-    except ValueError as error:
-        raise UserError(f"the tenant: {error}") from error
+    return _named("tenant", text)
 
 
 def named_adapter(text: str) -> str:
@@ -78,12 +73,16 @@ def named_adapter(text: str) -> str:
     Raises:
         UserError: it is not a name.
     """
+    return _named("adapter", text)
+
+
+def _named(kind: str, text: str) -> str:
     from cluster.errors import UserError
 
     try:
         return checked_name(text)
     except ValueError as error:
-        raise UserError(f"the adapter: {error}") from error
+        raise UserError(f"the {kind}: {error}") from error
 
 
 def at(moment: float) -> str:

@@ -55,7 +55,7 @@ class DatasetManifest(BaseModel):
     parent: int | None = None
     """The version whose rows this one extends."""
     sources: dict[str, str] = Field(default_factory=dict)
-    """File name to SHA-256 of what was read."""
+    """SHA-256 of each source, by its file name or its dataset version."""
     dropped: dict[str, int] = Field(default_factory=dict)
     """Reason to count of rows left out."""
     broken: tuple[Fault, ...] = ()

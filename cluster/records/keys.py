@@ -47,7 +47,7 @@ MODELS, END, LIMITS = "models", "end", "limits"
 
 
 class KeyChange(ConfigModel):
-    """What of a key is to be otherwise; what is not named stays."""
+    """Changes of a key; fields that are not set stay as they are."""
 
     alias: Alias | None = Field(default=None, max_length=63, pattern=TEXT)
     models: tuple[str, ...] | None = Field(default=None, max_length=1000)

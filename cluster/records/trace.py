@@ -101,15 +101,21 @@ class GenerationRecord(Struct, frozen=True):
     waited_ms: float = 0.0
 
 
-class RequestTrace(Struct, frozen=True, tag_field="kind", tag="request"):
-    """One request: every decision on its way, text masked."""
+class _Recorded(Struct, frozen=True):
+    """What every kind of trace has."""
 
     trace_id: str
     received_at: float
     """Unix time in seconds, as all times here."""
     recorded_at: float
     tenant: str
+    """Empty where the key is unknown."""
     key_id: str
+
+
+class RequestTrace(_Recorded, frozen=True, tag_field="kind", tag="request"):
+    """One request: every decision on its way, text masked."""
+
     attributes: dict[str, str]
     requested_model: str
     metadata: dict[str, str]
@@ -135,15 +141,9 @@ class RequestTrace(Struct, frozen=True, tag_field="kind", tag="request"):
     schema: int = VERSION
 
 
-class RefusalTrace(Struct, frozen=True, tag_field="kind", tag="refusal"):
+class RefusalTrace(_Recorded, frozen=True, tag_field="kind", tag="refusal"):
     """An attempt that was refused before it became a request, such as a wrong key."""
 
-    trace_id: str
-    received_at: float
-    recorded_at: float
-    tenant: str
-    """Empty where the key is unknown."""
-    key_id: str
     requested_model: str
     path: str
     refusal: Refusal
@@ -152,14 +152,9 @@ class RefusalTrace(Struct, frozen=True, tag_field="kind", tag="refusal"):
     schema: int = VERSION
 
 
-class FeedbackTrace(Struct, frozen=True, tag_field="kind", tag="feedback"):
+class FeedbackTrace(_Recorded, frozen=True, tag_field="kind", tag="feedback"):
     """What became of an answer, as its caller reports it."""
 
-    trace_id: str
-    received_at: float
-    recorded_at: float
-    tenant: str
-    key_id: str
     about: str
     """Trace id of the request."""
     version: str
@@ -171,12 +166,11 @@ class FeedbackTrace(Struct, frozen=True, tag_field="kind", tag="feedback"):
 Trace = RequestTrace | RefusalTrace | FeedbackTrace
 
 _DECODER: msgspec.json.Decoder[Trace] = msgspec.json.Decoder(Trace)
-_KINDS = {RequestTrace: "request", RefusalTrace: "refusal", FeedbackTrace: "feedback"}
 
 
 def document(trace: Trace) -> dict[str, Any]:
     """The trace as the mapping that the audit log writes."""
-    return {"kind": _KINDS[type(trace)], **msgspec.structs.asdict(trace)}
+    return {"kind": trace.__struct_config__.tag, **msgspec.structs.asdict(trace)}
 
 
 def decode(line: bytes) -> Trace:

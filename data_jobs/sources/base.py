@@ -32,7 +32,7 @@ class RowSource(Protocol):
         ...
 
     def digests(self) -> dict[str, str]:
-        """File, or dataset, to SHA-256 of what is read, for the manifest."""
+        """SHA-256 of what is read, by file name or dataset version, for the manifest."""
         ...
 
 

@@ -158,7 +158,7 @@ def _before_end(tokens: list[int], end: int) -> list[int]:
 
 
 def _evaluation(name: str, version: int) -> EvaluationReport:
-    """What lets it through the default gate; these versions are not judged by what they know."""
+    """A made-up report that passes the default gate: benchmarks do not measure quality."""
     accuracy = Metric(value=1.0, rows=1000, base=0.0)
     if version > 1:
         accuracy = Metric(value=1.0, rows=1000, base=0.0, previous=0.0, wins=1000, losses=0)

@@ -36,7 +36,7 @@ class Plan:
 
     rows: int = 0
     own: tuple[tuple[int, torch.Tensor | None], ...] = ()
-    """AdapterTimeSlices with products of their own, and which rows they have; None is every row."""
+    """Slots with products of their own, and which rows they have; None is every row."""
     others: Indices = field(default_factory=_none)
     """The other rows that have a slot, one slot's after another's."""
     slots: Indices = field(default_factory=_none)

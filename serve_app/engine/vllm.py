@@ -1,5 +1,4 @@
-"""vLLM's `AsyncLLM` behind the engine protocol. vLLM is imported in this
-package only."""
+"""vLLM's `AsyncLLM` behind the engine protocol; no package but this one imports vLLM."""
 
 from __future__ import annotations
 

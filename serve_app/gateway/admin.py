@@ -63,7 +63,7 @@ def _unknown(what: str, principal: Principal) -> Refused:
     return Refused(Refusal(404, "not_found", f"{what} not found"), principal=principal)
 
 
-class _Door:
+class _AdminAccess:
     """Who asks, and whether what is asked for is theirs."""
 
     def __init__(self, authenticate: Authenticator, control: Control) -> None:
@@ -139,21 +139,21 @@ def _checked(error: ValueError) -> Refused:
 
 def admin_routes(authenticate: Authenticator, control: Control) -> list[Route]:
     """Every route of the admin API."""
-    door = _Door(authenticate, control)
+    admin = _AdminAccess(authenticate, control)
     return [
-        *_key_routes(door),
-        *_change_routes(door),
-        *_adapter_routes(door),
-        *_rollout_routes(door),
-        *_bills(door),
+        *_key_routes(admin),
+        *_change_routes(admin),
+        *_adapter_routes(admin),
+        *_rollout_routes(admin),
+        *_bills(admin),
     ]
 
 
-def _key_routes(door: _Door) -> list[Route]:
+def _key_routes(admin: _AdminAccess) -> list[Route]:
     async def generate(request: Request) -> Response:
-        principal = await door.admit(request)
+        principal = await admin.admit(request)
         body = await parse(request, GenerateKey, _LIMIT)
-        tenant = door.tenant(principal, body.team_id)
+        tenant = admin.tenant(principal, body.team_id)
         if Role.OPERATOR in body.roles and not principal.may(Role.OPERATOR):
             refusal = Refusal(403, "access_denied", "only an operator makes operators", "roles")
             raise Refused(refusal, principal=principal)
@@ -176,23 +176,23 @@ def _key_routes(door: _Door) -> list[Route]:
             raise _checked(error) from error
         _refuse(principal, delegation.exceeds(principal, wanted, time.time()))
         operator = principal.may(Role.OPERATOR)
-        issued = await door.control.keys.issue(wanted, _who(principal), by_operator=operator)
-        record = await door.key(principal, issued.key_id)
+        issued = await admin.control.keys.issue(wanted, _who(principal), by_operator=operator)
+        record = await admin.key(principal, issued.key_id)
         return JSONResponse({"key": issued.secret, **_told(record)})
 
     async def delete(request: Request) -> Response:
-        principal = await door.admit(request)
+        principal = await admin.admit(request)
         body = await parse(request, DeleteKeys, _LIMIT)
         # All of them are looked up before the first one is ended.
-        found = [await door.key(principal, named) for named in body.keys]
+        found = [await admin.key(principal, named) for named in body.keys]
         for record in found:
-            await door.control.keys.revoke(record.key_id, _who(principal))
+            await admin.control.keys.revoke(record.key_id, _who(principal))
         return JSONResponse({"deleted_keys": [record.key_id for record in found]})
 
     async def listed(request: Request) -> Response:
-        principal = await door.admit(request)
-        tenant = door.tenant(principal, request.query_params.get("team_id"))
-        found = await door.control.keys.listed(tenant)
+        principal = await admin.admit(request)
+        tenant = admin.tenant(principal, request.query_params.get("team_id"))
+        found = await admin.control.keys.listed(tenant)
         whole = request.query_params.get("return_full_object") == "true"
         found = [key for key in found if delegation.can_manage(principal, key)]
         keys = [_told(key) if whole else key.key_id for key in found]
@@ -205,11 +205,11 @@ def _key_routes(door: _Door) -> list[Route]:
     ]
 
 
-def _change_routes(door: _Door) -> list[Route]:
+def _change_routes(admin: _AdminAccess) -> list[Route]:
     async def update(request: Request) -> Response:
-        principal = await door.admit(request)
+        principal = await admin.admit(request)
         body = await parse(request, UpdateKey, _LIMIT)
-        record = await door.key(principal, body.key)
+        record = await admin.key(principal, body.key)
         try:
             limits, wanted = body.limits(record.limits), body.change()
         except ValueError as error:
@@ -223,28 +223,28 @@ def _change_routes(door: _Door) -> list[Route]:
         _refuse(principal, delegation.lifts(principal, record, limits, wanted, time.time()))
         who, operator = _who(principal), principal.may(Role.OPERATOR)
         if wanted is not None:
-            await door.control.keys.change(record.key_id, wanted, who, by_operator=operator)
+            await admin.control.keys.change(record.key_id, wanted, who, by_operator=operator)
         if limits != record.limits:
-            await door.control.ledger.set_limits(
+            await admin.control.ledger.set_limits(
                 key_scope(record.key_id), limits, who, by_operator=operator
             )
-        return JSONResponse(_told(await door.key(principal, record.key_id)))
+        return JSONResponse(_told(await admin.key(principal, record.key_id)))
 
     async def info(request: Request) -> Response:
         named = request.query_params.get("key")
-        principal = await door.admit(request, Role.ADMIN if named else Role.INFERENCE)
-        record = await door.key(principal, named or principal.key_id)
-        spend = round(await door.control.usage.key_spend(record.key_id), 6)
+        principal = await admin.admit(request, Role.ADMIN if named else Role.INFERENCE)
+        record = await admin.key(principal, named or principal.key_id)
+        spend = round(await admin.control.usage.key_spend(record.key_id), 6)
         return JSONResponse({"key": record.key_id, "info": {**_told(record), "spend": spend}})
 
     async def limit_tenant(request: Request) -> Response:
-        principal = await door.admit(request, Role.OPERATOR)
+        principal = await admin.admit(request, Role.OPERATOR)
         body = await parse(request, LimitTenant, _LIMIT)
         try:
-            limits = body.limits(await door.control.ledger.limits(tenant_scope(body.team_id)))
+            limits = body.limits(await admin.control.ledger.limits(tenant_scope(body.team_id)))
         except ValueError as error:
             raise _checked(error) from error
-        await door.control.ledger.set_limits(
+        await admin.control.ledger.set_limits(
             tenant_scope(body.team_id), limits, _who(principal), by_operator=True
         )
         return JSONResponse({"team_id": body.team_id, **_told_limits(limits)})
@@ -256,13 +256,13 @@ def _change_routes(door: _Door) -> list[Route]:
     ]
 
 
-def _adapter_routes(door: _Door) -> list[Route]:
+def _adapter_routes(admin: _AdminAccess) -> list[Route]:
     async def listed(request: Request) -> Response:
-        principal = await door.admit(request)
-        table = await door.control.serving.table()
+        principal = await admin.admit(request)
+        table = await admin.control.serving.table()
         everywhere = principal.may(Role.OPERATOR)
         rows = []
-        for record in await door.control.adapters.listed():
+        for record in await admin.control.adapters.listed():
             tenants = table.access.get(record.id.name, frozenset())
             mine = everywhere or principal.tenant in tenants or EVERYONE in tenants
             if mine and delegation.reaches(principal, record.id.name):
@@ -280,40 +280,40 @@ def _adapter_routes(door: _Door) -> list[Route]:
         return JSONResponse({"data": rows})
 
     async def card(request: Request) -> Response:
-        principal = await door.admit(request)
+        principal = await admin.admit(request)
         try:
             version = AdapterVersion.parse(request.path_params["version"])
         except ValueError as error:
             raise _checked(error) from error
-        await door.adapter(principal, version.name)
+        await admin.adapter(principal, version.name)
         return PlainTextResponse(
-            await door.control.adapters.card(version), media_type="text/markdown"
+            await admin.control.adapters.card(version), media_type="text/markdown"
         )
 
     async def kill(request: Request) -> Response:
-        principal = await door.admit(request)
+        principal = await admin.admit(request)
         body = await parse(request, Reason, _LIMIT)
-        name = await door.adapter(principal, request.path_params["name"])
+        name = await admin.adapter(principal, request.path_params["name"])
         return JSONResponse(
-            asdict(await door.control.serving.kill(name, body.reason, _who(principal)))
+            asdict(await admin.control.serving.kill(name, body.reason, _who(principal)))
         )
 
     async def revive(request: Request) -> Response:
-        principal = await door.admit(request)
+        principal = await admin.admit(request)
         body = await parse(request, Revive, _LIMIT, optional=True)
-        name = await door.adapter(principal, request.path_params["name"])
+        name = await admin.adapter(principal, request.path_params["name"])
         version = None if body.version is None else AdapterVersion(name, body.version)
-        report = await door.control.serving.revive(name, _who(principal), version)
+        report = await admin.control.serving.revive(name, _who(principal), version)
         return JSONResponse(asdict(report) if report else None)
 
     async def change(request: Request, granted: bool) -> Response:
-        principal = await door.admit(request)
-        name = await door.adapter(principal, request.path_params["name"])
+        principal = await admin.admit(request)
+        name = await admin.adapter(principal, request.path_params["name"])
         if granted:
             # What a tenant reaches may answer its `auto` requests: it is no other tenant's to give.
             _require_operator(principal, "only an operator lets another tenant in")
         body = await parse(request, Grantee, _LIMIT)
-        await door.control.adapters.grant(name, body.tenant, granted, _who(principal))
+        await admin.control.adapters.grant(name, body.tenant, granted, _who(principal))
         return JSONResponse({"adapter": name, "tenant": body.tenant, "granted": granted})
 
     async def grant(request: Request) -> Response:
@@ -332,24 +332,24 @@ def _adapter_routes(door: _Door) -> list[Route]:
     ]
 
 
-def _rollout_routes(door: _Door) -> list[Route]:
+def _rollout_routes(admin: _AdminAccess) -> list[Route]:
     async def start(request: Request) -> Response:
-        principal = await door.admit(request)
+        principal = await admin.admit(request)
         body = await parse(request, StartRollout, _LIMIT)
         try:
             version = AdapterVersion.parse(body.version)
         except ValueError as error:
             raise _checked(error) from error
-        await door.adapter(principal, version.name)
-        rollout = await door.control.rollouts.start(version, body.plan, _who(principal))
+        await admin.adapter(principal, version.name)
+        rollout = await admin.control.rollouts.start(version, body.plan, _who(principal))
         return JSONResponse(rollout.as_json(names=False), 201)
 
     async def listed(request: Request) -> Response:
-        principal = await door.admit(request)
+        principal = await admin.admit(request)
         owner = None if principal.may(Role.OPERATOR) else principal.tenant
         found = [
             rollout
-            for rollout in await door.control.rollouts.listed(_MAX_LISTED, owner)
+            for rollout in await admin.control.rollouts.listed(_MAX_LISTED, owner)
             if delegation.reaches(principal, rollout.adapter)
         ]
         # Those who are set aside may be another tenant's.
@@ -357,26 +357,26 @@ def _rollout_routes(door: _Door) -> list[Route]:
         return JSONResponse({"data": [rollout.as_json(names=names) for rollout in found]})
 
     async def end(request: Request) -> Response:
-        principal = await door.admit(request)
+        principal = await admin.admit(request)
         body = await parse(request, Reason, _LIMIT)
-        name = await door.adapter(principal, request.path_params["name"])
-        await door.control.rollouts.end(name, body.reason, _who(principal))
+        name = await admin.adapter(principal, request.path_params["name"])
+        await admin.control.rollouts.end(name, body.reason, _who(principal))
         return JSONResponse({"adapter": name, "ended": True})
 
     async def promote(request: Request) -> Response:
-        principal = await door.admit(request)
-        name = await door.adapter(principal, request.path_params["name"])
-        await door.control.rollouts.promote(name, _who(principal))
+        principal = await admin.admit(request)
+        name = await admin.adapter(principal, request.path_params["name"])
+        await admin.control.rollouts.promote(name, _who(principal))
         return JSONResponse({"adapter": name, "promoted": True})
 
     async def appeal(request: Request) -> Response:
-        principal = await door.admit(request, Role.OPERATOR)
+        principal = await admin.admit(request, Role.OPERATOR)
         body = await parse(request, Appeal, _LIMIT)
         try:
             version = AdapterVersion.parse(body.version)
         except ValueError as error:
             raise _checked(error) from error
-        await door.control.rollouts.appeal(version, body.reason, _who(principal))
+        await admin.control.rollouts.appeal(version, body.reason, _who(principal))
         return JSONResponse({"version": body.version, "state": "passed"})
 
     return [
@@ -388,11 +388,11 @@ def _rollout_routes(door: _Door) -> list[Route]:
     ]
 
 
-def _bills(door: _Door) -> list[Route]:
+def _bills(admin: _AdminAccess) -> list[Route]:
     async def bill(request: Request) -> Response:
-        principal = await door.admit(request)
+        principal = await admin.admit(request)
         query = request.query_params
-        tenant = door.tenant(principal, query.get("team_id"))
+        tenant = admin.tenant(principal, query.get("team_id"))
         now = time.time()
         try:
             start = now - durations.seconds(query.get("since", "30d"))
@@ -400,6 +400,6 @@ def _bills(door: _Door) -> list[Route]:
             raise UserError(str(error)) from error
         # A key that is limited to adapters gets the bill of those alone.
         adapters = sorted(principal.models)
-        return JSONResponse(await door.control.usage.bill(tenant, start, now + 1, None, adapters))
+        return JSONResponse(await admin.control.usage.bill(tenant, start, now + 1, None, adapters))
 
     return [Route("/v1/usage", bill, methods=["GET"])]

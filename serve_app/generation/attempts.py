@@ -1,8 +1,8 @@
 """The attempt loop: resolve, look into the cache, ask the provider, and try again where that helps.
 
-One loop serves whole and streamed answers; they differ in the provider's method
-and in what is charged where the client leaves. Nothing
-is tried again once a part of the answer was shown. Failed attempts are spans of the trace.
+One loop serves whole and streamed answers; they differ in the provider's method, and in what is
+charged where the client disconnects. Nothing is tried again once a part of the answer was shown.
+Failed attempts are spans of the trace.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The gateway's evidence on rollouts: shadow requests, and sums of how both versions answered.
 
 Reports are delivered to the control plane at least once, and deduplicated there by their number.
-Owns nothing that lasts: what was not delivered is lost with this process.
+Keeps reports in memory only: undelivered ones are lost with this process.
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ class Pipeline:
         """The finished envelope and the text for the client, its own values restored.
 
         A refused request comes back with `refusal` set; it has passed audit all the same. `on_end`
-        hears of the envelope when nothing more is done for it, also when the client went away.
+        is called with the envelope once it is finished, also after the client disconnected.
         """
         vault: dict[str, str] = {}
         async with self._audited(envelope, on_end) as progress:

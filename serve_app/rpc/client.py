@@ -13,7 +13,7 @@ _CONNECT_S = 5.0
 OnItem = Callable[[Any], None]
 
 
-def _unheard(_item: Any) -> None:
+def _ignore(_item: Any) -> None:
     """The callback of a caller that needs none."""
 
 
@@ -67,16 +67,16 @@ class Connection(Frames):
             del self._waiting[number]
 
     async def stream(
-        self, method: str, *arguments: Any, arrived: OnItem | None = None
+        self, method: str, *arguments: Any, on_item: OnItem | None = None
     ) -> AsyncGenerator[Any, None]:
         """The method's items as they come; errors as in `call`. Closing it cancels the call.
 
-        `arrived` hears of each item when it comes, however far behind the caller is.
+        `on_item` is called with each item when it comes, however far behind the caller is.
         """
         number = self._number()
         items: asyncio.Queue[tuple[int, Any]] = asyncio.Queue()
         self.send((number, method, arguments))
-        self._streams[number] = items, arrived or _unheard
+        self._streams[number] = items, on_item or _ignore
         kind = ITEM
         try:
             while True:
@@ -109,9 +109,9 @@ class Connection(Frames):
         if kind == ERROR:
             value = CallFailed(value)
         if (stream := self._streams.get(number)) is not None:
-            items, arrived = stream
+            items, on_item = stream
             if kind == ITEM:
-                arrived(value)
+                on_item(value)
             items.put_nowait((kind, value))
         elif (future := self._waiting.get(number)) is not None and not future.done():
             if kind == ERROR:

@@ -73,14 +73,14 @@ class Pool:
         method: str,
         *arguments: Any,
         among: Among | None = None,
-        arrived: OnItem | None = None,
+        on_item: OnItem | None = None,
     ) -> AsyncGenerator[Any, None]:
-        """The items of `method` on one replica; `among` and errors as in `call`, `arrived` as in
+        """The items of `method` on one replica; `among` and errors as in `call`, `on_item` as in
         `Connection.stream`.
         """
         connection = await self._one(among)
         try:
-            async with aclosing(connection.stream(method, *arguments, arrived=arrived)) as items:
+            async with aclosing(connection.stream(method, *arguments, on_item=on_item)) as items:
                 async for item in items:
                     yield item
         except ReplicaLost:

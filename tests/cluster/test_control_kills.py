@@ -172,7 +172,7 @@ async def test_a_kill_that_cannot_be_recorded_holds_and_is_recorded_later(
         assert fleet.calls[-1] == "kill inventory"
         table = await control.serving.table()
         assert (table.live, table.killed) == ({}, {"inventory"})
-        control._routing.refresh()  # whatever else the gateways are told
+        control._routing.refresh()  # another change is published
         assert (await control.serving.table()).killed == {"inventory"}
         with pytest.raises(NotFoundError, match="there is no adapter"):
             await control.serving.kill("nope", "stop", BY)

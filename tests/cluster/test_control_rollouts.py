@@ -73,7 +73,7 @@ async def test_a_candidate_is_proved_split_and_promoted(
     control: ControlPlane, fleet: FakeFleet
 ) -> None:
     rollout = await control.rollouts.start(V2, PLAN, "ann")
-    assert (await control.serving.table()).splits == {}, "nobody is sent to what is not proved"
+    assert (await control.serving.table()).splits == {}, "unverified versions get no requests"
     assert "inventory@2" in {adapter.label for adapter in await control.serving.desired()}
     await _tick(control)
     table = await control.serving.table()
@@ -369,7 +369,7 @@ async def test_feedback_counts_once_and_only_on_answers_that_were_given(
     [kept] = control.rollouts._store.active()
     assert kept.whole == seen, "as many bits as that in either database"
     assert await control.rollouts.record_outcome("tr-a", V2, liked)
-    assert not await control.rollouts.record_outcome("tr-a", V2, liked), "nobody votes twice"
+    assert not await control.rollouts.record_outcome("tr-a", V2, liked), "an outcome counts once"
     assert not await control.rollouts.record_outcome("tr-b", V2, liked), (
         "another version gave that answer"
     )
@@ -400,7 +400,7 @@ async def test_feedback_counts_on_answers_from_before_a_restart(
 
     again = start()
     await again.rollouts.report([report])  # its gateway did not hear that it was taken
-    assert not await again.rollouts.record_outcome("tr-a", V2, liked), "nobody votes twice"
+    assert not await again.rollouts.record_outcome("tr-a", V2, liked), "an outcome counts once"
     assert await again.rollouts.record_outcome("tr-b", V1, liked)
     [found] = await again.rollouts.listed(1)
     assert found.whole.candidate.resolved.n == int(kept)

@@ -71,7 +71,7 @@ class FakeEngine:
         return generation
 
     async def stream(
-        self, request: GenerationRequest, arrived: OnItem = ignore
+        self, request: GenerationRequest, on_item: OnItem = ignore
     ) -> AsyncGenerator[Delta | Generation, None]:
         generation = self._generation(request)
         asked = request.sampling.top_logprobs is not None
@@ -80,7 +80,7 @@ class FakeEngine:
             for number, piece in enumerate(generation.text, 1):
                 tokens = (TokenLogprob(piece, self.logprob),) if asked else ()
                 delta = Delta(piece, tokens, generation.input_tokens, number)
-                arrived(delta)
+                on_item(delta)
                 yield delta
-        arrived(generation)
+        on_item(generation)
         yield generation

@@ -70,7 +70,7 @@ class Hanging(FakeEngine):
         return [item async for item in self.stream(request)][-1]  # type: ignore[return-value]
 
     async def stream(
-        self, request: GenerationRequest, arrived: OnItem = ignore
+        self, request: GenerationRequest, on_item: OnItem = ignore
     ) -> AsyncGenerator[Delta | Generation, None]:
         try:
             yield Delta("wait ")
@@ -171,7 +171,7 @@ class Failing(FakeEngine):
         raise RuntimeError("segfault in 0x415")
 
     async def stream(
-        self, request: GenerationRequest, arrived: OnItem = ignore
+        self, request: GenerationRequest, on_item: OnItem = ignore
     ) -> AsyncGenerator[Delta | Generation, None]:
         yield Delta("wait for it, ")
         raise RuntimeError("segfault in 0x415")
@@ -190,10 +190,10 @@ class Ahead(FakeEngine):
     """Has written everything by the time its first word is read."""
 
     async def stream(
-        self, request: GenerationRequest, arrived: OnItem = ignore
+        self, request: GenerationRequest, on_item: OnItem = ignore
     ) -> AsyncGenerator[Delta | Generation, None]:
         for written in range(1, 41):
-            arrived(Delta("word ", (), 7, written))
+            on_item(Delta("word ", (), 7, written))
         yield Delta("word ", (), 7, 1)
         await asyncio.Event().wait()
 

@@ -128,7 +128,7 @@ class Remote:
         return self._generation()
 
     async def stream(
-        self, request: GenerationRequest, arrived: OnItem = ignore
+        self, request: GenerationRequest, on_item: OnItem = ignore
     ) -> AsyncGenerator[Delta | Generation, None]:
         for number in range(3):
             if self.error is not None and number == self.after:

@@ -1,7 +1,7 @@
-"""The contract of a provider: what answers for the targets that name it.
+"""The contract of a provider: what generates the answers of targets.
 
-A provider is handed requests whose target is its own. It retries on its own replicas where nothing
-was shown yet; which target to try next is the attempt loop's decision, never the provider's.
+It retries on its own replicas where nothing was shown yet; which target to try next is the attempt
+loop's decision, never the provider's.
 """
 
 from __future__ import annotations

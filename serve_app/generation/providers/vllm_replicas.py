@@ -59,7 +59,7 @@ class VLLMReplicas:
     ) -> AsyncGenerator[Delta | Generation, None]:
         """See `serve_app.generation.providers.base.Provider.stream`."""
 
-        def came(item: Delta | Answer) -> None:
+        def note(item: Delta | Answer) -> None:
             if not isinstance(item, EngineFault):
                 on_item(item)
 
@@ -67,7 +67,7 @@ class VLLMReplicas:
         while True:
             elsewhere = False
             async with aclosing(
-                self._replicas.stream("stream", request, among=selector.among, arrived=came)
+                self._replicas.stream("stream", request, among=selector.among, on_item=note)
             ) as items:
                 try:
                     async for item in items:
